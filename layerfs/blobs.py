@@ -1,0 +1,323 @@
+"""The content store: blobs by digest, verified before they are visible.
+
+    ROOT/blobs/ALGORITHM/HEX     0600, complete and verified
+    ROOT/tmp/ingest-...          partial; locked (flock) while it is being written
+    ROOT/trash/...               on its way out
+
+Which blobs are needed, and by what, is known to the database alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from layerfs import files
+from layerfs.digest import Digest
+from layerfs.errors import BudgetError, NotFoundError, VerificationError
+
+if TYPE_CHECKING:
+    from layerfs.database import Durability
+
+CHUNK = 1 << 20
+
+
+class Blobs:
+    """Blobs below a store's root; several threads and processes may use the same root at once."""
+
+    def __init__(self, root: Path, *, durability: Durability = "commit") -> None:
+        self.root = root
+        self.durability = durability
+        self._blobs = f"{root}/blobs"
+        self._temporary = f"{root}/tmp"
+        self._trash = f"{root}/trash"
+
+    def path(self, digest: Digest) -> Path:
+        """Say where a blob is, or would be."""
+        return Path(self._path(digest))
+
+    def has(self, digest: Digest) -> bool:
+        """Say whether the blob is here, whole."""
+        return os.path.exists(self._path(digest))
+
+    def size(self, digest: Digest) -> int:
+        """Give a blob's length in bytes.
+
+        Raises:
+            NotFoundError: it is not here.
+        """
+        try:
+            return os.stat(self._path(digest)).st_size
+        except FileNotFoundError:
+            raise _missing(digest) from None
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """Open a blob for reading, unbuffered; the caller closes it.
+
+        Raises:
+            NotFoundError: it is not here.
+        """
+        try:
+            return open(self._path(digest), "rb", buffering=0)
+        except FileNotFoundError:
+            raise _missing(digest) from None
+
+    def read(self, digest: Digest, *, limit: int) -> bytes:
+        """Read a small blob whole and verify it once more.
+
+        Raises:
+            BudgetError: it has more than `limit` bytes.
+            NotFoundError: it is not here.
+            VerificationError: it has been damaged on disk.
+        """
+        with self.open(digest) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise BudgetError(f"blob {digest} has {size} bytes, at most {limit} are read")
+            data = file.read(limit)
+        if Digest.of(data, digest.algorithm) != digest:
+            raise VerificationError(
+                f"blob {digest} is damaged on disk",
+                hint="layerfs check --repair removes it; then pull it again",
+            )
+        return data
+
+    def put(self, data: bytes) -> Digest:
+        """Store bytes and give their SHA-256 digest; idempotent."""
+        digest = Digest.of(data)
+        if not self.has(digest):
+            with self.ingest(digest, len(data)) as ingest:
+                ingest.restart()
+                ingest.write(data)
+                ingest.commit()
+        return digest
+
+    def ingest(self, digest: Digest | None = None, size: int | None = None) -> Ingest:
+        """Begin to store a blob, or go on where a broken attempt ended (see `Ingest.offset`).
+
+        Without a digest the blob gets its SHA-256 digest at the end, and cannot be resumed.
+        `size` in bytes is verified too, as early as it is passed.
+        """
+        return Ingest(self, digest, size)
+
+    def delete(self, digest: Digest) -> int:
+        """Remove a blob and give the bytes that it had; what is not here is removed already.
+
+        The caller has made sure that nothing needs it.
+        """
+        path = self._path(digest)
+        try:
+            size = os.stat(path).st_size
+            os.unlink(path)
+        except FileNotFoundError:
+            return 0
+        return size
+
+    def list(self) -> Iterator[Digest]:
+        """Give every blob's digest, in no order."""
+        for algorithm in _names(self._blobs):
+            for name in _names(f"{self._blobs}/{algorithm}"):
+                yield Digest(algorithm, name)
+
+    def verify(self, digest: Digest) -> None:
+        """Read a blob whole and compare its digest.
+
+        Raises:
+            NotFoundError: it is not here.
+            VerificationError: it has been damaged on disk.
+        """
+        hasher = digest.hasher()
+        buffer = memoryview(bytearray(CHUNK))
+        with self.open(digest) as file:
+            while count := os.readv(file.fileno(), [buffer]):
+                hasher.update(buffer[:count])
+        if hasher.hexdigest() != digest.hex:
+            raise VerificationError(f"blob {digest} is damaged on disk: it hashes to {hasher.hexdigest()}")
+
+    def sync_names(self, algorithm: str = "sha256") -> None:
+        """Bring the names of an algorithm's blobs to disk, if the store's durability asks for it."""
+        if self.durability != "none":
+            files.sync_directory(f"{self._blobs}/{algorithm}")
+
+    def sweep(self, *, older_than: float) -> int:
+        """Remove partial blobs that nobody writes, last touched before `older_than` (seconds since 1970).
+
+        Gives the bytes that were freed.
+        """
+        freed = 0
+        for name in _names(self._temporary):
+            if not name.startswith("ingest-"):
+                continue
+            path = f"{self._temporary}/{name}"
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    found = os.fstat(descriptor)
+                    if found.st_mtime < older_than and _lock(descriptor):
+                        os.unlink(path)
+                        freed += found.st_blocks * 512
+                finally:
+                    os.close(descriptor)
+        return freed
+
+    def _path(self, digest: Digest) -> str:
+        return f"{self._blobs}/{digest.algorithm}/{digest.hex}"
+
+
+class Ingest:
+    """One blob on its way in; a context manager whose end without `commit` leaves nothing visible.
+
+    When the digest is known the partial file stays for a later attempt, unless it is proven wrong.
+    Two writers of the same blob do not meet: the second one writes a partial file of its own.
+    """
+
+    def __init__(self, blobs: Blobs, digest: Digest | None, size: int | None) -> None:
+        self._blobs = blobs
+        self._digest = digest
+        self._size = size
+        self._hasher = (digest or Digest("sha256", "")).hasher()
+        self._path = ""
+        self._descriptor = -1
+        self._resumable = False
+        self.offset = 0
+
+    def __enter__(self) -> Ingest:
+        """Open the partial file; `offset` then counts the bytes that are there already, hashed."""
+        if self._digest is not None:
+            self._path = f"{self._blobs._temporary}/ingest-{self._digest.algorithm}-{self._digest.hex}"
+            self._resumable = self._open_shared()
+        if not self._resumable:
+            self._path = f"{self._blobs._temporary}/ingest-{os.urandom(12).hex()}"
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            _lock(self._descriptor)
+        else:
+            self._hash_what_is_there()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._descriptor >= 0:
+            if not self._resumable or self.offset == 0:
+                self._discard()
+            else:
+                self._close()
+
+    def restart(self) -> None:
+        """Forget what is there, for a source that cannot begin in the middle."""
+        if self.offset:
+            os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            self._hasher = (self._digest or Digest("sha256", "")).hasher()
+            self.offset = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Append; gives the number of bytes, all of them.
+
+        Raises:
+            VerificationError: more bytes than the promised size.
+        """
+        self.offset += len(data)
+        if self._size is not None and self.offset > self._size:
+            self._discard()
+            raise VerificationError(f"{self._name()} is longer than the promised {self._size} bytes")
+        self._hasher.update(data)
+        files.write_all(self._descriptor, data)
+        return len(data)
+
+    @property
+    def digest(self) -> Digest:
+        """The digest of what was written so far."""
+        return Digest(self._digest.algorithm if self._digest else "sha256", self._hasher.hexdigest())
+
+    def commit(self, *, synced: bool = False) -> Digest:
+        """Verify, sync, and make the blob visible by one rename; the same blob from elsewhere is as good.
+
+        `synced` says that the caller has brought the content to disk already, and will do so with the name
+        (`Blobs.sync_names`): for several blobs at once.
+
+        Raises:
+            VerificationError: the digest or the size is not the promised one; the bytes are gone then.
+        """
+        found = self.digest
+        if self._size is not None and self.offset != self._size:
+            # A stream that ended early may be resumed; it is not proven wrong.
+            raise VerificationError(f"{self._name()} ended after {self.offset} of {self._size} bytes")
+        if self._digest is not None and found != self._digest:
+            self._discard()
+            raise VerificationError(f"{self._digest} was promised, the content has {found}")
+        if self._blobs.has(found):
+            self._discard()
+            return found
+        if self._blobs.durability != "none" and not synced:
+            os.fdatasync(self._descriptor)
+        target = self._blobs._path(found)
+        try:
+            os.rename(self._path, target)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
+            os.rename(self._path, target)
+        if not synced:
+            self._blobs.sync_names(found.algorithm)
+        self._close()
+        return found
+
+    def _open_shared(self) -> bool:
+        """Open and lock the partial file that the digest names; False when another writer has it."""
+        while True:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if not _lock(descriptor):
+                os.close(descriptor)
+                return False
+            try:
+                same = os.path.samestat(os.fstat(descriptor), os.stat(self._path))
+            except FileNotFoundError:
+                same = False
+            if same:
+                self._descriptor = descriptor
+                return True
+            # It was renamed or removed between open and lock: that file is another's by now.
+            os.close(descriptor)
+
+    def _hash_what_is_there(self) -> None:
+        if self._size is not None and os.fstat(self._descriptor).st_size > self._size:
+            os.ftruncate(self._descriptor, 0)
+        while data := os.read(self._descriptor, CHUNK):
+            self._hasher.update(data)
+            self.offset += len(data)
+
+    def _discard(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _name(self) -> str:
+        return str(self._digest) if self._digest else "the content"
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            return False
+        raise
+    return True
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def _missing(digest: Digest) -> NotFoundError:
+    return NotFoundError(f"blob {digest} is not in the store")

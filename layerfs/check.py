@@ -1,0 +1,302 @@
+"""Looks for damage in a store, and repairs what can be repaired from what is kept.
+
+Compared are: every blob with its digest, every committed layer with its table of contents, the database
+with itself, with the content store, with what the drivers hold, and with what the kernel shows mounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from layerfs import garbage, leases
+from layerfs.blobs import Blobs
+from layerfs.contents import digest_of_data
+from layerfs.database import Database
+from layerfs.digest import Digest
+from layerfs.errors import InUseError, LayerfsError, NotFoundError, VerificationError, printable
+from layerfs.layers import Layer, Layers, State
+from layerfs.ledger import Ledger
+from layerfs.progress import Progress, Silent
+from layerfs.tree.entry import Entry, Kind
+from layerfs.tree.read_entry import read_directory_entry, read_entry
+from layerfs.tree.toc import read_toc
+from layerfs.tree.whiteouts import PREFIX
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: where, what, whether it was repaired, and what to do ("" if nothing)."""
+
+    kind: str
+    subject: str
+    what: str
+    repaired: bool
+    hint: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Findings:
+    """What a check found, and how much it looked at."""
+
+    problems: tuple[Problem, ...]
+    blobs: int
+    layers: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong, or nothing any more."""
+        return all(problem.repaired for problem in self.problems)
+
+
+class Check:
+    """One check of one store."""
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: Blobs,
+        *,
+        layers_of: Callable[[str], Layers],
+        repair: bool,
+        contents: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Args: `contents` reads the data of every file in every layer; `repair` mends what it can."""
+        self._database = database
+        self._blobs = blobs
+        self._layers_of = layers_of
+        self._repair = repair
+        self._contents = contents
+        self._progress = progress or Silent()
+        self._problems: list[Problem] = []
+
+    def run(self) -> Findings:
+        """Look at everything."""
+        for what in self._database.problems():
+            self._tell("database", "layerfs.db", what, hint="restore it from a copy, or start a new root")
+        leases.expire(self._database)
+        blobs = self._check_blobs()
+        layers = 0
+        for (driver,) in self._database.rows("SELECT DISTINCT driver FROM layers"):
+            layers += self._check_driver(self._layers_of(driver))
+        self._check_links()
+        self._check_mounts()
+        return Findings(tuple(self._problems), blobs, layers)
+
+    def settle(self, layers: Layers, boot: str) -> None:
+        """Look at the layers that an earlier boot committed without syncing them, and mend them."""
+        rows = self._database.rows(
+            "SELECT name FROM layers WHERE driver = ? AND state = 'committed' AND durable = 0 AND boot <> ?"
+            " ORDER BY id",
+            layers.driver.name,
+            boot,
+        )
+        for (name,) in rows:
+            if self._check_layer(layers, layers.stat(name), set(layers.driver.layers())):
+                layers.sync()
+                with self._database.transaction() as connection:
+                    connection.execute(
+                        "UPDATE layers SET durable = 1 WHERE driver = ? AND name = ?",
+                        (layers.driver.name, name),
+                    )
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What was found so far."""
+        return tuple(self._problems)
+
+    def _tell(self, kind: str, subject: str, what: str, *, repaired: bool = False, hint: str = "") -> None:
+        self._problems.append(Problem(kind, subject, what, repaired, "" if repaired else hint))
+
+    def _check_blobs(self) -> int:
+        count = 0
+        with self._progress.task("check blobs", None) as advance:
+            for digest in self._blobs.list():
+                count += 1
+                try:
+                    self._blobs.verify(digest)
+                    advance(self._blobs.size(digest))
+                except VerificationError as error:
+                    if self._repair:
+                        # The layers that were unpacked from it stay as they are; what needs the blob says so below.
+                        self._blobs.delete(digest)
+                    self._tell(
+                        "blob", str(digest), str(error), repaired=self._repair, hint="layerfs check --repair"
+                    )
+                except NotFoundError:
+                    continue  # collected meanwhile
+        return count
+
+    def _check_links(self) -> None:
+        rows = self._database.rows("SELECT l.blob, COALESCE((SELECT name FROM tags t WHERE t.manifest = l.manifest),"
+                                   " l.manifest) FROM links l")  # fmt: skip
+        for blob, image in rows:
+            if not self._blobs.has(Digest.parse(blob)):
+                self._tell("image", image, f"its blob {blob} is missing", hint="pull or load the image again")
+
+    def _check_mounts(self) -> None:
+        ledger = Ledger(self._database)
+        for record in ledger.all():
+            if not ledger.exists(record):
+                if self._repair:
+                    ledger.forget(record.id)
+                target = os.fsdecode(record.target) or "(private)"
+                self._tell(
+                    "mount",
+                    target,
+                    "recorded, but not there",
+                    repaired=self._repair,
+                    hint="layerfs check --repair",
+                )
+
+    def _check_driver(self, layers: Layers) -> int:
+        held = set(layers.driver.layers())
+        if layers.table.unfinished() and self._repair:
+            layers.finish()
+        count = 0
+        for layer in layers.walk():
+            count += 1
+            if layer.state is State.COMMITTED:
+                self._check_layer(layers, layer, held)
+            elif layer.driver_id not in held and (layer.state is State.ACTIVE or layer.parent is None):
+                self._tell(
+                    "layer", layer.name, f"the driver {layers.driver.name} has no files of it",
+                    hint="remove the container; what it wrote is lost",
+                )  # fmt: skip
+        for driver_id in garbage.orphans(layers):
+            if self._repair:
+                with contextlib.suppress(InUseError), layers.lock(driver_id) as lock:
+                    layers.driver.remove(driver_id)
+                    lock.path.unlink(missing_ok=True)
+            self._tell(
+                "orphan", driver_id, f"the driver {layers.driver.name} holds it, the database does not know it",
+                repaired=self._repair, hint="layerfs check --repair",
+            )  # fmt: skip
+        return count
+
+    def _check_layer(self, layers: Layers, layer: Layer, held: set[str]) -> bool:
+        """Compare a committed layer with its table of contents; say whether it is sound now."""
+        if layer.driver_id not in held:
+            what: str | None = f"the driver {layers.driver.name} has no files of it"
+        elif layer.toc is None or not self._blobs.has(layer.toc):
+            what = "its table of contents is missing"
+        else:
+            try:
+                what = self._compare(layers, layer, layer.toc)
+            except (LayerfsError, OSError) as error:
+                what = f"it cannot be read: {error}"
+        if what is None:
+            return True
+        repaired = False
+        hint = "layerfs check --repair"
+        if self._repair:
+            try:
+                layers.renew(layer.name)
+                repaired = True
+            except LayerfsError as error:
+                hint = f"{error}; {error.hint or 'pull or load the image again'}"
+        self._tell("layer", layer.name, what, repaired=repaired, hint=hint)
+        return repaired
+
+    def _compare(self, layers: Layers, layer: Layer, toc: Digest) -> str | None:
+        wrong: dict[bytes, str] = {}
+        with layers.opened(layer.name) as root, self._blobs.open(toc) as file:
+            for entry, digest in read_toc(file):
+                path = entry.path
+                if path.rpartition(b"/")[2].startswith(PREFIX):
+                    continue
+                # Of two lines of one path the later holds; what it replaced is gone with all below.
+                if wrong:
+                    wrong.pop(path, None)
+                    if entry.kind is not Kind.DIRECTORY:
+                        wrong = {p: w for p, w in wrong.items() if not p.startswith(path + b"/")}
+                what = self._compare_entry(root, entry, digest)
+                if what is not None:
+                    wrong[path] = what
+        if not wrong:
+            return None
+        path, what = next(iter(wrong.items()))
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        return f"/{printable(path)}: {what}{more}"
+
+    def _compare_entry(self, root: int, entry: Entry, digest: str | None) -> str | None:
+        with _parent(root, entry.path) as directory:
+            if directory is None:
+                return "it is missing"
+            name = entry.path.rpartition(b"/")[2]
+            if not name:
+                return _difference(entry, read_directory_entry(directory, b""))
+            try:
+                found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                return "it is missing"
+            if entry.kind is Kind.HARDLINK:
+                return self._compare_link(root, entry, found)
+            there = read_entry(directory, name, found, entry.path)
+            what = _difference(entry, there)
+            if what is None and self._contents and entry.kind is Kind.FILE and digest is not None:
+                file = os.open(
+                    name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
+                )
+                try:
+                    if digest_of_data(file, entry.size, entry.segments) != digest:
+                        what = "its content is another"
+                finally:
+                    os.close(file)
+            return what
+
+    def _compare_link(self, root: int, entry: Entry, found: os.stat_result) -> str | None:
+        with _parent(root, entry.target) as directory:
+            with contextlib.suppress(FileNotFoundError):
+                if directory is not None:
+                    name = entry.target.rpartition(b"/")[2]
+                    first = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                    if (first.st_dev, first.st_ino) == (found.st_dev, found.st_ino):
+                        return None
+            return f"it is no hard link to /{printable(entry.target)}"
+
+
+def _difference(expected: Entry, found: Entry) -> str | None:
+    if found.kind is not expected.kind:
+        return f"it is a {found.kind.name.lower()}, not a {expected.kind.name.lower()}"
+    if expected.kind is not Kind.SYMLINK and found.mode != expected.mode:
+        return f"its mode is {found.mode:o}, not {expected.mode:o}"
+    # Without privilege everything belongs to whoever unpacked it.
+    if os.geteuid() == 0 and (found.uid, found.gid) != (expected.uid, expected.gid):
+        return f"its owner is {found.uid}:{found.gid}, not {expected.uid}:{expected.gid}"
+    if expected.kind is Kind.FILE and found.size != expected.size:
+        return f"it has {found.size} bytes, not {expected.size}"
+    if found.target != expected.target:
+        return "its target is another"
+    if found.device != expected.device:
+        return "its device number is another"
+    if found.mtime_ns != expected.mtime_ns and 0 <= expected.mtime_ns < 1 << 61:
+        return "its modification time is another"
+    for name, value in found.xattrs.items():
+        # One that the file system refused is missing, and that was told when it was unpacked.
+        if expected.xattrs.get(name) != value:
+            return f"its xattr {printable(name)} is another"
+    return None
+
+
+@contextlib.contextmanager
+def _parent(root: int, path: bytes) -> Iterator[int | None]:
+    """Open the directory that holds a path, by single names, following no link; None when it is missing."""
+    directory = os.dup(root)
+    try:
+        for name in path.split(b"/")[:-1]:
+            try:
+                below = os.open(name, _DIRECTORY, dir_fd=directory)
+            except (FileNotFoundError, NotADirectoryError):
+                yield None
+                return
+            os.close(directory)
+            directory = below
+        yield directory
+    finally:
+        os.close(directory)

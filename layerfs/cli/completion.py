@@ -1,0 +1,290 @@
+"""`completion`: scripts for bash, zsh and fish, written from the parsers."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from layerfs.cli import commands
+from layerfs.cli.commands import Command
+from layerfs.cli.context import Context
+from layerfs.cli.output import line
+from layerfs.cli.parser import GLOBAL_OPTIONS, CommandParser, build
+
+# What the argument of this metavar is completed with; a choice of words is completed with those.
+KINDS = {
+    "IMAGE": "images",
+    "CONTAINER": "containers",
+    "IMAGE-or-CONTAINER": "both",
+    "TARGET-or-NAME": "containers",
+    "COMMAND": "nothing",
+    "NAME": "nothing",
+}
+FILES = "files"
+
+
+class Taken(NamedTuple):
+    """An option or a positional argument (which has no names), its text, and what completes its value."""
+
+    names: list[str]
+    text: str
+    value: str | None
+
+
+def _taken(parser: CommandParser) -> list[Taken]:
+    """List what a command takes; `value` is a kind of `KINDS`, ``files``, ``words a b c``, or None."""
+    found = []
+    for action in parser._actions:
+        if action.help == argparse.SUPPRESS:
+            continue
+        value: str | None = None
+        if action.nargs != 0:
+            if action.choices is not None:
+                value = "words " + " ".join(str(choice) for choice in action.choices)
+            else:
+                value = KINDS.get(str(action.metavar), FILES if _is_path(str(action.metavar)) else "nothing")
+        found.append(Taken(list(action.option_strings), str(action.help), value))
+    return found
+
+
+def _is_path(metavar: str) -> bool:
+    return any(word in metavar for word in ("FILE", "DIR", "TARGET", "SOURCE", "DEST", "PATH"))
+
+
+def _positional(taken: list[Taken]) -> str:
+    """Say what completes the positional arguments: names or words where one takes them, else files."""
+    values = [one.value for one in taken if not one.names and one.value]
+    for value in values:
+        if value in ("images", "containers", "both") or value.startswith("words "):
+            return value
+    return FILES if FILES in values else "nothing"
+
+
+def bash() -> str:
+    """Write the script for bash; it needs no bash-completion package."""
+    cases = []
+    for name in commands.COMMANDS:
+        taken = _taken(build(name))
+        options = " ".join(option for one in taken for option in one.names)
+        valued: dict[str, list[str]] = {}
+        for one in taken:
+            if one.names and one.value:
+                valued.setdefault(one.value, []).extend(one.names)
+        values = "".join(
+            f"                {'|'.join(names)}) kind={shlex.quote(value)} ;;\n"
+            for value, names in valued.items()
+        )
+        cases.append(
+            f"        {name})\n"
+            f"            options={shlex.quote(options)} kind={shlex.quote(_positional(taken))}\n"
+            f"            case $before in\n{values}            esac ;;\n"
+        )
+    top = " ".join(option for option, _, _ in GLOBAL_OPTIONS)
+    return (
+        BASH.replace("@TOP@", top)
+        .replace("@COMMANDS@", " ".join(commands.COMMANDS))
+        .replace("@CASES@", "".join(cases))
+    )
+
+
+BASH = """\
+# bash completion for layerfs: source <(layerfs completion bash)
+_layerfs() {
+    # Words are taken from the line itself: bash would cut image names at their colon.
+    local line=${COMP_LINE:0:COMP_POINT} words current before command= word options= kind= items prefix skip=
+    read -ra words <<< "$line"
+    current=
+    [[ $line == *[[:space:]] ]] || { current=${words[-1]}; unset 'words[-1]'; }
+    before=${words[-1]}
+    for word in "${words[@]:1}"; do
+        if [[ $skip ]]; then skip=; continue; fi
+        case $word in
+        --root|--driver) skip=1 ;;
+        -*) ;;
+        *) command=$word; break ;;
+        esac
+    done
+    if [[ $skip ]]; then
+        [[ $before == --root ]] && kind=files || kind=nothing
+    else
+        case $command in
+        '') options='@TOP@' kind='words @COMMANDS@' ;;
+@CASES@        esac
+    fi
+    if [[ $current == -* ]]; then
+        items=$options
+    else
+        case $kind in
+        images|containers|both) items=$(layerfs completion --names "$kind" 2>/dev/null) ;;
+        words\\ *) items=${kind#words } ;;
+        files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        esac
+    fi
+    mapfile -t COMPREPLY < <(compgen -W "$items" -- "$current")
+    # Readline replaces only what follows the last colon.
+    prefix=${current%"${current##*:}"}
+    [[ $prefix && $COMP_WORDBREAKS == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
+}
+complete -F _layerfs layerfs
+"""
+
+
+def zsh() -> str:
+    """Write the script for zsh, to be put as ``_layerfs`` into a directory of ``$fpath``, or sourced."""
+
+    def action(value: str | None) -> str:
+        if value is None or value == "nothing":
+            return " "
+        if value == FILES:
+            return "_files"
+        if value.startswith("words "):
+            return f"({value[6:]})"
+        return f"_layerfs_names {value}"
+
+    def escaped(text: str) -> str:
+        return "".join(f"\\{letter}" if letter in "[]:\\" else letter for letter in text)
+
+    cases = []
+    for name in commands.COMMANDS:
+        parser = build(name)
+        specs = []
+        taken = _taken(parser)
+        for one in taken:
+            for option in one.names:
+                value = "" if one.value is None else f":value:{action(one.value)}"
+                specs.append(shlex.quote(f"*{option}[{escaped(one.text)}]{value}"))
+        specs.append(shlex.quote(f"*:argument:{action(_positional(taken))}"))
+        cases.append(f"        {name}) _arguments -s {' '.join(specs)} ;;\n")
+    listed = "".join(
+        f"        {shlex.quote(f'{name}:{summary}')}\n" for name, (_, summary) in commands.COMMANDS.items()
+    )
+    top = " ".join(
+        shlex.quote(
+            f"{option}[{escaped(text)}]" + ("" if metavar is None else f":{metavar}:{action(_kind(metavar))}")
+        )
+        for option, metavar, text in GLOBAL_OPTIONS
+    )
+    return ZSH.replace("@TOP@", top).replace("@COMMANDS@", listed).replace("@CASES@", "".join(cases))
+
+
+def _kind(metavar: str) -> str:
+    return FILES if _is_path(metavar) else "nothing"
+
+
+ZSH = """\
+#compdef layerfs
+# zsh completion for layerfs: source <(layerfs completion zsh), or put it into "${fpath[1]}/_layerfs"
+_layerfs_names() {
+    local -a names
+    names=(${(f)"$(layerfs completion --names $1 2>/dev/null)"})
+    compadd -a names
+}
+_layerfs() {
+    local context state state_descr line
+    typeset -A opt_args
+    local -a commands
+    commands=(
+@COMMANDS@    )
+    _arguments -C @TOP@ '1:command:->command' '*::argument:->argument' && return
+    case $state in
+    command) _describe command commands ;;
+    argument)
+        case $words[1] in
+@CASES@        esac ;;
+    esac
+}
+if [[ $funcstack[1] == _layerfs ]]; then _layerfs "$@"; else compdef _layerfs layerfs; fi
+"""
+
+
+def fish() -> str:
+    """Write the script for fish."""
+    lines = ["# fish completion for layerfs: layerfs completion fish | source", "complete -c layerfs -f"]
+    none = "not __fish_seen_subcommand_from " + " ".join(commands.COMMANDS)
+
+    def option(names: list[str], text: str, value: str | None, when: str) -> str:
+        words = ["complete", "-c", "layerfs", "-n", shlex.quote(when)]
+        for name in names:
+            words += ["-l", name[2:]] if name.startswith("--") else ["-s", name[1:]]
+        if value is not None:
+            words.append("-r")
+        words += _fish_value(value)
+        return " ".join([*words, "-d", shlex.quote(text)])
+
+    for name, metavar, text in GLOBAL_OPTIONS:
+        lines.append(option([name], text, None if metavar is None else _kind(metavar), none))
+    for name, (_, summary) in commands.COMMANDS.items():
+        lines.append(f"complete -c layerfs -n {shlex.quote(none)} -a {name} -d {shlex.quote(summary)}")
+    for name in commands.COMMANDS:
+        taken = _taken(build(name))
+        when = f"__fish_seen_subcommand_from {name}"
+        lines += [option(one.names, one.text, one.value, when) for one in taken if one.names]
+        if words := _fish_value(_positional(taken)):
+            lines.append(" ".join(["complete -c layerfs -n", shlex.quote(when), *words]))
+    return "\n".join(lines) + "\n"
+
+
+def _fish_value(value: str | None) -> list[str]:
+    if value is None or value == "nothing":
+        return []
+    if value == FILES:
+        return ["-F"]
+    if value.startswith("words "):
+        return ["-a", shlex.quote(value[6:])]
+    return ["-a", shlex.quote(f"(layerfs completion --names {value} 2>/dev/null)")]
+
+
+SHELLS: dict[str, Callable[[], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
+
+
+def _configure(parser: CommandParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", nargs="?", choices=list(SHELLS), help="bash, zsh or fish")
+    parser.add_argument(
+        "--names",
+        metavar="KIND",
+        choices=["images", "containers", "both"],
+        help="print the store's names of this kind, one a line: images, containers or both",
+    )
+
+
+def _run(context: Context, arguments: argparse.Namespace) -> int:
+    if arguments.names is not None:
+        _print_names(context, arguments.names)
+    elif arguments.shell is not None:
+        sys.stdout.write(SHELLS[arguments.shell]())
+    else:
+        from layerfs.cli.parser import UsageError
+
+        raise UsageError("which shell?", hint="write `layerfs completion bash`, zsh or fish")
+    return 0
+
+
+def _print_names(context: Context, kind: str) -> None:
+    # Pressing a key must not make a store.
+    if not (context.root / "layerfs.db").exists():
+        return
+    names: set[str] = set()
+    with context.open_store() as store:
+        if kind != "containers":
+            names.update(name for image in store.images.list() for name in image.names)
+        if kind != "images":
+            names.update(container.name for container in store.containers.list())
+    for name in sorted(names):
+        line(name)
+
+
+COMMANDS = {
+    "completion": Command(
+        description="The script completes commands, options, files, and the names of images and containers.",
+        examples=[
+            "source <(layerfs completion bash)",
+            'layerfs completion zsh > "${fpath[1]}/_layerfs"',
+            "layerfs completion fish > ~/.config/fish/completions/layerfs.fish",
+        ],
+        configure=_configure,
+        run=_run,
+    ),
+}

@@ -1,0 +1,170 @@
+"""`ps`, `rm`, `diff`, `commit` and `cp`: containers and what they changed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from layerfs.cli import output
+from layerfs.cli.commands import Command
+from layerfs.cli.context import Context
+from layerfs.cli.parser import CommandParser, UsageError
+from layerfs.errors import printable
+
+
+def _configure_diff(parser: CommandParser) -> None:
+    parser.add_argument("container", metavar="CONTAINER", help="a name, or an id")
+
+
+def _diff(context: Context, arguments: argparse.Namespace) -> int:
+    with context.open_store() as store:
+        changes = (
+            (change.kind.value, change.entry.path)
+            for change in store.containers.get(arguments.container).changes()
+        )
+        if context.json:
+            output.document(
+                [
+                    {"kind": kind, "path": "/" + path.decode(errors="surrogateescape")}
+                    for kind, path in changes
+                ]
+            )
+        else:
+            for kind, path in changes:
+                output.line(f"{kind} /{printable(path)}")
+    return 0
+
+
+def _configure_rm(parser: CommandParser) -> None:
+    parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="a name, or an id")
+    parser.flag("-f", "--force", help="unmount or kill what is in use")
+
+
+def _rm(context: Context, arguments: argparse.Namespace) -> int:
+    with context.open_store() as store:
+
+        def remove(name: str) -> None:
+            store.containers.remove(name, force=arguments.force)
+            output.line(name)
+
+        return context.each(arguments.containers, remove)
+
+
+def _configure_commit(parser: CommandParser) -> None:
+    parser.add_argument("container", metavar="CONTAINER", help="a name, or an id")
+    parser.add_argument("name", metavar="NAME", help="the new image's name")
+    parser.add_argument("-a", "--author", metavar="TEXT", help="who made it, such as 'Ada <ada@example.org>'")
+    parser.add_argument("-m", "--message", metavar="TEXT", help="the comment in the image's history")
+    parser.add_argument(
+        "-c",
+        "--change",
+        metavar="INSTRUCTION",
+        action="append",
+        default=[],
+        help="set a part of the image's config, as in a Dockerfile: 'ENV A=1'; may be repeated",
+    )
+    parser.add_argument(
+        "--compression",
+        metavar="KIND",
+        choices=["gzip", "zstd", "none"],
+        default="gzip",
+        help="of the new layer: gzip, which everyone reads, zstd or none",
+    )
+    parser.flag("-q", "--quiet", help="show no progress")
+
+
+def _commit(context: Context, arguments: argparse.Namespace) -> int:
+    from layerfs.compression import Compression
+
+    with context.open_store() as store:
+        image = store.containers.get(arguments.container).commit(
+            arguments.name,
+            author=arguments.author or "",
+            message=arguments.message or "",
+            changes=arguments.change,
+            compression=Compression(arguments.compression),
+            progress=context.progress(quiet=arguments.quiet),
+        )
+        if context.json:
+            output.document({"id": str(image.id), "names": list(image.names)})
+        else:
+            output.line(str(image.id))
+    return 0
+
+
+def _configure_ps(parser: CommandParser) -> None:
+    parser.flag("-a", "--all", help="also containers that are neither running nor mounted")
+    parser.flag("-q", "--quiet", help="print ids only")
+    parser.flag("--no-trunc", help="do not shorten ids and commands")
+
+
+def _ps(context: Context, arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _configure_cp(parser: CommandParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="CONTAINER:PATH or a path here")
+    parser.add_argument("destination", metavar="DEST", help="a path here or CONTAINER:PATH")
+
+
+def _cp(context: Context, arguments: argparse.Namespace) -> int:
+    source, destination = _place(arguments.source), _place(arguments.destination)
+    if (source[0] is None) == (destination[0] is None):
+        raise UsageError(
+            "one end is in a container, the other is not",
+            hint="write `layerfs cp CONTAINER:PATH FILE` or `layerfs cp FILE CONTAINER:PATH`",
+        )
+    with context.open_store() as store:
+        if source[0] is not None:
+            store.containers.get(source[0]).copy_out(os.fsencode(source[1]), Path(destination[1]))
+        elif destination[0] is not None:
+            store.containers.get(destination[0]).copy_in(Path(source[1]), os.fsencode(destination[1]))
+    return 0
+
+
+def _place(text: str) -> tuple[str | None, str]:
+    """Split CONTAINER:PATH; a path that begins with / or . is never one of a container, as with docker cp."""
+    name, colon, path = text.partition(":")
+    if not colon or text.startswith(("/", ".")) or "/" in name:
+        return None, text
+    return name, path
+
+
+COMMANDS = {
+    "diff": Command(
+        description="One line a path, as docker diff prints them: A for added, C for changed, D for deleted.",
+        examples=["layerfs diff web", "layerfs --json diff web"],
+        configure=_configure_diff,
+        run=_diff,
+    ),
+    "commit": Command(
+        description="The new image has one layer more than the container's. Prints the new image's id.",
+        examples=[
+            "layerfs commit -m 'add curl' work debian:curl",
+            "layerfs commit -c 'CMD [\"sh\"]' work app:2",
+        ],
+        configure=_configure_commit,
+        run=_commit,
+    ),
+    "cp": Command(
+        description="""\
+Directories are copied whole. Into an existing directory the copy gets its source's name; owner, mode, times
+and xattrs come along. Links inside the container never lead outside of it.""",
+        examples=["layerfs cp web:/etc/hosts .", "layerfs cp ./site web:/srv"],
+        configure=_configure_cp,
+        run=_cp,
+    ),
+    "ps": Command(
+        description="Without -a only those that are running or mounted.",
+        examples=["layerfs ps -a", "layerfs ps -aq"],
+        configure=_configure_ps,
+        run=_ps,
+    ),
+    "rm": Command(
+        description="The image stays. Commit first what should be kept.",
+        examples=["layerfs rm web", "layerfs rm -f $(layerfs ps -aq)"],
+        configure=_configure_rm,
+        run=_rm,
+    ),
+}

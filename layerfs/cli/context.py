@@ -1,0 +1,80 @@
+"""What every command is given: the global options, the environment's part in them, and the store."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from layerfs.cli import progress
+from layerfs.errors import LayerfsError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layerfs.progress import Progress
+    from layerfs.store import Store
+
+
+class Context:
+    """The global options of one command line; options win over LAYERFS_ROOT and LAYERFS_DRIVER."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        root = given.root or os.environ.get("LAYERFS_ROOT")
+        self.root = Path(root) if root else default_root()
+        self.driver: str | None = given.driver or os.environ.get("LAYERFS_DRIVER") or None
+        self.json: bool = given.json
+        self.debug: bool = given.debug
+
+    def open_store(self) -> Store:
+        """Open the store, in a user namespace of our own when we are not root; the caller closes it."""
+        from layerfs.store import Store
+
+        self.become_root()
+        return Store.open(self.root, driver=self.driver, warn=warn)
+
+    def become_root(self) -> None:
+        """Enter a user namespace in which we own what a store needs; nothing to do for root."""
+        if os.geteuid() != 0:
+            from layerfs.runtime import userns
+
+            userns.enter()
+
+    def each(self, names: Sequence[str], action: Callable[[str], None]) -> int:
+        """Do `action` for every name, tell each failure, and return the exit status."""
+        status = 0
+        for name in names:
+            try:
+                action(name)
+            except LayerfsError as error:
+                sys.stdout.flush()
+                sys.stderr.write(f"layerfs: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+                status = 1
+        return status
+
+    def progress(self, *, quiet: bool = False) -> Progress:
+        """Pick how long work is shown: bars on a terminal, lines elsewhere, nothing when quiet."""
+        return progress.choose(quiet=quiet)
+
+
+def default_root() -> Path:
+    """Say where the store lies when nobody said: DESIGN.md section 3."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/layerfs")
+    data = os.environ.get("XDG_DATA_HOME")
+    return Path(data) / "layerfs" if data else Path.home() / ".local/share/layerfs"
+
+
+def warn(message: str) -> None:
+    """Tell the user something that is no failure."""
+    sys.stdout.flush()
+    sys.stderr.write(f"warning: {message}\n")
+    sys.stderr.flush()
+
+
+def note(message: str) -> None:
+    """Tell the user how it went, on stderr, where it is no data."""
+    sys.stdout.flush()
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()

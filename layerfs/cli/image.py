@@ -1,0 +1,201 @@
+"""`images`, `tag`, `rmi`, `inspect` and `history`: the images that the store holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from layerfs.cli import output
+from layerfs.cli.commands import Command
+from layerfs.cli.context import Context
+from layerfs.cli.parser import CommandParser
+from layerfs.errors import NotFoundError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layerfs.containers import Container
+    from layerfs.images import Image
+    from layerfs.store import Store
+
+NONE = "<none>"
+
+
+def _configure_images(parser: CommandParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only this repository, or this name")
+    parser.flag("-q", "--quiet", help="print ids only")
+    parser.flag("--no-trunc", help="do not shorten ids")
+    parser.flag("--digests", help="show the digests of the manifests")
+
+
+def _images(context: Context, arguments: argparse.Namespace) -> int:
+    rows: list[tuple[str, str, Image]] = []
+    with context.open_store() as store:
+        for image in store.images.list():
+            for name in image.names or (f"{NONE}:{NONE}",):
+                repository, _, tag = name.rpartition(":")
+                if "/" in tag or not repository:
+                    repository, tag = name, NONE
+                if arguments.name in (None, name, repository):
+                    rows.append((repository, tag, image))
+    rows.sort(key=lambda row: (-(row[2].created or 0), row[0], row[1]))
+    if context.json:
+        output.document([_summary(repository, tag, image) for repository, tag, image in rows])
+        return 0
+    if arguments.quiet:
+        for identity in dict.fromkeys(str(image.id) for _, _, image in rows):
+            output.line(identity if arguments.no_trunc else output.short(identity))
+        return 0
+    headers = ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"]
+    if arguments.digests:
+        headers.insert(2, "DIGEST")
+    cells = []
+    for repository, tag, image in rows:
+        row = [
+            repository,
+            tag,
+            output.short(str(image.id), whole=arguments.no_trunc),
+            output.ago(image.created),
+            output.size(image.size),
+        ]
+        if arguments.digests:
+            row.insert(2, str(image.digest))
+        cells.append(row)
+    output.table(headers, cells)
+    return 0
+
+
+def _summary(repository: str, tag: str, image: Image) -> dict[str, object]:
+    return {
+        "id": str(image.id),
+        "repository": None if repository == NONE else repository,
+        "tag": None if tag == NONE else tag,
+        "digest": str(image.digest),
+        "created": output.moment(image.created),
+        "size": image.size,
+    }
+
+
+def _configure_tag(parser: CommandParser) -> None:
+    parser.add_argument("image", metavar="IMAGE", help="a name, or an id")
+    parser.add_argument("name", metavar="NAME", help="the further name; taken from the image that has it now")
+
+
+def _tag(context: Context, arguments: argparse.Namespace) -> int:
+    with context.open_store() as store:
+        store.images.tag(arguments.image, arguments.name)
+    return 0
+
+
+def _configure_rmi(parser: CommandParser) -> None:
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="a name, or an id")
+    parser.flag("-f", "--force", help="remove all names of an id, and images that stopped containers use")
+
+
+def _rmi(context: Context, arguments: argparse.Namespace) -> int:
+    removed: list[str] = []
+    with context.open_store() as store:
+
+        def remove(name: str) -> None:
+            for text in store.images.remove(name, force=arguments.force):
+                removed.append(text)
+                if not context.json:
+                    output.line(text)
+
+        status = context.each(arguments.images, remove)
+    if context.json:
+        output.document(removed)
+    return status
+
+
+def _configure_inspect(parser: CommandParser) -> None:
+    parser.add_argument("names", metavar="IMAGE-or-CONTAINER", nargs="+", help="a name, or an id")
+    parser.add_argument(
+        "--type", metavar="TYPE", choices=["image", "container"], help="look only for an image, or container"
+    )
+
+
+def _inspect(context: Context, arguments: argparse.Namespace) -> int:
+    found: list[dict[str, object]] = []
+    with context.open_store() as store:
+        status = context.each(arguments.names, lambda name: found.append(_look(store, name, arguments.type)))
+        output.document(found)
+    return status
+
+
+def _look(store: Store, name: str, sort: str | None) -> dict[str, object]:
+    if sort != "image":
+        try:
+            return _container_details(store.containers.get(name))
+        except NotFoundError:
+            if sort == "container":
+                raise
+    try:
+        return _image_details(store.images.get(name))
+    except NotFoundError as error:
+        if sort == "image":
+            raise
+        raise NotFoundError(
+            f"no image or container is called {name}",
+            hint="`layerfs images` and `layerfs ps -a` list what there is",
+        ) from error
+
+
+def _image_details(image: Image) -> dict[str, object]:
+    return {
+        "id": str(image.id),
+        "names": list(image.names),
+        "digest": str(image.digest),
+        "created": output.moment(image.created),
+        "size": image.size,
+        "layers": [str(diff_id) for diff_id in image.config.diff_ids],
+        "manifest": json.loads(image.manifest.raw),
+        "config": json.loads(image.config.raw),
+    }
+
+
+def _container_details(container: Container) -> dict[str, object]:
+    return {"id": container.id, "name": container.name}
+
+
+def _configure_history(parser: CommandParser) -> None:
+    parser.add_argument("image", metavar="IMAGE", help="a name, or an id")
+    parser.flag("-q", "--quiet", help="print ids only")
+    parser.flag("--no-trunc", help="do not shorten ids and commands")
+
+
+def _history(context: Context, arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+COMMANDS = {
+    "images": Command(
+        description="SIZE is what the layers hold unpacked; layers shared between images count in each.",
+        examples=["layerfs images", "layerfs --json images debian"],
+        configure=_configure_images,
+        run=_images,
+    ),
+    "tag": Command(
+        description="Nothing is copied; `rmi` of one name leaves the others.",
+        examples=["layerfs tag app:1 app:latest"],
+        configure=_configure_tag,
+        run=_tag,
+    ),
+    "rmi": Command(
+        description="A name goes at once; the image goes when no other name and no container needs it.",
+        examples=["layerfs rmi app:1"],
+        configure=_configure_rmi,
+        run=_rmi,
+    ),
+    "inspect": Command(
+        description="Prints one JSON array, whatever the options. Containers are looked for first.",
+        examples=["layerfs inspect debian:12", "layerfs inspect --type image web"],
+        configure=_configure_inspect,
+        run=_inspect,
+    ),
+    "history": Command(
+        description="The newest step stands first; steps that changed only the config have no size.",
+        examples=["layerfs history debian:12"],
+        configure=_configure_history,
+        run=_history,
+    ),
+}

@@ -1,0 +1,114 @@
+"""Writes the reference of the command line, docs/layerfs.1.md, from the parsers themselves."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from layerfs.cli import commands
+from layerfs.cli.parser import GLOBAL_OPTIONS, CommandParser, build
+
+OPENING = """\
+<!-- Written by `make docs` from the parsers in layerfs/cli; change those. -->
+# layerfs(1)
+
+## NAME
+
+layerfs - container file systems: content-addressed layers, copy-on-write mounts, exact diffs
+
+## SYNOPSIS
+
+**layerfs** [**--root** *DIR*] [**--driver** *NAME*] [**--json**] *COMMAND* [*ARGUMENTS*]
+
+## DESCRIPTION
+
+**layerfs** keeps images made of content-addressed tar layers, shows a stack of layers as a file tree, and
+gives every run a writable layer of its own. There is no daemon and nothing to configure.
+
+Data goes to standard output, words to standard error, and where something can be done about a failure the
+last line begins with `hint:`. Wherever a command prints a table, **--json** prints the same as JSON.
+"""
+
+CLOSING = """\
+## ENVIRONMENT
+
+**LAYERFS_ROOT**
+:   the store's directory when **--root** is not given; else `/var/lib/layerfs` for root, and
+    `$XDG_DATA_HOME/layerfs` (`~/.local/share/layerfs`) for everyone else
+
+**LAYERFS_DRIVER**
+:   the storage driver when **--driver** is not given; else the one the store was made with, or the best that
+    works here
+
+## EXIT STATUS
+
+| status | meaning |
+|---|---|
+| 0 | done |
+| 1 | failed; standard error says why |
+| 2 | the command line is wrong |
+| 130 | interrupted from the keyboard |
+| 141 | the reader of standard output went away |
+
+**layerfs run** and **layerfs start --attach** give the exit status of the container's process (128 and the
+number of the signal when one ended it), or as docker does:
+
+| status | meaning |
+|---|---|
+| 125 | layerfs failed, or the command line is wrong |
+| 126 | the program cannot be executed |
+| 127 | the program was not found |
+
+## SEE ALSO
+
+ARCHITECTURE.md for how it works inside; the OCI image specification for images and layers;
+`layerfs COMMAND --help` for a command at hand.
+"""
+
+
+def reference() -> str:
+    """Write the whole page as Markdown."""
+    parts = [OPENING, "## GLOBAL OPTIONS\n\nBefore the command, or among its own options.\n"]
+    for option, metavar, text in GLOBAL_OPTIONS:
+        parts.append(f"{_option([option], metavar)}\n:   {text}\n")
+    for title, group in commands.GROUPS.items():
+        parts.append(f"## {title.upper()}\n")
+        parts += [_command(name, summary) for name, (_, summary) in group.items()]
+    parts.append(CLOSING)
+    return "\n".join(parts)
+
+
+def _command(name: str, summary: str) -> str:
+    parser = build(name)
+    synopsis = " ".join(_emphasised(word) for word in parser.positionals())
+    lines = [f"### layerfs {name}", "", f"**layerfs {name}** [*OPTIONS*] {synopsis}".rstrip(), ""]
+    lines += [f"{summary}. {parser.command.description}", ""]
+    for words, text in _actions(parser):
+        lines += [words, f":   {text}", ""]
+    lines += ["```", *(f"$ {example}" for example in parser.command.examples), "```", ""]
+    return "\n".join(lines)
+
+
+def _actions(parser: CommandParser) -> Iterator[tuple[str, str]]:
+    shared = {option for option, _, _ in GLOBAL_OPTIONS}
+    for action in parser._actions:
+        if action.help == argparse.SUPPRESS or shared.intersection(action.option_strings):
+            continue
+        metavar = None if action.nargs == 0 else str(action.metavar)
+        words = _option(action.option_strings, metavar) if action.option_strings else f"*{metavar}*"
+        yield words, str(action.help)
+
+
+def _option(names: list[str] | tuple[str, ...], metavar: str | None) -> str:
+    written = ", ".join(f"**{name}**" for name in names)
+    return written if metavar is None else f"{written} *{metavar}*"
+
+
+def _emphasised(word: str) -> str:
+    bare = word.strip("[].")
+    return word.replace(bare, f"*{bare}*")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,78 @@
+"""`mount` and `umount`: an image's or a container's tree at a place of the user's choice."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+
+from layerfs.cli.commands import Command
+from layerfs.cli.context import Context, note
+from layerfs.cli.output import document, line
+from layerfs.cli.parser import CommandParser
+
+
+def _configure_mount(parser: CommandParser) -> None:
+    parser.add_argument(
+        "what", metavar="IMAGE-or-CONTAINER", help="a name, or an id; containers are looked for first"
+    )
+    parser.add_argument("target", metavar="TARGET", help="an existing directory")
+    parser.flag("--read-only", help="refuse writes")
+    parser.add_argument("--name", metavar="NAME", help="the name of the container that keeps the changes")
+    parser.flag("--foreground", help="stay until interrupted, then take the mount away")
+
+
+def _mount(context: Context, arguments: argparse.Namespace) -> int:
+    target = Path(arguments.target).absolute()
+    with context.open_store() as store:
+        container = store.mount(arguments.what, target, read_only=arguments.read_only, name=arguments.name)
+        if context.json:
+            document({"container": container.name, "id": container.id, "target": str(target)})
+        else:
+            line(container.name)
+        if arguments.foreground:
+            note(f"mounted at {target}; press Ctrl-C to unmount")
+            try:
+                _wait()
+            finally:
+                store.unmount(str(target))
+    return 0
+
+
+def _wait() -> None:
+    """Sleep until the user or the system asks for the end."""
+    waited_for = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+    try:
+        signal.sigwait(waited_for)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _configure_umount(parser: CommandParser) -> None:
+    parser.add_argument(
+        "targets", metavar="TARGET-or-NAME", nargs="+", help="the directory, or the container's name"
+    )
+
+
+def _umount(context: Context, arguments: argparse.Namespace) -> int:
+    with context.open_store() as store:
+        return context.each(arguments.targets, store.unmount)
+
+
+COMMANDS = {
+    "mount": Command(
+        description="""\
+Returns when the tree is usable. What is written goes to a layer of its own, kept by a container whose name
+is printed: `diff`, `commit` and `rm` take that name, `umount` the directory or the name.""",
+        examples=["layerfs mount debian:12 /mnt --name work", "layerfs mount --read-only debian:12 /mnt"],
+        configure=_configure_mount,
+        run=_mount,
+    ),
+    "umount": Command(
+        description="Nothing that was written is lost: mount the container again, commit it, or remove it.",
+        examples=["layerfs umount /mnt", "layerfs umount work"],
+        configure=_configure_umount,
+        run=_umount,
+    ),
+}

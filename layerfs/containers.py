@@ -1,0 +1,492 @@
+"""Containers: a writable layer on an image, with a name, settings, and the state of its process.
+
+A container's layer has the container's id as its key. The process part is `layerfs.runtime`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from layerfs import liveness, names
+from layerfs.blobs import Blobs
+from layerfs.compression import Compression
+from layerfs.database import Database, now_ns
+from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError, ProcessError
+from layerfs.images import Image, Images, full_name
+from layerfs.layers import Layers, Step
+from layerfs.leases import Lease
+from layerfs.liveness import Owner
+from layerfs.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from layerfs.runtime.settings import RunSettings
+    from layerfs.tree.change import Change
+
+CONTAINER_LABEL: Final = "layerfs.container"
+_KILL_SECONDS: Final = 10.0
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_COLUMNS: Final = (
+    "id, name, driver, image, image_name, settings, status, exit_code, created_ns, started_ns, finished_ns,"
+    " pid, start, boot"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Container:
+    """One container, as it was when it was asked for.
+
+    `id` has 64 hexadecimal digits. `image` is the name by which the image was called, `image_digest` its
+    manifest's digest. `status` is ``created``, ``running`` or ``exited``. Times are seconds since 1970.
+    `pid` is the number of a running container's process.
+    """
+
+    id: str
+    name: str
+    image: str
+    image_digest: str
+    driver: str
+    settings: RunSettings
+    status: str
+    exit_code: int | None
+    created: float
+    started: float | None
+    finished: float | None
+    pid: int | None
+    _containers: Containers = dataclasses.field(repr=False, compare=False)
+
+    def mount(self, target: Path, *, read_only: bool = False) -> None:
+        """Mount the tree on a directory, where it stays until `unmount`; see `Layers.mount`."""
+        self._containers.layers_of(self.driver).mount(self.id, target, read_only=read_only)
+
+    def unmount(self) -> None:
+        """Take the tree away from wherever `mount` put it in this mount namespace.
+
+        Raises:
+            NotFoundError: it is mounted nowhere.
+            InUseError: files below it are open.
+        """
+        layers = self._containers.layers_of(self.driver)
+        targets = self.mounts()
+        if not targets:
+            raise NotFoundError(f"container {self.name} is not mounted")
+        for target in targets:
+            layers.unmount(target)
+
+    def mounts(self) -> list[Path]:
+        """Give the directories of this mount namespace where the tree is mounted."""
+        here = liveness.mount_namespace()
+        records = self._containers.layers_of(self.driver).mounts(self.id)
+        return [
+            Path(os.fsdecode(one.target))
+            for one in records
+            if one.target and not one.held and one.namespace == here
+        ]
+
+    def mounted(self, *, read_only: bool = False) -> contextlib.AbstractContextManager[Path]:
+        """Mount the tree for the length of a block, which gets the directory; see `Layers.mounted`."""
+        return self._containers.layers_of(self.driver).mounted(self.id, read_only=read_only)
+
+    def start(
+        self,
+        *,
+        tty: bool | None = None,
+        interactive: bool | None = None,
+        on_start: Callable[[int], None] | None = None,
+    ) -> int:
+        """Run the container's process on the tree as it was left, wait for it, and give its exit status.
+
+        The tree is mounted for the process alone. See `runtime.launch.run` for signals and terminals.
+
+        Args:
+            tty: in place of the container's own setting.
+            interactive: in place of the container's own setting.
+            on_start: called with the process's number once it runs.
+
+        Raises:
+            ProcessError: it could not be started.
+            InUseError: the container is running, or mounted.
+        """
+        return self._containers.start(self, tty=tty, interactive=interactive, on_start=on_start)
+
+    def changes(self) -> Iterator[Change]:
+        """Give what differs from the image, in the order of a walk; the container should be at rest."""
+        return self._containers.layers_of(self.driver).changes(self.id)
+
+    def commit(
+        self,
+        name: str | None = None,
+        *,
+        author: str = "",
+        message: str = "",
+        changes: Sequence[str] = (),
+        compression: Compression = Compression.GZIP,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Make an image of the container's image and, as one layer more, its changes.
+
+        A container without changes gives an image without a further layer, as with docker.
+
+        Args:
+            name: the new image's name, which moves here from the image that has it.
+            author: who made it; kept in config and history.
+            message: kept in the history.
+            changes: Dockerfile instructions that change the config, such as ``CMD ["sh"]``.
+            compression: of the new layer.
+            progress: told how it goes.
+
+        Raises:
+            InvalidError: an instruction cannot be done, or the name is none.
+            LayerError: a file cannot be stored in a layer, or changed while it was read.
+        """
+        return self._containers.commit(
+            self, name, author=author, message=message, changes=changes, compression=compression,
+            progress=progress or Silent(),
+        )  # fmt: skip
+
+    def export(self, write: Callable[[bytes], object]) -> None:
+        """Write the whole tree as one tar stream, piece by piece."""
+        from layerfs.tree.archive import write_layer
+        from layerfs.tree.diff import changes_between
+
+        with self._containers.opened(self, read_only=True) as root:
+            write_layer(changes_between(None, root), write, warn=self._containers.warn)
+
+    def copy_in(self, source: Path | str, target: bytes) -> None:
+        """Copy a file or directory of the host into the tree; see `copying.copy_path`.
+
+        Into an existing directory the copy gets its source's name; a source that ends in ``/.`` stands for
+        a directory's content (a `Path` cannot end so: give text). No link inside the tree leads out of it.
+        """
+        with _host() as host, self._containers.opened(self, read_only=False) as root:
+            self._copy(host, _absolute(source), root, target)
+
+    def copy_out(self, source: bytes, target: Path) -> None:
+        """Copy a file or directory of the tree to the host; see `copy_in`."""
+        with _host() as host, self._containers.opened(self, read_only=True) as root:
+            self._copy(root, source, host, _absolute(target))
+
+    def _copy(self, source_root: int, source: bytes, target_root: int, target: bytes) -> None:
+        from layerfs import copying
+
+        copying.copy_path(source_root, source, target_root, target, warn=self._containers.warn)
+
+
+class Containers:
+    """The containers of one store."""
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: Blobs,
+        images: Images,
+        *,
+        driver: str,
+        layers_of: Callable[[str], Layers],
+        warn: Callable[[str], None],
+    ) -> None:
+        """Args: `driver` is that of new containers; `layers_of` gives the layers of a driver by its name."""
+        self.layers_of = layers_of
+        self.warn = warn
+        self._database = database
+        self._blobs = blobs
+        self._images = images
+        self._driver = driver
+
+    def create(
+        self,
+        image: str,
+        *,
+        name: str | None = None,
+        command: Sequence[str] | None = None,
+        settings: RunSettings | None = None,
+        progress: Progress | None = None,
+    ) -> Container:
+        """Make a container: a fresh writable layer on an image, which is unpacked first if it is not yet.
+
+        Args:
+            image: what `Images.get` takes.
+            name: made up when None.
+            command: in place of the image's own Cmd.
+            settings: how its process is to run; `command` wins over the one in it.
+            progress: told how unpacking goes.
+
+        Raises:
+            NotFoundError: there is no such image.
+            ExistsError: another container has the name.
+            InvalidError: this cannot be a name.
+        """
+        from layerfs.runtime.settings import RunSettings
+
+        if name is not None and not _NAME.fullmatch(name):
+            raise InvalidError(
+                f"{name!r} cannot name a container", hint="letters, digits, and _ . - behind the first"
+            )
+        if name is not None and self._database.row("SELECT 1 FROM containers WHERE name = ?", name):
+            raise _taken(name)
+        settings = settings or RunSettings()
+        if command is not None:
+            settings = dataclasses.replace(settings, command=tuple(command))
+        found = self._images.get(image)
+        parent = self.unpack(found, progress=progress)
+        layers = self.layers_of(self._driver)
+        container_id = os.urandom(32).hex()
+        layers.prepare(container_id, parent, labels={CONTAINER_LABEL: "1"})
+        try:
+            self._insert(container_id, name, found, image, settings)
+        except BaseException:
+            layers.remove(container_id)
+            raise
+        return self.get(container_id)
+
+    def start(
+        self,
+        container: Container,
+        *,
+        tty: bool | None,
+        interactive: bool | None,
+        on_start: Callable[[int], None] | None,
+    ) -> int:
+        """Run a container's process; see `Container.start`."""
+        from layerfs.runtime import launch, process
+
+        settings = container.settings
+        if tty is not None:
+            settings = dataclasses.replace(settings, tty=tty)
+        if interactive is not None:
+            settings = dataclasses.replace(settings, interactive=interactive)
+        config = self._images.get(container.image_digest).config.config
+        spec = process.resolve(config, settings, hostname=container.id[:12])
+
+        def started(pid: int) -> None:
+            self._started(container.id, pid)
+            if on_start is not None:
+                on_start(pid)
+
+        with self.layers_of(container.driver).held(container.id) as mount:
+            status: int | None = None
+            try:
+                status = launch.run(mount, spec, on_start=started)
+            except ProcessError as error:
+                status = error.status
+                raise
+            finally:
+                self._finished(container.id, status)
+        return status
+
+    def unpack(self, image: Image, *, progress: Progress | None = None) -> str | None:
+        """See that an image's layers are unpacked, and name the topmost; None for an image without layers."""
+        if not image.manifest.layers:
+            return None
+        pairs = zip(image.manifest.layers, image.config.diff_ids, strict=True)
+        steps = [Step(layer.digest, diff_id) for layer, diff_id in pairs]
+        return self.layers_of(self._driver).apply_all(steps, progress=progress).name
+
+    def list(self) -> list[Container]:
+        """Give every container, the newest first."""
+        rows = self._database.rows(f"SELECT {_COLUMNS} FROM containers ORDER BY created_ns DESC, id")
+        return [self._container(row) for row in rows]
+
+    def get(self, ref: str) -> Container:
+        """Find a container by its name, its id, or the start of its id.
+
+        Raises:
+            NotFoundError: there is none.
+            InvalidError: several containers' ids start so.
+        """
+        row = self._database.row(f"SELECT {_COLUMNS} FROM containers WHERE name = ?1 OR id = ?1", ref)
+        if row is None and re.fullmatch("[0-9a-f]{1,64}", ref):
+            rows = self._database.rows(f"SELECT {_COLUMNS} FROM containers WHERE id GLOB ?", ref + "*")
+            if len(rows) > 1:
+                raise InvalidError(
+                    f"{ref!r} is the start of several containers' ids", hint="write more of it"
+                )
+            row = rows[0] if rows else None
+        if row is None:
+            raise NotFoundError(f"there is no container {ref}", hint="layerfs ps -a lists what there is")
+        return self._container(row)
+
+    def remove(self, ref: str, *, force: bool = False) -> None:
+        """Remove a container with its layer; `force` takes its mounts away, and ends its process, first.
+
+        Raises:
+            NotFoundError: there is no such container.
+            InUseError: it is running or mounted, and there is no `force`, or it cannot be unmounted.
+        """
+        container = self.get(ref)
+        layers = self.layers_of(container.driver)
+        if container.status == "running":
+            if not force:
+                raise InUseError(
+                    f"container {container.name} is running",
+                    hint="wait for its end, or remove it with --force",
+                )
+            self._kill(container)
+        if force:
+            for target in container.mounts():
+                layers.unmount(target)
+        with contextlib.suppress(NotFoundError):
+            layers.remove(container.id)
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM containers WHERE id = ?", (container.id,))
+
+    def recover(self) -> None:
+        """Mark containers as exited whose process ended without a word."""
+        rows = self._database.rows("SELECT id, pid, start, boot FROM containers WHERE status = 'running'")
+        for container_id, *owner in rows:
+            if not liveness.alive(Owner(*owner)):
+                self._finished(container_id, None)
+
+    @contextlib.contextmanager
+    def opened(self, container: Container, *, read_only: bool) -> Iterator[int]:
+        """Open the root of a container's tree for the length of a block, as its processes see it."""
+        with contextlib.ExitStack() as stack:
+            root = -1
+            if container.pid is not None:
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    # By now the process has a root of its own: it is recorded after its program was executed.
+                    root = os.open(f"/proc/{container.pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    stack.callback(os.close, root)
+            if root < 0:
+                layers = self.layers_of(container.driver)
+                root = stack.enter_context(layers.opened(container.id, read_only=read_only))
+            yield root
+
+    def commit(
+        self,
+        container: Container,
+        name: str | None,
+        *,
+        author: str,
+        message: str,
+        changes: Sequence[str],
+        compression: Compression,
+        progress: Progress,
+    ) -> Image:
+        """Make an image of a container; see `Container.commit`."""
+        from layerfs import committing
+
+        if name is not None:
+            full_name(name)
+        base = self._images.get(container.image_digest)
+        with Lease(self._database) as lease:
+            layer: committing.NewLayer | None = committing.layer_of_changes(
+                self._blobs,
+                lease,
+                container.changes(),
+                compression=compression,
+                warn=self.warn,
+                progress=progress,
+            )
+            if layer is not None and layer.diff_id == committing.EMPTY_LAYER:
+                layer = None
+            image = committing.build_image(
+                self._images, self._blobs, lease, layer, base=base, author=author, message=message,
+                created_by=" ".join(container.settings.command or ()) or "layerfs commit", changes=changes,
+            )  # fmt: skip
+            lease.add("image", str(image.digest))
+            self.unpack(image, progress=progress)
+            # The name comes last, so that it never stands for a tree that cannot be unpacked.
+            if name is not None:
+                return self._images.tag(str(image.digest), name)
+            return self._images.get(str(image.digest))
+
+    def _kill(self, container: Container) -> None:
+        """Kill a container's process, and wait until nobody holds its layer any more."""
+        row = self._database.row("SELECT pid, start, boot FROM containers WHERE id = ?", container.id)
+        if row is not None and row[0] is not None:
+            liveness.kill(Owner(*row))
+        layers = self.layers_of(container.driver)
+        driver_id = layers.stat(container.id).driver_id
+        deadline = time.monotonic() + _KILL_SECONDS
+        while True:
+            try:
+                with layers.lock(driver_id, what=f"container {container.name}"):
+                    return
+            except InUseError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
+
+    def _insert(
+        self, container_id: str, name: str | None, image: Image, called: str, settings: RunSettings
+    ) -> None:
+        chosen = name or names.make_up()
+        values = (
+            container_id, self._driver, str(image.digest), image.names[0] if image.names else called,
+            settings.to_json(), now_ns(),
+        )  # fmt: skip
+        attempt = 0
+        while True:
+            try:
+                with self._database.transaction() as connection:
+                    connection.execute(
+                        "INSERT INTO containers (id, driver, image, image_name, settings, status, created_ns, name)"
+                        " VALUES (?, ?, ?, ?, ?, 'created', ?, ?)",
+                        (*values, chosen),
+                    )
+                return
+            except sqlite3.IntegrityError as error:
+                if "containers.name" not in str(error):
+                    raise NotFoundError(f"image {called} was removed meanwhile") from error
+                if name is not None:
+                    raise _taken(name) from error
+            attempt += 1
+            chosen = f"{names.make_up()}{attempt if attempt > 3 else ''}"
+
+    def _started(self, container_id: str, pid: int) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE containers SET status = 'running', exit_code = NULL, started_ns = ?, finished_ns = NULL,"
+                " pid = ?, start = ?, boot = ? WHERE id = ?",
+                (now_ns(), pid, liveness.start_time(pid) or 0, liveness.boot_id(), container_id),
+            )
+
+    def _finished(self, container_id: str, exit_code: int | None) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE containers SET status = 'exited', exit_code = ?, finished_ns = ?, pid = NULL, start = NULL,"
+                " boot = NULL WHERE id = ?",
+                (exit_code, now_ns(), container_id),
+            )
+
+    def _container(self, row: tuple[Any, ...]) -> Container:
+        from layerfs.runtime.settings import RunSettings
+
+        (container_id, name, driver, image, image_name, settings, status, exit_code, created, started, finished,
+         pid, start, boot) = row  # fmt: skip
+        if status == "running" and not liveness.alive(Owner(pid, start, boot)):
+            status, exit_code, pid = "exited", None, None
+        return Container(
+            container_id, name, image_name, image, driver, RunSettings.from_json(settings), status, exit_code,
+            created / 1e9, None if started is None else started / 1e9, None if finished is None else finished / 1e9,
+            pid, self,
+        )  # fmt: skip
+
+
+def _taken(name: str) -> ExistsError:
+    return ExistsError(
+        f"there is a container {name} already", hint=f"remove it (layerfs rm {name}) or choose another name"
+    )
+
+
+def _absolute(path: Path | str) -> bytes:
+    """Make a host path absolute as text: a final ``/.`` means something."""
+    return os.path.join(os.fsencode(os.getcwd()), os.fsencode(path))
+
+
+@contextlib.contextmanager
+def _host() -> Iterator[int]:
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield root
+    finally:
+        os.close(root)

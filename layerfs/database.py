@@ -1,0 +1,259 @@
+"""Every name and link of a store, in SQLite: the schema, the connection and its transactions.
+
+What the rows mean is the business of `layers`, `images`, `containers`, `ledger` and `leases`.
+
+A transaction is short: it never spans a copy, an unpack or a walk. Writers take the lock at once
+(BEGIN IMMEDIATE), so that none fails half-way for having read first.
+
+Durability: SQLite in WAL mode never loses its consistency in a power failure, only the last
+transactions, unless these are synced. What promises something to the user (a committed layer, an
+image, a name) or comes before files are deleted is a *durable* transaction and is synced; a
+container's changes of state are not, as their loss undoes them as a whole. With durability
+``full`` every transaction is synced, with ``none`` no one is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from layerfs.errors import StoreError
+
+SCHEMA_VERSION: Final = 1
+BUSY_SECONDS: Final = 30.0
+
+Durability = Literal["none", "commit", "full"]
+
+_SCHEMA: Final = """
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- `name` is the key while a layer is active or a view, and the name of a committed one. A draft is
+-- being unpacked under a lease. `driver_id` is the driver's name of it; a view on a parent has
+-- nothing in the driver. `durable` says that its files were synced before it was committed.
+CREATE TABLE layers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    driver TEXT NOT NULL,
+    name TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('draft', 'active', 'view', 'committed', 'removing')),
+    driver_id TEXT NOT NULL UNIQUE,
+    parent INTEGER REFERENCES layers (id),
+    labels TEXT NOT NULL,
+    created_ns INTEGER NOT NULL,
+    updated_ns INTEGER NOT NULL,
+    lease TEXT,
+    diff_id TEXT,
+    blob TEXT,
+    toc TEXT,
+    bytes INTEGER,
+    inodes INTEGER,
+    durable INTEGER NOT NULL DEFAULT 0,
+    boot TEXT,
+    UNIQUE (driver, name)
+) STRICT;
+CREATE INDEX layers_parent ON layers (parent);
+CREATE INDEX layers_unfinished ON layers (state) WHERE state IN ('draft', 'removing');
+
+CREATE TABLE images (
+    manifest TEXT PRIMARY KEY,
+    media_type TEXT NOT NULL,
+    config TEXT NOT NULL,
+    created_ns INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX images_config ON images (config);
+
+CREATE TABLE tags (
+    name TEXT PRIMARY KEY,
+    manifest TEXT NOT NULL REFERENCES images (manifest),
+    updated_ns INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tags_manifest ON tags (manifest);
+
+-- Which blobs an image's manifest needs, itself included.
+CREATE TABLE links (
+    manifest TEXT NOT NULL REFERENCES images (manifest) ON DELETE CASCADE,
+    blob TEXT NOT NULL,
+    PRIMARY KEY (manifest, blob)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX links_blob ON links (blob);
+
+-- The chain ids of an image's layers, whether or not they are unpacked.
+CREATE TABLE image_layers (
+    manifest TEXT NOT NULL REFERENCES images (manifest) ON DELETE CASCADE,
+    chain_id TEXT NOT NULL,
+    PRIMARY KEY (manifest, chain_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX image_layers_chain_id ON image_layers (chain_id);
+
+CREATE TABLE containers (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    driver TEXT NOT NULL,
+    image TEXT NOT NULL REFERENCES images (manifest),
+    image_name TEXT NOT NULL,
+    settings TEXT NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('created', 'running', 'exited')),
+    exit_code INTEGER,
+    created_ns INTEGER NOT NULL,
+    started_ns INTEGER,
+    finished_ns INTEGER,
+    pid INTEGER,
+    start INTEGER,
+    boot TEXT
+) STRICT, WITHOUT ROWID;
+CREATE INDEX containers_image ON containers (image);
+CREATE INDEX containers_running ON containers (status) WHERE status = 'running';
+
+CREATE TABLE leases (
+    id TEXT PRIMARY KEY,
+    pid INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    boot TEXT NOT NULL,
+    created_ns INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE lease_items (
+    lease TEXT NOT NULL REFERENCES leases (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('blob', 'layer', 'image')),
+    item TEXT NOT NULL,
+    PRIMARY KEY (lease, kind, item)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX lease_items_item ON lease_items (kind, item);
+
+-- A mount is recorded before it is made. `held` mounts end with the process that made them.
+CREATE TABLE mounts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    layer INTEGER NOT NULL REFERENCES layers (id) ON DELETE CASCADE,
+    target BLOB NOT NULL,
+    source TEXT NOT NULL,
+    directory BLOB,
+    read_only INTEGER NOT NULL,
+    held INTEGER NOT NULL,
+    namespace INTEGER NOT NULL,
+    pid INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    boot TEXT NOT NULL,
+    created_ns INTEGER NOT NULL
+) STRICT;
+CREATE INDEX mounts_layer ON mounts (layer);
+CREATE INDEX mounts_target ON mounts (target);
+"""
+
+
+class Database:
+    """One connection, shared by the threads of a process; several processes may have one each."""
+
+    def __init__(self, path: Path, *, durability: Durability = "commit") -> None:
+        """Open a database that `create` has made.
+
+        Raises:
+            StoreError: it is missing, damaged, or of another version.
+        """
+        self._path = path
+        self._durability = durability
+        self._lock = threading.RLock()
+        self._synced = durability == "full"
+        if not path.exists():
+            raise StoreError(
+                f"{path} is missing", hint="the store is damaged: restore the file or start a new root"
+            )
+        try:
+            self._connection = _connect(path)
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{path} cannot be read: {error}") from error
+        if version != SCHEMA_VERSION:
+            self._connection.close()
+            newer = "a newer layerfs made it" if version > SCHEMA_VERSION else "it is not a layerfs database"
+            raise StoreError(
+                f"{path} has schema version {version}, this layerfs knows {SCHEMA_VERSION}",
+                hint=f"{newer}; use that version, or another --root",
+            )
+        level = {"none": "OFF", "commit": "NORMAL", "full": "FULL"}[durability]
+        self._connection.execute(f"PRAGMA synchronous = {level}")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+
+    @classmethod
+    def create(cls, path: Path) -> None:
+        """Make an empty database; what is there already stays. The caller holds a lock against others."""
+        connection = _connect(path)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            if connection.execute("PRAGMA user_version").fetchone() == (0,):
+                connection.executescript(
+                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                )
+        finally:
+            connection.close()
+        path.chmod(0o600)
+
+    @contextlib.contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """Run the body as one transaction; a `durable` one is on disk before this returns.
+
+        An exception in the body undoes it. Not to be nested.
+        """
+        with self._lock:
+            connection = self._connection
+            synced = self._durability == "full" or (durable and self._durability == "commit")
+            if synced != self._synced:
+                connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+                self._synced = synced
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Run one SELECT and give all of its rows."""
+        with self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    def row(self, statement: str, *values: object) -> tuple[Any, ...] | None:
+        """Run one SELECT and give its first row, None when there is none."""
+        with self._lock:
+            found: tuple[Any, ...] | None = self._connection.execute(statement, values).fetchone()
+            return found
+
+    def get(self, key: str) -> str | None:
+        """Read a value of `meta`."""
+        found = self.row("SELECT value FROM meta WHERE key = ?", key)
+        return None if found is None else str(found[0])
+
+    def set(self, key: str, value: str) -> None:
+        """Write a value of `meta`, in a transaction of its own."""
+        with self.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+
+    def problems(self) -> list[str]:
+        """Let SQLite check the whole file; each line is one fault, none when it is sound."""
+        found = [str(line) for (line,) in self.rows("PRAGMA integrity_check(20)") if line != "ok"]
+        broken = self.rows("PRAGMA foreign_key_check")
+        return found + [
+            f"row {row} of {table} refers to a missing row of {other}" for table, row, other, _ in broken
+        ]
+
+    def close(self) -> None:
+        """Close the connection; closing twice does nothing."""
+        with self._lock:
+            self._connection.close()
+
+
+def now_ns() -> int:
+    """Give the time in nanoseconds since 1970, as rows hold it."""
+    return time.time_ns()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Autocommit: transactions begin and end where `transaction` says so.
+    return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)

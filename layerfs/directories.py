@@ -1,0 +1,217 @@
+"""What drivers with one directory per layer share: making, finding, removing and sweeping those directories.
+
+A directory under construction, or on its way out, has a name that begins with a dot, so that it is
+never taken for a layer; one rename makes it a layer, and one rename ends it. Its maker holds a lock
+on it (flock(2)), which tells what a stopped process has left behind from what is being made right now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from layerfs import files, mounting
+from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError, UnsupportedError
+
+_LONGEST_ID: Final = 64
+_OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class LayerDirectories:
+    """The directories of the layers below one root; holds nothing open between calls."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, layer: str) -> Path:
+        """Give the directory of a layer, whether it exists or not.
+
+        Raises:
+            InvalidError: that is no id of a layer.
+        """
+        if not (layer.isascii() and layer.isalnum() and len(layer) <= _LONGEST_ID):
+            raise InvalidError(f"{layer!r} is no layer id: 1 to 64 characters of [a-z0-9]")
+        return self.root / layer
+
+    def require(self, *layers: str) -> None:
+        """Check that these layers exist.
+
+        Raises:
+            NotFoundError: one of them does not.
+        """
+        for layer in layers:
+            if not os.path.isdir(self.path(layer)):
+                raise NotFoundError(f"{self.root} holds no layer {layer}")
+
+    def ids(self) -> list[str]:
+        """List the layers, in no order."""
+        return [name for name in os.listdir(self.root) if not name.startswith(".")]
+
+    @contextlib.contextmanager
+    def making(self, layer: str) -> Iterator[Path]:
+        """Give a private (0700) directory to fill for the length of a block, which then becomes the layer's.
+
+        Nothing is left when the block fails.
+
+        Raises:
+            ExistsError: the layer exists, or came to be meanwhile.
+        """
+        final = self.path(layer)
+        if final.is_dir():
+            raise ExistsError(f"{self.root} holds a layer {layer} already")
+        temporary, lock = self._temporary(layer)
+        try:
+            try:
+                yield temporary
+                os.rename(temporary, final)
+            except BaseException as error:
+                self._discard(temporary.name)
+                if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise ExistsError(f"{self.root} holds a layer {layer} already") from error
+                raise
+        finally:
+            os.close(lock)
+
+    def _temporary(self, layer: str) -> tuple[Path, int]:
+        """Make a directory with a temporary name and lock it; a sweep may take it in between."""
+        while True:
+            temporary = self.root / f".new-{layer}-{os.urandom(4).hex()}"
+            os.mkdir(temporary, 0o700)
+            with contextlib.suppress(FileNotFoundError):
+                lock = os.open(temporary, _OPEN)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if temporary.is_dir():
+                    return temporary, lock
+                os.close(lock)
+
+    def remove(self, layer: str) -> None:
+        """Delete a layer's directory; a missing one is no error.
+
+        Raises:
+            InUseError: something is mounted beneath it. Nothing is deleted then.
+        """
+        directory = self.path(layer)
+        if not directory.is_dir():
+            return
+        if mounts := mounting.mounts_below(directory):
+            raise InUseError(
+                f"layer {layer} has {os.fsdecode(mounts[-1].target)} mounted beneath it",
+                hint=f"umount {os.fsdecode(mounts[-1].target)}",
+            )
+        gone = f".gone-{layer}-{os.urandom(4).hex()}"
+        try:
+            os.rename(directory, self.root / gone)
+        except FileNotFoundError:
+            return
+        self._discard(gone)
+
+    def sweep(self) -> int:
+        """Delete what stopped processes left half made or half removed; give how many directories went."""
+        swept = 0
+        for name in os.listdir(self.root):
+            if name.startswith(".") and not self._is_being_made(name):
+                self._discard(name)
+                swept += 1
+        return swept
+
+    def _is_being_made(self, name: str) -> bool:
+        try:
+            lock = os.open(self.root / name, _OPEN)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def _discard(self, name: str) -> None:
+        root = os.open(self.root, _OPEN)
+        try:
+            files.remove_tree(root, name)
+        finally:
+            os.close(root)
+
+
+@contextlib.contextmanager
+def probing(root: Path) -> Iterator[Path]:
+    """Give a directory below `root` to try things in, which is gone after the block (`Driver.check`).
+
+    Raises:
+        UnsupportedError: no directory can be made there.
+    """
+    try:
+        scratch = tempfile.mkdtemp(prefix=".check-", dir=root)
+    except OSError as error:
+        raise UnsupportedError(
+            f"no directory can be made in {root}: {error.strerror}",
+            errno=error.errno,
+            hint="choose another place for the store (--root)",
+        ) from error
+    try:
+        yield Path(scratch)
+    finally:
+        with opened(root) as directory:
+            files.remove_tree(directory, os.path.basename(scratch))
+
+
+@contextlib.contextmanager
+def opened(directory: Path) -> Iterator[int]:
+    """Open a directory for the length of a block and give its descriptor."""
+    descriptor = os.open(directory, _OPEN)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def occupied(roots: Iterable[Path]) -> tuple[int, int]:
+    """Count the bytes allocated and the inodes of trees, a file with several names once."""
+    size = inodes = 0
+    linked: set[tuple[int, int]] = set()
+    for root in roots:
+        with opened(root) as descriptor:
+            for found in _walk(descriptor):
+                if found.st_nlink > 1:
+                    identity = (found.st_dev, found.st_ino)
+                    if identity in linked:
+                        continue
+                    linked.add(identity)
+                size += found.st_blocks * 512
+                inodes += 1
+    return size, inodes
+
+
+def _walk(root: int) -> Iterator[os.stat_result]:
+    from layerfs.tree.ladder import Ladder
+
+    ladder = Ladder(root)
+    todo: list[list[str]] = []
+    try:
+        yield os.fstat(root)
+        while True:
+            below = []
+            with os.scandir(ladder.top) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        below.append(entry.name)
+                    else:
+                        yield entry.stat(follow_symlinks=False)
+            todo.append(below)
+            while not todo[-1]:
+                todo.pop()
+                if not todo:
+                    return
+                ladder.pop()
+            ladder.push(os.open(todo[-1].pop(), _OPEN, dir_fd=ladder.top))
+            yield os.fstat(ladder.top)
+    finally:
+        ladder.close()

@@ -1,0 +1,141 @@
+"""What a storage driver is: five methods over opaque layer ids, and optional capabilities.
+
+A driver owns bytes and has no memory. Names, parents and states live in the store's database, so
+every call names the whole stack: `below` holds the ids of the committed layers under `layer`,
+bottom first, and is empty for a base layer. Ids are 1 to 64 characters of ``[a-z0-9]``, chosen by
+the caller. The store never calls two methods for one layer at once, and may call methods for different
+layers from several threads and processes at once.
+
+The life of a layer as the driver sees it::
+
+    create(x, below) --> [apply(x, below, unpack)] --> mount(x, below, read_only=False) ...
+        --> [changes(x, below)] --> [seal(x)] --> x serves in other layers' `below` --> remove(x)
+
+What a driver can do beyond the five methods it says by having the methods of a capability protocol
+(`Applies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `Sweeps`); what it leaves out is done through its mount.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from layerfs.mount import Mount
+from layerfs.tree.change import Change
+from layerfs.tree.unpack import Unpack
+
+__all__ = ["Applies", "Change", "Diffs", "Driver", "Measures", "Quotas", "Seals", "Sweeps", "Unpack", "Usage"]
+
+
+class Driver(abc.ABC):
+    """Keeps layers below one directory of its own; the directory exists and is private (0700)."""
+
+    name: ClassVar[str]
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    @abc.abstractmethod
+    def check(cls, root: Path) -> None:
+        """Try whether this host, and the file system that holds `root`, can carry the driver.
+
+        Probes by doing, never by comparing versions, and leaves nothing behind.
+
+        Raises:
+            UnsupportedError: says which probe failed, with its errno, and what would make it work.
+        """
+
+    @abc.abstractmethod
+    def create(self, layer: str, below: Sequence[str]) -> None:
+        """Make a new, empty, writable layer on the stack; a base layer's root is 0755 0:0.
+
+        The root directory of a layer on a stack has the owner, mode, xattrs and times of the stack's root.
+
+        Raises:
+            ExistsError: the driver holds `layer` already.
+            NotFoundError: it does not hold one of `below`.
+        """
+
+    @abc.abstractmethod
+    def mount(self, layer: str, below: Sequence[str], *, read_only: bool) -> Mount:
+        """Say how the layer's tree is made visible; nothing is mounted yet.
+
+        With `read_only` the layer itself is part of what is seen and nothing of it can change.
+        The caller mounts a layer writable at most once at a time.
+
+        Raises:
+            NotFoundError: the driver does not hold `layer` or one of `below`.
+            UnsupportedError: the stack is deeper than the driver can mount.
+        """
+
+    @abc.abstractmethod
+    def remove(self, layer: str) -> None:
+        """Delete the layer; removing what is not there does nothing.
+
+        Works through directory descriptors and never descends into a mount.
+
+        Raises:
+            InUseError: something is mounted beneath the layer's directory.
+        """
+
+    @abc.abstractmethod
+    def layers(self) -> Iterable[str]:
+        """List the ids that the driver holds, half-removed and half-made ones left out."""
+
+
+@runtime_checkable
+class Applies(Protocol):
+    """Can unpack a layer straight into its own format."""
+
+    def apply(self, layer: str, below: Sequence[str], unpack: Unpack) -> None:
+        """Fill a layer that `create` has just made; on any error the caller removes the layer."""
+
+
+@runtime_checkable
+class Diffs(Protocol):
+    """Can list a layer's changes without walking the trees below it."""
+
+    def changes(self, layer: str, below: Sequence[str]) -> Iterator[Change]:
+        """Yield what the layer changes, in the order of `tree.diff`; the layer is not being written."""
+
+
+@runtime_checkable
+class Seals(Protocol):
+    """Can make a layer immutable when it is committed."""
+
+    def seal(self, layer: str) -> None:
+        """Make the layer read-only from now on; idempotent."""
+
+
+class Usage(NamedTuple):
+    """What a layer occupies by itself: bytes allocated on disk, and inodes."""
+
+    bytes: int
+    inodes: int
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """Can say what one layer occupies without what lies below it."""
+
+    def usage(self, layer: str, below: Sequence[str]) -> Usage:
+        """Count the layer's own allocated bytes and inodes."""
+
+
+@runtime_checkable
+class Quotas(Protocol):
+    """Can bound what a writable layer may occupy."""
+
+    def limit(self, layer: str, *, size: int | None, inodes: int | None) -> None:
+        """Set the limits in bytes and inodes; None means unlimited."""
+
+
+@runtime_checkable
+class Sweeps(Protocol):
+    """Can delete what a stopped process left half made or half removed."""
+
+    def sweep(self) -> int:
+        """Delete it, leave alone what living processes are at, and give how many things went."""

@@ -1,0 +1,343 @@
+"""Host-file helpers that more than one module needs: copying, removing, locking and replacing files safely.
+
+Whatever walks a tree here works through directory descriptors, holds a bounded number of them, and
+does not recurse, so that depth and length of paths have no limit.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from layerfs import linux
+from layerfs.errors import InUseError, printable
+
+_CHUNK: Final = 1 << 20
+_COPY_RANGE_MAXIMUM: Final = 1 << 30
+_NO_REFLINK: Final = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
+)
+_NO_COPY_RANGE: Final = frozenset(
+    {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
+)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
+    """Replace the file `path` by one with this content, in one rename: readers see the old or the new.
+
+    With `sync`, content and name are on disk when this returns.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        try:
+            os.fchmod(descriptor, mode)
+            write_all(descriptor, data)
+            if sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if sync:
+        sync_directory(path.parent)
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write every byte of `data`, however often the kernel takes only a part."""
+    written = os.write(descriptor, data)
+    if written < len(data):
+        rest = memoryview(data)[written:]
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+
+def sync_directory(path: Path | str | bytes) -> None:
+    """Bring the names in a directory to disk (fsync of the directory)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_data(source: int, target: int, *, size: int, reflink: bool = True) -> bool:
+    """Copy a file of `size` bytes into an empty one, the cheapest way that the file systems allow.
+
+    Shares the extents where it can (FICLONE), else copies inside the kernel (copy_file_range(2)), else
+    reads and writes. Holes stay holes. The file offsets of the descriptors may move.
+
+    Args:
+        source: descriptor open for reading.
+        target: descriptor of an empty file, open for writing.
+        size: the source's length in bytes, holes included.
+        reflink: False spares the attempt to share; for the next file after this returned False.
+
+    Returns:
+        Whether the file system shared the extents; what is False for one file is so for all files of the
+        same pair of file systems.
+    """
+    if size == 0:
+        return reflink
+    if reflink:
+        try:
+            linux.clone_file(source, target)
+            return True
+        except OSError as error:
+            if error.errno not in _NO_REFLINK:
+                raise
+    start = 0
+    while start < size:
+        hole = os.lseek(source, start, os.SEEK_HOLE)
+        if hole > start:
+            _copy_range(source, target, start, min(hole, size))
+        if hole >= size:
+            return False
+        try:
+            start = os.lseek(source, hole, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break
+    os.ftruncate(target, size)
+    return False
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    try:
+        while start < end:
+            done = os.copy_file_range(source, target, min(end - start, _COPY_RANGE_MAXIMUM), start, start)
+            if done == 0:
+                break  # some file systems answer 0 for files that they cannot splice: reading tells
+            start += done
+    except OSError as error:
+        if error.errno not in _NO_COPY_RANGE:
+            raise
+    while start < end:
+        data = os.pread(source, min(end - start, _CHUNK), start)
+        if not data:
+            raise OSError(errno.EIO, "the file became shorter while it was copied")
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(target, view, start)
+            start += done
+            view = view[done:]
+
+
+def through_descriptor(directory: int, name: bytes) -> bytes:
+    """Name an entry of an open directory for calls that take no descriptor, such as lsetxattr(2)."""
+    return b"/proc/self/fd/%d/%s" % (directory, name)
+
+
+def read_xattrs(target: int | bytes) -> dict[bytes, bytes]:
+    """Read every extended attribute of an open file, or of a path without following its last symlink.
+
+    A file system without extended attributes gives an empty result; the names are in ascending order.
+    """
+    follow = isinstance(target, int)
+    try:
+        names = os.listxattr(target, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return {}
+        raise
+    if not names:
+        return {}
+    found = {}
+    for name in sorted(map(os.fsencode, names)):
+        try:
+            found[name] = os.getxattr(target, name, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+                raise
+    return found
+
+
+def write_xattr(target: int | bytes, name: bytes, value: bytes) -> None:
+    """Set one extended attribute on an open file, or on a path without following its last symlink."""
+    os.setxattr(target, name, value, follow_symlinks=isinstance(target, int))
+
+
+def open_directory(directory: int, name: bytes | str) -> int:
+    """Open a subdirectory for reading: no symlink is followed and no mount is entered.
+
+    Raises:
+        InUseError: something is mounted there.
+        NotADirectoryError: it is something else, a symlink included.
+    """
+    try:
+        return linux.openat2(
+            directory,
+            name,
+            os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW,
+            resolve=linux.RESOLVE_NO_XDEV | linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS,
+        )
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise _mounted(name) from error
+        if error.errno == errno.ELOOP:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name) from error
+        # Seccomp profiles of some container engines answer EPERM for system calls they do not know.
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+    opened = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    if os.fstat(opened).st_dev != os.fstat(directory).st_dev:
+        os.close(opened)
+        raise _mounted(name)
+    return opened
+
+
+def _mounted(name: bytes | str) -> InUseError:
+    return InUseError(
+        f"something is mounted on {printable(os.fsencode(name))!r}",
+        hint="unmount it first; what is mounted is never deleted",
+    )
+
+
+def remove_tree(parent: int, name: bytes | str) -> None:
+    """Delete a file or a whole directory of the open directory `parent`; what is missing is no error.
+
+    Goes down and up by single names and holds two descriptors, whatever the depth. Directories without
+    write permission are opened up first. Symlinks are deleted, not followed.
+
+    Raises:
+        InUseError: something is mounted beneath; what came before it in the walk is gone.
+    """
+    current = _enter_to_remove(parent, name)
+    if current is None:
+        return
+    # One item for each directory on the way down: its name, identity, and subdirectories still to remove.
+    path: list[tuple[bytes | str, tuple[int, int], list[str]]] = []
+    try:
+        path.append((name, _identity(current), _remove_files(current)))
+        while True:
+            here, _, waiting = path[-1]
+            if waiting:
+                below = waiting.pop()
+                entered = _enter_to_remove(current, below)
+                if entered is not None:
+                    os.close(current)
+                    current = entered
+                    path.append((below, _identity(current), _remove_files(current)))
+                continue
+            path.pop()
+            if not path:
+                os.rmdir(here, dir_fd=parent)
+                return
+            above = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=current)
+            os.close(current)
+            current = above
+            if _identity(current) != path[-1][1]:
+                raise InUseError(f"{printable(os.fsencode(here))!r} was moved while it was removed")
+            os.rmdir(here, dir_fd=current)
+    finally:
+        os.close(current)
+
+
+def _enter_to_remove(parent: int, name: bytes | str) -> int | None:
+    """Open a directory that is to be emptied; delete what is no directory, and give None for it."""
+    try:
+        return open_directory(parent, name)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        os.unlink(name, dir_fd=parent)
+        return None
+    except PermissionError:
+        unreadable = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            os.chmod(f"/proc/self/fd/{unreadable}", stat.S_IRWXU)
+        finally:
+            os.close(unreadable)
+        return open_directory(parent, name)
+
+
+def _remove_files(directory: int) -> list[str]:
+    """Delete all but directories in an open directory, and give the names of those."""
+    below = []
+    writable = False
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                below.append(entry.name)
+                continue
+            try:
+                os.unlink(entry.name, dir_fd=directory)
+            except FileNotFoundError:
+                continue
+            except PermissionError:
+                if writable:
+                    raise
+                os.fchmod(directory, stat.S_IRWXU)
+                writable = True
+                os.unlink(entry.name, dir_fd=directory)
+    # A directory with nothing but directories may be read-only too.
+    if below and not os.access(f"/proc/self/fd/{directory}", os.W_OK | os.X_OK):
+        os.fchmod(directory, stat.S_IRWXU)
+    return below
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
+
+
+class Lock:
+    """An advisory lock on a file (flock(2)), as a context manager; it ends with the process at the latest.
+
+    Not re-entrant: each object is one holder, within a process too. The file is made where it is missing; a
+    holder of the exclusive lock may delete the file.
+    """
+
+    def __init__(self, path: Path, *, shared: bool = False, blocking: bool = True) -> None:
+        self.path = path
+        self._operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if blocking else fcntl.LOCK_NB)
+        self._descriptor = -1
+
+    def acquire(self) -> Self:
+        """Take the lock.
+
+        Raises:
+            InUseError: another holder has it and the lock is not `blocking`.
+        """
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, self._operation)
+                if self._is_current(descriptor):
+                    self._descriptor = descriptor
+                    descriptor = -1
+                    return self
+            except BlockingIOError as error:
+                raise InUseError(f"{self.path} is locked by another process or thread") from error
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens when it is not held."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _is_current(self, descriptor: int) -> bool:
+        """Say whether the path still names the locked file: its last holder may have deleted it."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
+
+    def __enter__(self) -> Self:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

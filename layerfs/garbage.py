@@ -1,0 +1,322 @@
+"""Garbage collection: what may go, what stays and why; and what everything occupies.
+
+What stays: an image with a name or a container, a layer that an image, a child, a container or a user of
+the library needs, a blob that an image or a layer refers to, everything under a living process's
+lease, and what is younger than the grace period.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from layerfs import files, leases
+from layerfs.blobs import Blobs
+from layerfs.database import Database
+from layerfs.digest import Digest
+from layerfs.driver import Sweeps
+from layerfs.errors import InUseError, NotFoundError
+from layerfs.layers import Layers
+from layerfs.leases import leased
+
+GRACE_SECONDS: Final = 3600.0
+
+
+class Item(NamedTuple):
+    """One thing that was looked at: what it is, what it occupies in bytes, whether it goes, and why (not)."""
+
+    kind: str
+    name: str
+    bytes: int
+    removed: bool
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """What a collection did, or would do in a dry run."""
+
+    items: tuple[Item, ...]
+    dry_run: bool
+
+    @property
+    def removed(self) -> tuple[Item, ...]:
+        """What goes."""
+        return tuple(item for item in self.items if item.removed)
+
+    @property
+    def kept(self) -> tuple[Item, ...]:
+        """What stays."""
+        return tuple(item for item in self.items if not item.removed)
+
+    @property
+    def freed(self) -> int:
+        """The bytes of what goes."""
+        return sum(item.bytes for item in self.removed)
+
+
+class Garbage:
+    """The collector of one store; `layers_of` gives the layers of a driver by its name."""
+
+    def __init__(
+        self, root: Path, database: Database, blobs: Blobs, *, layers_of: Callable[[str], Layers]
+    ) -> None:
+        self._root = root
+        self._database = database
+        self._blobs = blobs
+        self._layers_of = layers_of
+
+    def collect(self, *, dry_run: bool = False, grace: float = GRACE_SECONDS) -> Report:
+        """Remove what nothing needs and is older than `grace` seconds; several processes may do so at once."""
+        leases.expire(self._database)
+        before = time.time() - grace
+        items: list[Item] = []
+        drivers = self._drivers()
+        if not dry_run:
+            for driver in drivers:
+                layers = self._layers_of(driver)
+                layers.recover()
+                gone = layers.finish()
+                if isinstance(layers.driver, Sweeps):
+                    gone += layers.driver.sweep()
+                items += [Item("layer", "half-made or half-removed", 0, True, "left behind")] * gone
+        gone_images = self._images(items, before, dry_run=dry_run)
+        gone_layers: set[int] = set()
+        for driver in drivers:
+            gone_layers |= self._layers(driver, items, gone_images, before, dry_run=dry_run)
+        self._unused_blobs(items, gone_images, gone_layers, before, dry_run=dry_run)
+        for driver in drivers:
+            self._orphans(driver, items, dry_run=dry_run)
+        if not dry_run:
+            freed = self._blobs.sweep(older_than=before) + self._leftovers(before)
+            if freed:
+                items.append(Item("partial", "half-made files", freed, True, "abandoned"))
+            self._locks(drivers)
+        return Report(tuple(items), dry_run)
+
+    def reclaim(self, chain_ids: Iterable[str], blobs: Iterable[Digest]) -> list[str]:
+        """Remove what a deleted image needed and nothing else does, at once; say so in docker's lines.
+
+        Args:
+            chain_ids: of its layers, bottom first.
+            blobs: its manifest, config and layers.
+        """
+        lines = []
+        candidates = set(blobs)
+        names = list(chain_ids)[::-1]
+        for driver in self._drivers():
+            layers = self._layers_of(driver)
+            for name in names:
+                try:
+                    layer = layers.stat(name)
+                    layers.remove(name)
+                except NotFoundError:
+                    continue
+                except InUseError:
+                    break  # what lies below is needed too
+                candidates |= {blob for blob in (layer.blob, layer.toc) if blob is not None}
+                lines.append(f"Deleted: {name}")
+        for blob in candidates:
+            self._remove_blob(blob)
+        return lines
+
+    def _drivers(self) -> list[str]:
+        return [
+            str(name) for (name,) in self._database.rows("SELECT DISTINCT driver FROM layers ORDER BY driver")
+        ]
+
+    def _images(self, items: list[Item], before: float, *, dry_run: bool) -> set[str]:
+        rows = self._database.rows(
+            "SELECT i.manifest, i.created_ns, (SELECT name FROM tags WHERE manifest = i.manifest),"
+            " (SELECT name FROM containers WHERE image = i.manifest),"
+            " (SELECT 1 FROM lease_items WHERE kind = 'image' AND item = i.manifest) FROM images i"
+        )
+        gone = set()
+        for manifest, created_ns, tag, container, lease in rows:
+            if tag is not None:
+                items.append(Item("image", manifest, 0, False, f"named {tag}"))
+            elif container is not None:
+                items.append(Item("image", manifest, 0, False, f"used by container {container}"))
+            elif lease is not None:
+                items.append(Item("image", manifest, 0, False, "leased by a running operation"))
+            elif created_ns / 1e9 >= before:
+                items.append(Item("image", manifest, 0, False, "younger than the grace period"))
+            elif dry_run or self._delete_image(manifest):
+                gone.add(manifest)
+                items.append(Item("image", manifest, 0, True, "no name and no container"))
+        return gone
+
+    def _delete_image(self, manifest: str) -> bool:
+        with self._database.transaction(durable=True) as connection:
+            cursor = connection.execute(
+                "DELETE FROM images WHERE manifest = ?1"
+                " AND NOT EXISTS (SELECT 1 FROM tags WHERE manifest = ?1)"
+                " AND NOT EXISTS (SELECT 1 FROM containers WHERE image = ?1)"
+                " AND NOT EXISTS (SELECT 1 FROM lease_items WHERE kind = 'image' AND item = ?1)",
+                (manifest,),
+            )
+        return cursor.rowcount == 1
+
+    def _layers(
+        self, driver: str, items: list[Item], gone_images: set[str], before: float, *, dry_run: bool
+    ) -> set[int]:
+        rows = self._database.rows(
+            "SELECT id, name, state, parent, diff_id, updated_ns, COALESCE(bytes, 0), labels, driver_id"
+            " FROM layers WHERE driver = ? AND state IN ('active', 'view', 'committed')",
+            driver,
+        )
+        needed: dict[str, str] = {}
+        for manifest, chain_id in self._database.rows("SELECT manifest, chain_id FROM image_layers"):
+            if manifest not in gone_images:
+                needed[chain_id] = f"belongs to image {manifest}"
+        containers = {name for (name,) in self._database.rows("SELECT id FROM containers")}
+        children: dict[int, set[int]] = {}
+        for number, _, _, parent, *_ in rows:
+            children.setdefault(parent, set()).add(number)
+        names = {row[0]: row[1] for row in rows}
+        layers = self._layers_of(driver)
+        gone: set[int] = set()
+        decided: set[int] = set()
+        # Children first; the numbers do not tell the order when two processes unpacked the same image.
+        pending = list(reversed(rows))
+        while pending:
+            later = []
+            for row in pending:
+                number, name, state, _, diff_id, updated_ns, size, labels, driver_id = row
+                own = children.get(number, set())
+                if own - decided:
+                    later.append(row)
+                    continue
+                decided.add(number)
+                reason = None
+                if own - gone:
+                    reason = f"has a child, {names[min(own - gone)]}"
+                elif name in needed:
+                    reason = needed[name]
+                elif name in containers:
+                    reason = "belongs to a container"
+                elif state != "committed" and "layerfs.container" not in labels:
+                    reason = f"{state}, made by a user of the library"
+                elif state == "committed" and diff_id is None:
+                    reason = "committed by a user of the library"
+                elif updated_ns / 1e9 >= before:
+                    reason = "younger than the grace period"
+                elif self._database.row(
+                    "SELECT 1 FROM lease_items WHERE kind = 'layer' AND item = ?", driver_id
+                ):
+                    reason = "leased by a running operation"
+                elif not dry_run:
+                    try:
+                        layers.remove(name)
+                    except NotFoundError:
+                        gone.add(number)
+                        continue
+                    except InUseError as error:
+                        reason = str(error)
+                if reason is None:
+                    gone.add(number)
+                items.append(Item("layer", name, size, reason is None, reason or "nothing needs it"))
+            pending = later
+        return gone
+
+    def _unused_blobs(
+        self, items: list[Item], gone_images: set[str], gone_layers: set[int], before: float, *, dry_run: bool
+    ) -> None:
+        needed: dict[str, str] = {}
+        for blob, toc, name, number in self._database.rows("SELECT blob, toc, name, id FROM layers"):
+            if number not in gone_layers:
+                needed.update({one: f"of layer {name}" for one in (blob, toc) if one is not None})
+        for manifest, blob in self._database.rows("SELECT manifest, blob FROM links"):
+            if manifest not in gone_images:
+                needed[blob] = f"of image {manifest}"
+        for digest in self._blobs.list():
+            try:
+                found = os.stat(self._blobs.path(digest))
+            except FileNotFoundError:
+                continue
+            size, name = found.st_size, str(digest)
+            if name in needed:
+                items.append(Item("blob", name, size, False, needed[name]))
+            elif found.st_mtime >= before:
+                items.append(Item("blob", name, size, False, "younger than the grace period"))
+            elif dry_run or self._remove_blob(digest):
+                items.append(Item("blob", name, size, True, "nothing refers to it"))
+            else:
+                items.append(Item("blob", name, size, False, "leased by a running operation"))
+
+    def _remove_blob(self, digest: Digest) -> bool:
+        """Delete a blob that nothing refers to and no lease protects."""
+        name = str(digest)
+        # Whoever is about to use the blob leases it first and looks for it then, so the file has to go, in one
+        # rename, before this transaction ends; the freeing of its blocks comes after.
+        with self._database.transaction() as connection:
+            used = connection.execute(
+                "SELECT EXISTS (SELECT 1 FROM links WHERE blob = ?1)"
+                " OR EXISTS (SELECT 1 FROM layers WHERE blob = ?1 OR toc = ?1)",
+                (name,),
+            ).fetchone()
+            if used != (0,) or leased(connection, "blob", name):
+                return False
+            trash = self._root / "trash" / f"blob-{os.urandom(8).hex()}"
+            try:
+                os.rename(self._blobs.path(digest), trash)
+            except FileNotFoundError:
+                return True
+        trash.unlink(missing_ok=True)
+        return True
+
+    def _orphans(self, driver: str, items: list[Item], *, dry_run: bool) -> None:
+        for driver_id in orphans(self._layers_of(driver)):
+            layers = self._layers_of(driver)
+            if not dry_run:
+                try:
+                    with layers.lock(driver_id) as lock:
+                        layers.driver.remove(driver_id)
+                        lock.path.unlink(missing_ok=True)
+                except InUseError as error:
+                    items.append(Item("orphan", driver_id, 0, False, str(error)))
+                    continue
+            items.append(
+                Item("orphan", driver_id, 0, True, f"{driver} holds it, the database does not know it")
+            )
+
+    def _leftovers(self, before: float) -> int:
+        """Empty the trash, and remove old directories that a crash left in ROOT/tmp; give the bytes."""
+        freed = 0
+        for place, limit in (("trash", time.time() - 60), ("tmp", before)):
+            directory = os.open(self._root / place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                for name in os.listdir(directory):
+                    if name.startswith("ingest-"):
+                        continue
+                    with contextlib.suppress(FileNotFoundError, InUseError):
+                        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                        if found.st_mtime < limit:
+                            files.remove_tree(directory, name)
+                            freed += found.st_blocks * 512
+            finally:
+                os.close(directory)
+        return freed
+
+    def _locks(self, drivers: Iterable[str]) -> None:
+        """Remove the lock files of layers that are gone."""
+        directory = self._root / "locks"
+        names = [name for name in os.listdir(directory) if not name.startswith("store")]
+        known = {driver_id for (driver_id,) in self._database.rows("SELECT driver_id FROM layers")}
+        for name in names:
+            if name not in known:
+                with contextlib.suppress(InUseError), files.Lock(directory / name, blocking=False) as lock:
+                    lock.path.unlink(missing_ok=True)
+
+
+def orphans(layers: Layers) -> Iterator[str]:
+    """Find the layers that a driver holds and the database does not know."""
+    # In this order: a layer's row is there before its files are.
+    held = list(layers.driver.layers())
+    known = layers.table.driver_ids()
+    return (driver_id for driver_id in held if driver_id not in known)

@@ -1,0 +1,299 @@
+"""Images: a manifest, its config and layers, and the names by which users know them.
+
+Names are stored in full (``docker.io/library/debian:12``) and shown short (``debian:12``). An image's
+id is the digest of its config, as docker's is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import re
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from layerfs.blobs import Blobs
+from layerfs.database import Database, now_ns
+from layerfs.digest import Digest
+from layerfs.errors import ArchiveError, InUseError, InvalidError, NotFoundError
+from layerfs.oci.config import History, ImageConfig
+from layerfs.oci.manifest import Manifest
+from layerfs.reference import Reference
+
+# A document of an image that is larger is refused (PITFALLS: budgets).
+DOCUMENT_MAXIMUM: Final = 4 << 20
+# Inside of the class `list` is the method.
+_Lines = list[str]
+_SHORT_ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{2,64})")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Image:
+    """One image of the store.
+
+    `names` are short ones, such as ``debian:12``. `digest` is the manifest's. `size` is what its layers
+    occupy unpacked, in bytes; of layers that are not unpacked here, what their blobs occupy.
+    """
+
+    names: tuple[str, ...]
+    digest: Digest
+    manifest: Manifest
+    config: ImageConfig
+    size: int
+    stored_ns: int
+
+    @property
+    def id(self) -> Digest:
+        """The digest of the config."""
+        return self.manifest.config.digest
+
+    @property
+    def created(self) -> float | None:
+        """When the image says that it was made, in seconds since 1970."""
+        return seconds(self.config.created)
+
+    @property
+    def chain_ids(self) -> tuple[str, ...]:
+        """The names of its layers, bottom first."""
+        return tuple(map(str, self.config.chain_ids))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of an image's history; `size` is its layer's in bytes, 0 for a change of config alone."""
+
+    history: History
+    size: int
+
+    @property
+    def created(self) -> float | None:
+        """When it was made, in seconds since 1970."""
+        return seconds(self.history.created)
+
+
+class Images:
+    """The images of one store."""
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: Blobs,
+        *,
+        driver: str,
+        reclaim: Callable[[Image], list[str]],
+    ) -> None:
+        """Args: `reclaim` removes what only a deleted image needed, and says what that was, one line each."""
+        self._database = database
+        self._blobs = blobs
+        self._driver = driver
+        self._reclaim = reclaim
+
+    def list(self) -> list[Image]:
+        """Give every image, the newest in the store first."""
+        rows = self._database.rows("SELECT manifest FROM images ORDER BY created_ns DESC, manifest")
+        return [self._load(manifest) for (manifest,) in rows]
+
+    def get(self, ref: str) -> Image:
+        """Find an image by name, NAME@DIGEST, the digest of its manifest or config, or the start of its id.
+
+        Raises:
+            NotFoundError: there is none.
+            InvalidError: several images' ids start so, or this can be neither a name nor an id.
+        """
+        return self._load(self._resolve(ref))
+
+    def put(self, raw: bytes, media_type: str | None = None, names: Sequence[str] = ()) -> Image:
+        """Add an image whose config and layers are in the content store, and give it these names.
+
+        A name moves here from the image that has it. What is here already stays as it is.
+
+        Raises:
+            DocumentError: the manifest or the config is not one.
+            ArchiveError: a blob is missing, or the config does not fit the layers.
+        """
+        manifest = Manifest.parse(raw, media_type)
+        full = [full_name(name) for name in names]
+        for descriptor in (manifest.config, *manifest.layers):
+            if not self._blobs.has(descriptor.digest):
+                raise ArchiveError(
+                    f"image {manifest.digest} needs blob {descriptor.digest}, which is missing"
+                )
+        config = ImageConfig.parse(self._blobs.read(manifest.config.digest, limit=DOCUMENT_MAXIMUM))
+        if len(config.diff_ids) != len(manifest.layers):
+            raise ArchiveError(
+                f"image {manifest.digest} has {len(manifest.layers)} layers, its config {len(config.diff_ids)} diff ids"
+            )
+        digest = str(self._blobs.put(raw))
+        if digest != str(manifest.digest):
+            raise ArchiveError(
+                f"a manifest's digest is {manifest.digest}, in this store it would be {digest}"
+            )
+        links = {digest, str(manifest.config.digest), *(str(layer.digest) for layer in manifest.layers)}
+        with self._database.transaction(durable=True) as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO images (manifest, media_type, config, created_ns) VALUES (?, ?, ?, ?)",
+                (digest, manifest.media_type, str(manifest.config.digest), now_ns()),
+            )
+            connection.executemany(
+                "INSERT OR IGNORE INTO links VALUES (?, ?)", [(digest, link) for link in links]
+            )
+            connection.executemany(
+                "INSERT OR IGNORE INTO image_layers VALUES (?, ?)",
+                [(digest, str(chain_id)) for chain_id in config.chain_ids],
+            )
+            for name in full:
+                _name(connection, name, digest)
+        return self._load(digest)
+
+    def tag(self, ref: str, name: str) -> Image:
+        """Give an image a further name, which moves here from the image that has it.
+
+        Raises:
+            NotFoundError: there is no such image.
+            InvalidError: this cannot be a name.
+        """
+        full = full_name(name)
+        digest = self._resolve(ref)
+        with self._database.transaction(durable=True) as connection:
+            try:
+                _name(connection, full, digest)
+            except sqlite3.IntegrityError:
+                raise NotFoundError(f"image {ref} was removed meanwhile") from None
+        return self._load(digest)
+
+    def remove(self, ref: str, *, force: bool = False) -> _Lines:
+        """Take a name away, and delete the image when it was the last; say so in docker's lines.
+
+        By id, an image goes with its name. `force` takes several names away, and the image's name from
+        under containers; the image itself stays as long as these do.
+
+        Raises:
+            NotFoundError: there is no such image.
+            InUseError: a container needs it, or an id has several names, and there is no `force`.
+        """
+        digest = self._resolve(ref)
+        image = self._load(digest)
+        name = self._tag_of(ref)
+        with self._database.transaction(durable=True) as connection:
+            names = [
+                row for (row,) in connection.execute("SELECT name FROM tags WHERE manifest = ?", (digest,))
+            ]
+            users = [
+                row for (row,) in connection.execute("SELECT name FROM containers WHERE image = ?", (digest,))
+            ]
+            going = [name] if name in names else names
+            last = len(going) == len(names)
+            if name not in names and len(names) > 1 and not force:
+                raise InUseError(
+                    f"image {ref} has several names: {', '.join(map(familiar, names))}",
+                    hint="remove them one by one, or all of them with --force",
+                )
+            if last and users and not force:
+                raise InUseError(
+                    f"image {ref} is used by container {users[0]}",
+                    hint=f"remove the container first (layerfs rm {users[0]}), or take the name alone with --force",
+                )
+            connection.executemany("DELETE FROM tags WHERE name = ?", [(one,) for one in going])
+            if last and not users:
+                connection.execute("DELETE FROM images WHERE manifest = ?", (digest,))
+        lines = [f"Untagged: {familiar(str(one))}" for one in going]
+        if last and not users:
+            lines += [f"Deleted: {image.id}", *self._reclaim(image)]
+        return lines
+
+    def history(self, ref: str) -> tuple[Stage, ...]:
+        """Tell how an image was made, the newest step first."""
+        image = self.get(ref)
+        sizes = self._layer_sizes(image.manifest, image.config)
+        stages = []
+        for history in image.config.history:
+            stages.append(Stage(history, 0 if history.empty_layer else next(sizes, 0)))
+        return tuple(stages[::-1])
+
+    def raw_manifest(self, digest: Digest) -> bytes:
+        """Read a manifest as it came in."""
+        return self._blobs.read(digest, limit=DOCUMENT_MAXIMUM)
+
+    def _load(self, digest: str) -> Image:
+        row = self._database.row("SELECT media_type, created_ns FROM images WHERE manifest = ?", digest)
+        if row is None:
+            raise NotFoundError(f"there is no image {digest}")
+        media_type, stored = row
+        names = self._database.rows("SELECT name FROM tags WHERE manifest = ? ORDER BY name", digest)
+        parsed = Digest.parse(digest)
+        manifest = Manifest.parse(self.raw_manifest(parsed), media_type)
+        config = ImageConfig.parse(self._blobs.read(manifest.config.digest, limit=DOCUMENT_MAXIMUM))
+        size = sum(self._layer_sizes(manifest, config))
+        return Image(tuple(familiar(name) for (name,) in names), parsed, manifest, config, size, stored)
+
+    def _layer_sizes(self, manifest: Manifest, config: ImageConfig) -> Iterator[int]:
+        rows = self._database.rows(
+            "SELECT l.name, l.bytes FROM image_layers i JOIN layers l ON l.driver = ? AND l.name = i.chain_id"
+            " WHERE i.manifest = ? AND l.state = 'committed'",
+            self._driver,
+            str(manifest.digest),
+        )
+        unpacked = dict(rows)
+        pairs = zip(config.chain_ids, manifest.layers, strict=True)
+        return iter([int(unpacked.get(str(chain_id), layer.size)) for chain_id, layer in pairs])
+
+    def _resolve(self, ref: str) -> str:
+        """Give the manifest digest of what a user calls an image."""
+        if tag := self._tag_of(ref):
+            row = self._database.row("SELECT manifest FROM tags WHERE name = ?", tag)
+            if row is not None:
+                return str(row[0])
+        digest = ref.partition("@")[2] or ref
+        row = self._database.row("SELECT manifest FROM images WHERE manifest = ?", digest)
+        if row is not None:
+            return str(row[0])
+        if matched := _SHORT_ID.fullmatch(ref):
+            rows = self._database.rows(
+                "SELECT manifest, config FROM images WHERE config GLOB ? ORDER BY created_ns DESC",
+                f"sha256:{matched[1]}*",
+            )
+            if len({config for _, config in rows}) > 1:
+                raise InvalidError(f"{ref!r} is the start of several images' ids", hint="write more of it")
+            if rows:
+                return str(rows[0][0])
+        raise NotFoundError(f"there is no image {ref}", hint="layerfs images lists what there is")
+
+    def _tag_of(self, ref: str) -> str | None:
+        try:
+            return full_name(ref)
+        except InvalidError:
+            return None
+
+
+def full_name(name: str) -> str:
+    """Give the stored form of a name: host, repository and tag in full.
+
+    Raises:
+        InvalidError: it is not a name, or has a digest.
+    """
+    reference = Reference.parse(name)
+    if reference.digest is not None:
+        raise InvalidError(f"{name!r} has a digest; a name of an image has a tag at most")
+    return str(reference)
+
+
+def familiar(name: str) -> str:
+    """Give the short form of a stored name."""
+    return Reference.parse(name).familiar()
+
+
+def seconds(text: str | None) -> float | None:
+    """Read an RFC 3339 time as seconds since 1970; None for what is none, or says nothing."""
+    if not text or text.startswith("0001-01-01"):
+        return None
+    # Nanoseconds are too fine for the standard library.
+    plain = re.sub(r"(\.\d{6})\d+", r"\1", text).replace("Z", "+00:00")
+    try:
+        return datetime.datetime.fromisoformat(plain).timestamp()
+    except ValueError:
+        return None
+
+
+def _name(connection: sqlite3.Connection, name: str, manifest: str) -> None:
+    connection.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (name, manifest, now_ns()))

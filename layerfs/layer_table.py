@@ -1,0 +1,415 @@
+"""The rows of layers: which states they are in and how these change, one short transaction each.
+
+No file is touched here; `layers` and `unpacking` do that before or after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+from layerfs.database import Database, now_ns
+from layerfs.digest import Digest
+from layerfs.driver import Usage
+from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError
+from layerfs.leases import Lease, leased
+from layerfs.liveness import boot_id
+
+
+class State(enum.Enum):
+    """Where a layer stands in its life."""
+
+    ACTIVE = "active"
+    VIEW = "view"
+    COMMITTED = "committed"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layer:
+    """What the store knows of a layer.
+
+    `name` is the key of an active layer or a view, and the name of a committed one; an image's layers are
+    named by their chain id (image-spec config.md). `usage` is what the layer occupies by itself, counted
+    when it was committed. `blob` is the compressed layer that it came from, kept for repair; `toc` the blob
+    with its table of contents. `row` and `driver_id` are the names that the database and the driver give it.
+    """
+
+    name: str
+    state: State
+    parent: str | None
+    driver: str
+    labels: Mapping[str, str]
+    created_ns: int
+    updated_ns: int
+    diff_id: Digest | None
+    blob: Digest | None
+    toc: Digest | None
+    usage: Usage | None
+    driver_id: str
+    row: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """One layer of an image to be unpacked: the blob as it is stored, and the digest of its plain tar."""
+
+    blob: Digest
+    diff_id: Digest
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Facts:
+    """What becomes known of a layer when it is committed."""
+
+    usage: Usage
+    toc: Digest
+    diff_id: Digest | None = None
+    blob: Digest | None = None
+    durable: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draft:
+    """A layer that is being unpacked, to be committed as `name`."""
+
+    name: str
+    driver_id: str
+    row: int
+
+
+_VISIBLE: Final = "l.state IN ('active', 'view', 'committed')"
+_SELECT: Final = (
+    "SELECT l.id, l.name, l.state, p.name, l.driver, l.driver_id, l.labels, l.created_ns, l.updated_ns,"
+    " l.diff_id, l.blob, l.toc, l.bytes, l.inodes FROM layers l LEFT JOIN layers p ON p.id = l.parent"
+    f" WHERE {_VISIBLE} AND l.driver = ?"
+)
+_STACK: Final = """
+WITH RECURSIVE up (driver_id, parent, depth) AS (
+    SELECT driver_id, parent, 0 FROM layers WHERE id = ?
+    UNION ALL
+    SELECT l.driver_id, l.parent, up.depth + 1 FROM layers l JOIN up ON l.id = up.parent
+)
+SELECT driver_id FROM up ORDER BY depth DESC
+"""
+_INSERT: Final = (
+    "INSERT INTO layers (driver, name, state, driver_id, parent, labels, created_ns, updated_ns, lease)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_MARK: Final = "UPDATE layers SET state = 'removing', name = '~removing:' || driver_id"
+
+
+class LayerTable:
+    """The layers of one store that belong to one driver."""
+
+    def __init__(self, database: Database, driver: str) -> None:
+        self.database = database
+        self.driver = driver
+
+    def find(self, name: str) -> Layer:
+        """Look a layer up by its key or name.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        row = self.database.row(f"{_SELECT} AND l.name = ?", self.driver, name)
+        if row is None:
+            raise _missing(name)
+        return _layer(row)
+
+    def has(self, name: str) -> bool:
+        """Say whether a key or name is taken."""
+        return self.database.row(f"{_SELECT} AND l.name = ?", self.driver, name) is not None
+
+    def walk(self, *, state: State | None, parent: str | None, labels: Mapping[str, str]) -> Iterator[Layer]:
+        """Give the layers that match, oldest first, as they were when the walk began."""
+        statement, values = _SELECT, [self.driver]
+        if state is not None:
+            statement += " AND l.state = ?"
+            values.append(state.value)
+        if parent is not None:
+            statement += " AND p.name = ?"
+            values.append(parent)
+        layers = map(_layer, self.database.rows(f"{statement} ORDER BY l.id", *values))
+        return (layer for layer in layers if labels.items() <= layer.labels.items())
+
+    def stack(self, row: int) -> tuple[str, ...]:
+        """Give the driver ids of a layer and of all below it, bottom first."""
+        return tuple(driver_id for (driver_id,) in self.database.rows(_STACK, row))
+
+    def driver_ids(self) -> set[str]:
+        """Give the driver ids of every row, in whatever state."""
+        return {
+            value
+            for (value,) in self.database.rows("SELECT driver_id FROM layers WHERE driver = ?", self.driver)
+        }
+
+    def add(
+        self, key: str, state: State, parent: str | None, labels: Mapping[str, str]
+    ) -> tuple[Layer, tuple[str, ...]]:
+        """Add an active layer or a view; give it and the driver ids below it.
+
+        Raises:
+            ExistsError, NotFoundError, InvalidError: as `Layers.prepare` says.
+        """
+        check_name(key)
+        driver_id, now = _new_id(), now_ns()
+        text = json.dumps(dict(labels), sort_keys=True)
+        below: tuple[str, ...] = ()
+        with self.database.transaction() as connection:
+            base = None
+            if parent is not None:
+                base = self._committed(connection, parent)
+                below = tuple(value for (value,) in connection.execute(_STACK, (base,)))
+            try:
+                cursor = connection.execute(
+                    _INSERT, (self.driver, key, state.value, driver_id, base, text, now, now, None)
+                )
+            except sqlite3.IntegrityError as error:
+                raise _taken(key) from error
+        layer = Layer(
+            key, state, parent, self.driver, MappingProxyType(dict(labels)), now, now, None, None, None, None,
+            driver_id, int(cursor.lastrowid or 0),
+        )  # fmt: skip
+        return layer, below
+
+    def commit(self, layer: Layer, name: str, facts: Facts, labels: Mapping[str, str]) -> None:
+        """Turn an active layer into a committed one, durably.
+
+        Raises:
+            ExistsError: the name is taken.
+            NotFoundError: the layer was removed meanwhile.
+        """
+        check_name(name)
+        with self.database.transaction(durable=True) as connection:
+            self._commit(connection, layer.row, "active", name, facts, labels)
+
+    def label(self, name: str, labels: Mapping[str, str | None]) -> None:
+        """Set labels, or take away those whose value is None."""
+        with self.database.transaction() as connection:
+            row = connection.execute(
+                f"SELECT l.id, l.labels FROM layers l WHERE l.driver = ? AND l.name = ? AND {_VISIBLE}",
+                (self.driver, name),
+            ).fetchone()
+            if row is None:
+                raise _missing(name)
+            merged = {**json.loads(row[1]), **labels}
+            kept = {key: value for key, value in merged.items() if value is not None}
+            connection.execute(
+                "UPDATE layers SET labels = ?, updated_ns = ? WHERE id = ?",
+                (json.dumps(kept, sort_keys=True), now_ns(), row[0]),
+            )
+
+    # -- drafts
+
+    def present(self, names: Sequence[str], lease: Lease) -> int:
+        """Count how many layers of a chain are committed, bottom first, and lease the topmost of these."""
+        with self.database.transaction() as connection:
+            for count in range(len(names), 0, -1):
+                row = connection.execute(
+                    "SELECT driver_id FROM layers WHERE driver = ? AND name = ? AND state = 'committed'",
+                    (self.driver, names[count - 1]),
+                ).fetchone()
+                if row is not None:
+                    lease.add_in(connection, "layer", row[0])
+                    return count
+        return 0
+
+    def add_draft(self, name: str, parent: str | Draft | None, lease: Lease) -> Draft:
+        """Add a layer that is about to be unpacked, on a committed layer or on another draft."""
+        driver_id, now = _new_id(), now_ns()
+        with self.database.transaction() as connection:
+            if isinstance(parent, Draft):
+                base: int | None = parent.row
+            else:
+                base = None if parent is None else self._committed(connection, parent)
+            values = (self.driver, f"~draft:{driver_id}", "draft", driver_id, base, "{}", now, now, lease.id)
+            cursor = connection.execute(_INSERT, values)
+            lease.add_in(connection, "layer", driver_id)
+        return Draft(name, driver_id, int(cursor.lastrowid or 0))
+
+    def commit_drafts(self, drafts: Sequence[tuple[Draft, Facts]]) -> list[Draft]:
+        """Commit a chain of drafts, bottom first, all at once and durably.
+
+        Where another process was first its layer serves instead; gives the drafts that are not needed then.
+        """
+        spare = []
+        with self.database.transaction(durable=True) as connection:
+            below: int | None = None
+            for draft, facts in drafts:
+                if below is not None:
+                    connection.execute("UPDATE layers SET parent = ? WHERE id = ?", (below, draft.row))
+                query = "SELECT id FROM layers WHERE driver = ? AND name = ?"
+                theirs = connection.execute(query, (self.driver, draft.name)).fetchone()
+                if theirs is not None:
+                    spare.append(draft)
+                    below = int(theirs[0])
+                else:
+                    self._commit(connection, draft.row, "draft", draft.name, facts, {})
+                    below = draft.row
+        return spare
+
+    def replace(self, layer: Layer, draft: Draft, facts: Facts) -> None:
+        """Let a committed layer have a draft's files from now on; the draft gets the old ones, to be removed.
+
+        Raises:
+            NotFoundError: the layer is gone.
+        """
+        with self.database.transaction(durable=True) as connection:
+            for driver_id, row in ((f"~{layer.driver_id}", layer.row), (layer.driver_id, draft.row)):
+                connection.execute("UPDATE layers SET driver_id = ? WHERE id = ?", (driver_id, row))
+            cursor = connection.execute(
+                "UPDATE layers SET driver_id = ?, toc = ?, bytes = ?, inodes = ?, durable = ?, boot = ?"
+                " WHERE id = ? AND state = 'committed'",
+                (draft.driver_id, str(facts.toc), *facts.usage, int(facts.durable), boot_id(), layer.row),
+            )
+            if cursor.rowcount != 1:
+                raise _missing(layer.name)
+
+    # -- removal
+
+    def mark(self, layer: Layer) -> None:
+        """Take a layer's name away for good; its files are to be removed next.
+
+        Raises:
+            NotFoundError: it is gone already.
+            InUseError: it has a child, a lease, or an image that needs it.
+        """
+        # Files must not vanish before the row does, or a power failure would bring the name back alone.
+        with self.database.transaction(durable=layer.state is State.COMMITTED) as connection:
+            state = connection.execute("SELECT state FROM layers WHERE id = ?", (layer.row,)).fetchone()
+            if state != (layer.state.value,):
+                raise _missing(layer.name)
+            child = connection.execute("SELECT name FROM layers WHERE parent = ?", (layer.row,)).fetchone()
+            if child is not None:
+                raise InUseError(f"layer {layer.name!r} has a child, {child[0]!r}")
+            image = connection.execute(
+                "SELECT 1 FROM image_layers WHERE chain_id = ?", (layer.name,)
+            ).fetchone()
+            if image is not None:
+                raise InUseError(f"layer {layer.name!r} belongs to an image")
+            if leased(connection, "layer", layer.driver_id):
+                raise InUseError(f"layer {layer.name!r} is leased by a running operation")
+            connection.execute(f"{_MARK} WHERE id = ?", (layer.row,))
+
+    def mark_unborn(self, row: int) -> None:
+        """Take away a layer that never came to be; nobody else knows it."""
+        with self.database.transaction() as connection:
+            connection.execute(f"{_MARK} WHERE id = ?", (row,))
+
+    def mark_abandoned(self) -> None:
+        """Take away the drafts whose lease has ended."""
+        with self.database.transaction() as connection:
+            connection.execute(
+                f"{_MARK} WHERE state = 'draft' AND driver = ?"
+                " AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.id = layers.lease)",
+                (self.driver,),
+            )
+
+    def marked(self) -> list[tuple[int, str]]:
+        """Give row and driver id of the layers that are marked as removed, children before parents."""
+        statement = (
+            "SELECT id, driver_id FROM layers WHERE state = 'removing' AND driver = ? ORDER BY id DESC"
+        )
+        return [(row, driver_id) for row, driver_id in self.database.rows(statement, self.driver)]
+
+    def is_marked(self, row: int) -> bool:
+        """Say whether a layer is marked as removed, still there, and without children."""
+        statement = "SELECT state FROM layers l WHERE id = ? AND NOT EXISTS (SELECT 1 FROM layers WHERE parent = l.id)"
+        return self.database.row(statement, row) == ("removing",)
+
+    def unfinished(self) -> bool:
+        """Say whether there are drafts or half-removed layers, as cheaply as can be."""
+        statement = "SELECT 1 FROM layers WHERE state IN ('draft', 'removing') LIMIT 1"
+        return self.database.row(statement) is not None
+
+    def delete(self, row: int) -> None:
+        """Delete the row of a marked layer, after its files are gone."""
+        with self.database.transaction() as connection:
+            connection.execute("DELETE FROM layers WHERE id = ? AND state = 'removing'", (row,))
+
+    def _committed(self, connection: sqlite3.Connection, name: str) -> int:
+        row = connection.execute(
+            "SELECT id, state FROM layers WHERE driver = ? AND name = ?", (self.driver, name)
+        ).fetchone()
+        if row is None:
+            raise _missing(name)
+        if row[1] != "committed":
+            raise InvalidError(f"layer {name!r} is {row[1]}; only a committed one can be a parent")
+        return int(row[0])
+
+    def _commit(
+        self,
+        connection: sqlite3.Connection,
+        row: int,
+        state: str,
+        name: str,
+        facts: Facts,
+        labels: Mapping[str, str],
+    ) -> None:
+        values = (
+            name, now_ns(), json.dumps(dict(labels), sort_keys=True), _text(facts.diff_id), _text(facts.blob),
+            _text(facts.toc), *facts.usage, int(facts.durable), boot_id(), row, state,
+        )  # fmt: skip
+        try:
+            cursor = connection.execute(
+                "UPDATE layers SET state = 'committed', lease = NULL, name = ?, updated_ns = ?, labels = ?,"
+                " diff_id = ?, blob = ?, toc = ?, bytes = ?, inodes = ?, durable = ?, boot = ?"
+                " WHERE id = ? AND state = ?",
+                values,
+            )
+        except sqlite3.IntegrityError as error:
+            raise _taken(name) from error
+        if cursor.rowcount != 1:
+            raise NotFoundError(f"the layer that was to become {name!r} was removed meanwhile")
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be a key or a name: the empty string, NULs, and ``~`` in front.
+
+    Raises:
+        InvalidError: it is one of these.
+    """
+    if not name or name.startswith("~") or "\0" in name:
+        raise InvalidError(f"{name!r} cannot name a layer")
+
+
+def _layer(row: tuple[Any, ...]) -> Layer:
+    (number, name, state, parent, driver, driver_id, labels, created, updated, diff_id, blob, toc, size,
+     inodes) = row  # fmt: skip
+    return Layer(
+        name=name,
+        state=State(state),
+        parent=parent,
+        driver=driver,
+        labels=MappingProxyType({} if labels == "{}" else json.loads(labels)),
+        created_ns=created,
+        updated_ns=updated,
+        diff_id=None if diff_id is None else Digest.parse(diff_id),
+        blob=None if blob is None else Digest.parse(blob),
+        toc=None if toc is None else Digest.parse(toc),
+        usage=None if size is None else Usage(size, inodes),
+        driver_id=driver_id,
+        row=number,
+    )
+
+
+def _text(digest: Digest | None) -> str | None:
+    return None if digest is None else str(digest)
+
+
+def _new_id() -> str:
+    return os.urandom(8).hex()
+
+
+def _missing(name: str) -> NotFoundError:
+    return NotFoundError(f"there is no layer {name!r}")
+
+
+def _taken(name: str) -> ExistsError:
+    return ExistsError(f"there is a layer {name!r} already")

@@ -1,0 +1,572 @@
+"""Layers: their life in the database, their files in the driver, and the mounts that show them.
+
+The life of a layer, each arrow one transaction::
+
+    (none | committed) --prepare--> active --commit--> committed      active --remove--> gone
+    (none | committed) --view-----> view   --remove--> gone           committed --remove--> gone, if no
+                                                                      child, no lease and no mount
+    an image's layers come in as drafts (see `unpacking`) and are committed together
+
+Who may do what to a layer's files is settled by one advisory lock per layer, ROOT/locks/DRIVER-ID:
+exclusive while it is written, sealed or removed, and while a writable mount of it is made or held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerfs import linux
+from layerfs.blobs import Blobs
+from layerfs.database import Database, Durability
+from layerfs.digest import Digest
+from layerfs.driver import Diffs, Driver, Measures, Seals, Usage
+from layerfs.errors import ExistsError, InUseError, InvalidError, LayerfsError, NotFoundError
+from layerfs.files import Lock
+from layerfs.layer_table import Facts, Layer, LayerTable, State, Step, check_name
+from layerfs.leases import Lease
+from layerfs.ledger import Ledger, Record
+from layerfs.liveness import mount_namespace
+from layerfs.mount import Bind, Mount
+from layerfs.progress import Progress, Silent
+from layerfs.tree.budget import DEFAULT_BUDGET, Budget
+
+if TYPE_CHECKING:
+    from layerfs.tree.change import Change
+
+__all__ = ["Layer", "Layers", "State", "Step", "chain_ids"]
+
+
+class Layers:
+    """The layers of one store under one driver."""
+
+    def __init__(
+        self,
+        root: Path,
+        database: Database,
+        blobs: Blobs,
+        driver: Driver,
+        *,
+        durability: Durability = "commit",
+        budget: Budget = DEFAULT_BUDGET,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        self.root = root
+        self.blobs = blobs
+        self.driver = driver
+        self.durability = durability
+        self.budget = budget
+        self.table = LayerTable(database, driver.name)
+        self.ledger = Ledger(database)
+        self._database = database
+        self._warn = warn or (lambda text: None)
+
+    # -- life
+
+    def prepare(
+        self, key: str, parent: str | None = None, *, labels: Mapping[str, str] | None = None
+    ) -> Layer:
+        """Make an empty writable layer on a committed one, or on nothing.
+
+        Raises:
+            ExistsError: the key is taken.
+            NotFoundError: there is no such parent.
+            InvalidError: the parent is not committed, or the key cannot be one.
+        """
+        return self._begin(key, parent, State.ACTIVE, labels or {})
+
+    def view(self, key: str, parent: str | None = None, *, labels: Mapping[str, str] | None = None) -> Layer:
+        """Give a committed layer a second, removable name under which it can only be looked at.
+
+        Raises as `prepare` does.
+        """
+        return self._begin(key, parent, State.VIEW, labels or {})
+
+    def commit(self, key: str, name: str, *, labels: Mapping[str, str] | None = None) -> Layer:
+        """Turn an active layer into a committed one: the key disappears as the name appears.
+
+        Its table of contents is written, and its files are on disk, before that. `labels`, when given,
+        replace those of the key.
+
+        Raises:
+            NotFoundError: there is no such key.
+            InvalidError: it is not active.
+            InUseError: it is mounted.
+            ExistsError: the name is taken.
+        """
+        check_name(name)
+        layer = self.table.find(key)
+        if layer.state is not State.ACTIVE:
+            raise InvalidError(f"layer {key!r} is {layer.state.value}; only an active one is committed")
+        with self.lock(layer.driver_id, what=f"layer {key!r}"), Lease(self._database) as lease:
+            self._refuse_live(layer, writable_only=True)
+            if self.table.has(name):
+                raise ExistsError(f"there is a layer {name!r} already")
+            below = self.table.stack(layer.row)[:-1]
+            toc = self._write_toc(layer, below)
+            lease.add("blob", str(toc))
+            if isinstance(self.driver, Seals):
+                self.driver.seal(layer.driver_id)
+            usage = self.measure(layer.driver_id, below)
+            self.sync()
+            facts = Facts(usage, toc, durable=self.durability != "none")
+            self.table.commit(layer, name, facts, layer.labels if labels is None else labels)
+        return self.table.find(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a layer that nothing needs: the name is free at once, the files go after it.
+
+        Raises:
+            NotFoundError: there is no such layer.
+            InUseError: it has children, is leased or mounted, or an image needs it.
+        """
+        layer = self.table.find(name)
+        with self.lock(layer.driver_id, what=f"layer {name!r}") as lock:
+            self._refuse_live(layer)
+            self.table.mark(layer)
+            self._erase(layer.row, layer.driver_id, lock)
+
+    def finish(self) -> int:
+        """Finish removals and drop drafts that a process left behind; give how many layers went.
+
+        Removals under way elsewhere, and drafts of living leases, are left alone.
+        """
+        self.table.mark_abandoned()
+        return sum(self.erase(row, driver_id) for row, driver_id in self.table.marked())
+
+    def stat(self, name: str) -> Layer:
+        """Look a layer up by its key or name.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return self.table.find(name)
+
+    def has(self, name: str) -> bool:
+        """Say whether there is a layer of that key or name."""
+        return self.table.has(name)
+
+    def walk(
+        self,
+        *,
+        state: State | None = None,
+        parent: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Iterator[Layer]:
+        """Give the layers that match every filter, oldest first, as they were when the walk began."""
+        return self.table.walk(state=state, parent=parent, labels=labels or {})
+
+    def label(self, name: str, labels: Mapping[str, str | None]) -> Layer:
+        """Set labels, or take away those whose value is None; the others stay.
+
+        Raises:
+            NotFoundError: there is no such layer.
+        """
+        self.table.label(name, labels)
+        return self.table.find(name)
+
+    # -- content
+
+    def apply(
+        self, blob: Digest, diff_id: Digest, *, parent: str | None = None, progress: Progress | None = None
+    ) -> Layer:
+        """Unpack one stored layer on a committed one, as `apply_all` does for several."""
+        return self.apply_all([Step(blob, diff_id)], parent=parent, progress=progress)
+
+    def apply_all(
+        self, steps: Sequence[Step], *, parent: str | None = None, progress: Progress | None = None
+    ) -> Layer:
+        """Unpack stored layers, bottom first, into committed layers named by their chain ids; give the top one.
+
+        What is here already is not unpacked again. The new layers appear together, after one sync of
+        them all, or not at all. A second process that wants the same layers waits and then uses the first's.
+
+        Raises:
+            NotFoundError: a blob or the parent is missing.
+            LayerError: a layer's stream cannot be accepted.
+            VerificationError: a layer's uncompressed content is not the promised one.
+        """
+        if not steps:
+            raise InvalidError("a chain of layers has at least one")
+        names = chain_ids((step.diff_id for step in steps), parent=parent)
+        with Lease(self._database) as lease:
+            present = self.table.present(names, lease)
+            if present < len(names):
+                # Whoever lacks any of these layers lacks this one too, and waits here.
+                lock = Lock(self.root / "locks" / f"chain-{names[present].partition(':')[2]}")
+                with lock:
+                    try:
+                        present = self.table.present(names, lease)
+                        if present < len(names):
+                            base = names[present - 1] if present else parent
+                            shown = progress or Silent()
+                            self._unpack(steps[present:], names[present:], base, lease, shown)
+                    finally:
+                        lock.path.unlink(missing_ok=True)
+            return self.table.find(names[-1])
+
+    def renew(self, name: str) -> None:
+        """Unpack a damaged committed layer once more from its blob, and put that in its place.
+
+        Raises:
+            NotFoundError: there is no such layer, or its blob is not here.
+            InUseError: something is mounted: it could be this layer's damaged files.
+        """
+        from layerfs.unpacking import Unpacking
+
+        layer = self.table.find(name)
+        if layer.blob is None or layer.diff_id is None:
+            raise NotFoundError(
+                f"layer {name!r} came from no blob", hint="it cannot be repaired, only removed"
+            )
+        for record in self.ledger.all():
+            if self.ledger.exists(record):
+                raise InUseError(f"a layer is {record}", hint="unmount everything before a repair")
+        with Lease(self._database) as lease:
+            unpacking = Unpacking(self, lease, budget=self.budget, warn=self._warn, progress=Silent())
+            with self.lock(layer.driver_id, what=f"layer {name!r}"), unpacking:
+                unpacking.unpack(Step(layer.blob, layer.diff_id), name, layer.parent)
+                unpacking.replace(layer)
+            # The old files could not be removed under our own lock.
+        self.finish()
+
+    def changes(self, name: str) -> Iterator[Change]:
+        """Give what a layer changes against the layers below it, in the order of `tree.diff`.
+
+        Raises:
+            NotFoundError: there is no such layer.
+        """
+        layer = self.table.find(name)
+        if layer.state is State.VIEW:
+            return iter(())
+        return self._changes(layer.driver_id, self.table.stack(layer.row)[:-1])
+
+    def usage(self, name: str) -> Usage:
+        """Give the bytes and inodes that a layer occupies by itself; of a committed one as counted then."""
+        layer = self.table.find(name)
+        if layer.usage is not None:
+            return layer.usage
+        if layer.state is State.VIEW:
+            return Usage(0, 0)
+        return self.measure(layer.driver_id, self.table.stack(layer.row)[:-1])
+
+    # -- mounts
+
+    def mount(self, name: str, target: Path, *, read_only: bool = False) -> None:
+        """Mount a layer's tree on a directory, where it stays until `unmount`.
+
+        A committed layer or a view can only be mounted `read_only`.
+
+        Raises:
+            NotFoundError: no such layer.
+            FileNotFoundError: no such directory.
+            InUseError: the layer is mounted writable already, or `target` has a mount of this store.
+            MountError: the kernel refused.
+        """
+        from layerfs import mounting
+
+        target = target.resolve(strict=True)
+        with self._reserved(name, target, read_only=read_only, held=False) as mount:
+            if len(self.ledger.at(target)) > 0:
+                raise InUseError(
+                    f"{target} has a mount of this store already", hint=f"layerfs umount {target}"
+                )
+            mounting.attach(mount, target)
+
+    def unmount(self, target: Path) -> None:
+        """Unmount what `mount` put on a directory.
+
+        Raises:
+            NotFoundError: nothing of this store is mounted there.
+            InUseError: files below it are open.
+        """
+        from layerfs import mounting
+
+        target = target.resolve()
+        found = self.ledger.at(target)
+        if not found:
+            raise NotFoundError(f"nothing of this store is mounted at {target}")
+        mounting.detach(target)
+        self.ledger.forget(found[0].id)
+
+    def mounts(self, name: str) -> list[Record]:
+        """Give the live mounts of a layer."""
+        return self.ledger.live(self.table.find(name).row)
+
+    @contextlib.contextmanager
+    def held(self, name: str, *, read_only: bool = False) -> Iterator[Mount]:
+        """Reserve a layer and give its Mount, for a caller who attaches it where only it can see it.
+
+        A writable layer is reserved for one holder. The reservation ends with the block, or with the process.
+
+        Raises:
+            InUseError: the layer is mounted writable already.
+        """
+        with self._reserved(name, None, read_only=read_only, held=True) as mount:
+            yield mount
+
+    @contextlib.contextmanager
+    def mounted(self, name: str, *, read_only: bool = False) -> Iterator[Path]:
+        """Mount a layer's tree on a directory of the store's own for the length of a block, and give that.
+
+        Raises as `mount` does.
+        """
+        from layerfs import mounting
+
+        target = self.root.resolve() / "tmp" / f"mount-{os.urandom(8).hex()}"
+        with self._reserved(name, target, read_only=read_only, held=True) as mount:
+            target.mkdir(0o700)
+            try:
+                mounting.attach(mount, target)
+                try:
+                    yield target
+                finally:
+                    mounting.detach(target)
+            finally:
+                target.rmdir()
+
+    @contextlib.contextmanager
+    def opened(self, name: str, *, read_only: bool = True) -> Iterator[int]:
+        """Open the root of a layer's tree for the length of a block and give its descriptor.
+
+        Nothing is attached anywhere; but where the layer is mounted already, that mount is what is
+        seen, and written.
+
+        Raises:
+            InUseError: it is to be written, and in use where this process cannot reach it.
+        """
+        layer = self.table.find(name)
+        writable = self._writable(layer, read_only)
+        with contextlib.ExitStack() as stack:
+            busy: InUseError | None = None
+            try:
+                stack.enter_context(self.lock(layer.driver_id, shared=not writable, what=f"layer {name!r}"))
+            except InUseError as error:
+                busy = error
+            live = self._reachable(layer)
+            if live is not None:
+                root = os.open(live.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            else:
+                if writable and busy is not None:
+                    raise busy
+                if writable:
+                    self._refuse_live(layer, writable_only=True)
+                root = self.open_root(self._mount_of(layer, read_only=not writable))
+            stack.callback(os.close, root)
+            yield root
+
+    def recover(self) -> None:
+        """Take down mounts whose holders died, and forget those of earlier boots."""
+        from layerfs import mounting
+
+        for record in self.ledger.abandoned():
+            if record.target and record.held:
+                if self.ledger.exists(record):
+                    with contextlib.suppress(LayerfsError):
+                        mounting.detach(Path(os.fsdecode(record.target)))
+                with contextlib.suppress(OSError):
+                    os.rmdir(record.target)
+            if not self.ledger.exists(record):
+                self.ledger.forget(record.id)
+
+    # -- parts that `unpacking`, `garbage` and `check` use too
+
+    def lock(self, driver_id: str, *, shared: bool = False, what: str = "the layer") -> Lock:
+        """Give a layer's lock, not yet taken; taking it raises InUseError at once when it is not free."""
+        return _LayerLock(self.root / "locks" / driver_id, what, shared=shared)
+
+    def erase(self, row: int, driver_id: str) -> bool:
+        """Delete a layer that is marked as removed; False when another process does so, or it must wait."""
+        try:
+            with self.lock(driver_id) as lock:
+                if not self.table.is_marked(row):
+                    return False
+                self._erase(row, driver_id, lock)
+        except InUseError:
+            return False
+        return True
+
+    def measure(self, driver_id: str, below: Sequence[str]) -> Usage:
+        """Count what a layer occupies by itself."""
+        if isinstance(self.driver, Measures):
+            return self.driver.usage(driver_id, below)
+        size = inodes = 0
+        for change in self._changes(driver_id, below):
+            if change.directory >= 0:
+                found = os.stat(change.name, dir_fd=change.directory, follow_symlinks=False)
+                size += found.st_blocks * 512
+                inodes += 1
+        return Usage(size, inodes)
+
+    def sync(self) -> None:
+        """Bring the driver's file system to disk (syncfs(2)), if the store's durability asks for it."""
+        if self.durability != "none":
+            root = os.open(self.driver.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                linux.syncfs(root)
+            finally:
+                os.close(root)
+
+    def lower(self, below: Sequence[str]) -> Callable[[], int] | None:
+        """Give what opens the merged tree of a stack; None for the empty stack."""
+        if not below:
+            return None
+        return lambda: self.open_root(self.driver.mount(below[-1], below[:-1], read_only=True))
+
+    def open_root(self, mount: Mount) -> int:
+        """Open the root of a mount that is attached nowhere."""
+        if isinstance(mount, Bind):
+            # The directory itself serves, and needs no privilege.
+            return os.open(mount.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        from layerfs import mounting
+
+        return mounting.open_mount(mount)
+
+    # -- inner parts
+
+    def _begin(self, key: str, parent: str | None, state: State, labels: Mapping[str, str]) -> Layer:
+        layer, below = self.table.add(key, state, parent, labels)
+        if state is State.ACTIVE or parent is None:
+            try:
+                self.driver.create(layer.driver_id, below)
+            except BaseException:
+                self.table.mark_unborn(layer.row)
+                self.erase(layer.row, layer.driver_id)
+                raise
+        return layer
+
+    def _unpack(
+        self,
+        steps: Sequence[Step],
+        names: Sequence[str],
+        parent: str | None,
+        lease: Lease,
+        progress: Progress,
+    ) -> None:
+        from layerfs.unpacking import Unpacking
+
+        with Unpacking(self, lease, budget=self.budget, warn=self._warn, progress=progress) as unpacking:
+            for step, name in zip(steps, names, strict=True):
+                unpacking.unpack(step, name, parent)
+            unpacking.commit()
+
+    def _write_toc(self, layer: Layer, below: Sequence[str]) -> Digest:
+        """Write the table of contents of a layer that did not come from a stream."""
+        from layerfs.contents import record
+        from layerfs.tree.toc import TocWriter
+
+        with self.blobs.ingest() as ingest:
+            toc = TocWriter(ingest.write)
+            record(self._changes(layer.driver_id, below), toc.add)
+            toc.close()
+            return ingest.commit()
+
+    def _changes(self, driver_id: str, below: Sequence[str]) -> Iterator[Change]:
+        if isinstance(self.driver, Diffs):
+            return self.driver.changes(driver_id, below)
+        return self._changes_between(driver_id, below)
+
+    def _changes_between(self, driver_id: str, below: Sequence[str]) -> Iterator[Change]:
+        from layerfs.tree.diff import changes_between
+
+        lower = self.lower(below)
+        with contextlib.ExitStack() as stack:
+            upper = self.open_root(self.driver.mount(driver_id, below, read_only=True))
+            stack.callback(os.close, upper)
+            base = None
+            if lower is not None:
+                base = lower()
+                stack.callback(os.close, base)
+            yield from changes_between(base, upper)
+
+    def _erase(self, row: int, driver_id: str, lock: Lock) -> None:
+        self.driver.remove(driver_id)
+        self.table.delete(row)
+        # The id is never used again, and we hold the lock exclusively.
+        lock.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _reserved(self, name: str, target: Path | None, *, read_only: bool, held: bool) -> Iterator[Mount]:
+        """Lock and record a mount; the record goes with a held block, or with a failed one."""
+        layer = self.table.find(name)
+        writable = self._writable(layer, read_only)
+        place = b"" if target is None else os.fsencode(target)
+        with self.lock(layer.driver_id, shared=not writable, what=f"layer {name!r}"):
+            if writable:
+                self._refuse_live(layer, writable_only=True)
+            mount = self._mount_of(layer, read_only=not writable)
+            record = self.ledger.record(layer.row, place, mount, read_only=not writable, held=held)
+            done = False
+            try:
+                yield mount
+                done = True
+            finally:
+                if (held or not done) and (target is None or not _is_mount(target)):
+                    self.ledger.forget(record)
+
+    def _mount_of(self, layer: Layer, *, read_only: bool) -> Mount:
+        stack = self.table.stack(layer.row)
+        if layer.state is State.VIEW and len(stack) > 1:
+            stack = stack[:-1]
+        return self.driver.mount(stack[-1], stack[:-1], read_only=read_only)
+
+    def _writable(self, layer: Layer, read_only: bool) -> bool:
+        if not read_only and layer.state is not State.ACTIVE:
+            raise InvalidError(
+                f"layer {layer.name!r} is {layer.state.value}: it can only be mounted read-only"
+            )
+        return not read_only
+
+    def _reachable(self, layer: Layer) -> Record | None:
+        """Find a live writable mount of the layer in this mount namespace."""
+        here = mount_namespace()
+        for record in self.ledger.live(layer.row):
+            if record.target and not record.read_only and record.namespace == here:
+                return record
+        return None
+
+    def _refuse_live(self, layer: Layer, *, writable_only: bool = False) -> None:
+        """Raise InUseError for a live mount; the caller holds the layer's lock exclusively."""
+        for record in self.ledger.live(layer.row, locked=True):
+            if not (writable_only and record.read_only):
+                raise InUseError(
+                    f"layer {layer.name!r} is {record}",
+                    hint=f"layerfs umount {os.fsdecode(record.target)}" if record.target else None,
+                )
+
+
+class _LayerLock(Lock):
+    """A layer's lock, never waited for; its error names the layer instead of the file."""
+
+    def __init__(self, path: Path, what: str, *, shared: bool) -> None:
+        super().__init__(path, shared=shared, blocking=False)
+        self._what = what
+
+    def acquire(self) -> _LayerLock:
+        try:
+            super().acquire()
+        except InUseError as error:
+            raise InUseError(f"{self._what} is in use by another process or thread") from error
+        return self
+
+
+def _is_mount(target: Path) -> bool:
+    from layerfs import mounting
+
+    return mounting.mounted(target) is not None
+
+
+def chain_ids(diff_ids: Iterable[Digest], *, parent: str | None = None) -> list[str]:
+    """Name each layer of a stack by everything below it too (image-spec config.md, "Layer ChainID")."""
+    names = []
+    for diff_id in diff_ids:
+        if parent is None:
+            parent = str(diff_id)
+        else:
+            parent = "sha256:" + hashlib.sha256(f"{parent} {diff_id}".encode()).hexdigest()
+        names.append(parent)
+    return names

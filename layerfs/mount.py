@@ -1,0 +1,39 @@
+"""Mounts as data: what would make a layer's tree visible. Nothing here touches the kernel.
+
+`layerfs.mounting` attaches and detaches them. A driver whose mounts are of another sort defines a
+frozen value of its own and registers how it is attached (`mounting.attach.register`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mount:
+    """A tree that can be attached; `source` is the name that /proc/self/mountinfo will show where it can."""
+
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bind(Mount):
+    """A directory shown as it is."""
+
+    directory: Path
+    read_only: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Overlay(Mount):
+    """An overlayfs mount (kernel documentation, filesystems/overlayfs.rst).
+
+    `lower` is top first, as in the kernel's ``lowerdir=``. `upper` and `work` are both None for
+    a read-only mount. `options` are further ``name=value`` or bare flags, such as ``userxattr``.
+    """
+
+    lower: tuple[Path, ...]
+    upper: Path | None
+    work: Path | None
+    options: tuple[str, ...] = ()

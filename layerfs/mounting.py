@@ -1,0 +1,352 @@
+"""Makes mounts described as data real, and takes them away: the only place that attaches and detaches.
+
+A driver with mounts of another sort registers them: ``attach.register`` and ``open_mount.register``
+take a function of the driver's own `Mount` class (functools.singledispatch).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from layerfs import linux
+from layerfs.errors import InUseError, MountError, UnsupportedError
+from layerfs.mount import Bind, Mount, Overlay
+
+# fsconfig(2): a string value holds at most 255 bytes; longer paths go by descriptor.
+_STRING_MAXIMUM: Final = 255
+# mount(2) takes one page for all options, its final NUL included.
+_PAGE: Final = 4096
+
+
+@functools.singledispatch
+def attach(mount: Mount, target: Path | int) -> None:
+    """Mount at `target`, an existing directory given as a path or an open descriptor.
+
+    The mount is private: what is mounted below it later does not propagate.
+
+    Raises:
+        MountError: the kernel refused; the message carries the kernel's own words where it gives any.
+        FileNotFoundError, NotADirectoryError: there is no such directory.
+    """
+    raise TypeError(f"no way to attach a {type(mount).__name__} is registered")
+
+
+@functools.singledispatch
+def open_mount(mount: Mount) -> int:
+    """Open the root directory of a private mount that is attached nowhere; closing the descriptor ends it.
+
+    The descriptor is open for reading (listing, extended attributes, openat(2)). Without the privilege to
+    mount, a `Bind` is opened as a plain directory: nothing then enforces `read_only` but the caller.
+
+    Raises:
+        MountError: the kernel refused.
+    """
+    raise TypeError(f"no way to open a {type(mount).__name__} is registered")
+
+
+@attach.register
+def _attach_bind(mount: Bind, target: Path | int) -> None:
+    try:
+        tree = _clone_bind(mount)
+    except OSError as error:
+        raise _refused(f"cannot bind {mount.directory}", error) from error
+    _attach_tree(tree, target)
+
+
+@open_mount.register
+def _open_bind(mount: Bind) -> int:
+    try:
+        tree = _clone_bind(mount)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOSYS):
+            return os.open(mount.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        raise _refused(f"cannot bind {mount.directory}", error) from error
+    return _readable(tree)
+
+
+@attach.register
+def _attach_overlay(mount: Overlay, target: Path | int) -> None:
+    try:
+        tree = _new_overlay(mount)
+    except UnsupportedError:
+        _classic_overlay(mount, target)
+        return
+    _attach_tree(tree, target)
+
+
+@open_mount.register
+def _open_overlay(mount: Overlay) -> int:
+    try:
+        return _readable(_new_overlay(mount))
+    except UnsupportedError:
+        with tempfile.TemporaryDirectory(prefix="layerfs-") as directory:
+            _classic_overlay(mount, Path(directory))
+            try:
+                return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            finally:
+                linux.umount(directory, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+
+
+def _clone_bind(mount: Bind) -> int:
+    """Give the descriptor of a detached mount of the directory, without what is mounted below it."""
+    tree = linux.open_tree(
+        linux.AT_FDCWD,
+        mount.directory,
+        linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_SYMLINK_NOFOLLOW,
+    )
+    if mount.read_only:
+        try:
+            linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, set_attributes=linux.MOUNT_ATTR_RDONLY)
+        except OSError:
+            os.close(tree)
+            raise
+    return tree
+
+
+def _readable(tree: int) -> int:
+    """Turn the O_PATH descriptor of a detached mount into one open for reading.
+
+    Closing the first takes the mount out of reach; the second keeps it alive until it is closed.
+    """
+    try:
+        return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+    finally:
+        os.close(tree)
+
+
+def _attach_tree(tree: int, target: Path | int) -> None:
+    """Attach a detached mount, and close its descriptor."""
+    try:
+        with _target(target) as directory:
+            try:
+                linux.move_mount(
+                    tree,
+                    b"",
+                    directory,
+                    b"",
+                    linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH,
+                )
+            except OSError as error:
+                raise _refused(f"cannot attach a mount at {_shown(target)}", error) from error
+        # Attaching below a shared mount has made this one shared too.
+        linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, propagation=linux.MS_PRIVATE)
+    finally:
+        os.close(tree)
+
+
+@contextlib.contextmanager
+def _target(target: Path | int) -> Iterator[int]:
+    if isinstance(target, int):
+        yield target
+        return
+    descriptor = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _shown(target: Path | int) -> str:
+    return os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else str(target)
+
+
+def _new_overlay(mount: Overlay) -> int:
+    """Make a detached overlay with the new mount API and give its descriptor.
+
+    Raises:
+        UnsupportedError: the kernel lacks the API, or the parameter ``lowerdir+`` (Linux 6.7).
+        MountError: any other refusal.
+    """
+    try:
+        context = linux.fsopen("overlay")
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            raise UnsupportedError("no fsopen(2)", errno=error.errno) from error
+        raise _refused("cannot open the overlay file system", error) from error
+    try:
+        linux.fsconfig_set_string(context, "source", mount.source)
+        for number, lower in enumerate(mount.lower):
+            try:
+                _set_directory(context, "lowerdir+", lower)
+            except OSError as error:
+                if number == 0 and error.errno == errno.EINVAL and "Unknown" in _kernel_words(context):
+                    raise UnsupportedError("overlay has no lowerdir+", errno=error.errno) from error
+                raise
+        if mount.upper is not None and mount.work is not None:
+            _set_directory(context, "upperdir", mount.upper)
+            _set_directory(context, "workdir", mount.work)
+        for option in mount.options:
+            key, equals, value = option.partition("=")
+            if equals:
+                linux.fsconfig_set_string(context, key, value)
+            else:
+                linux.fsconfig_set_flag(context, key)
+        linux.fsconfig_create(context)
+        return linux.fsmount(context, linux.MOUNT_ATTR_RDONLY if mount.upper is None else 0)
+    except OSError as error:
+        raise _refused(f"cannot mount overlay {mount.source!r}", error, _kernel_words(context)) from error
+    finally:
+        os.close(context)
+
+
+def _set_directory(context: int, key: str, directory: Path) -> None:
+    name = os.fsencode(directory)
+    # Some of the parameters resolve backslashes, others do not.
+    if len(name) <= _STRING_MAXIMUM and b"\\" not in name:
+        linux.fsconfig_set_string(context, key, name)
+        return
+    descriptor = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        linux.fsconfig_set_fd(context, key, descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Before Linux 6.13 overlay takes no descriptors.
+        linux.fsconfig_set_string(context, key, f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _kernel_words(context: int) -> str:
+    """Read the messages that the kernel left on a file-system context (fsopen(2)), "" when there are none."""
+    words: list[str] = []
+    while True:
+        try:
+            message = os.read(context, _PAGE)
+        except OSError:  # ENODATA: no more
+            return "; ".join(words)
+        words.append(message.decode("utf-8", "backslashreplace").removeprefix("e ").strip())
+
+
+def _classic_overlay(mount: Overlay, target: Path | int) -> None:
+    """Mount with mount(2), for kernels without the new API.
+
+    All options must fit into one page, so paths go as descriptors (/proc/self/fd/N) when they are too
+    many or hold characters that the option string gives a meaning.
+    """
+    with contextlib.ExitStack() as opened:
+        directories = [*mount.lower, *(d for d in (mount.upper, mount.work) if d is not None)]
+        names = [os.fsencode(directory) for directory in directories]
+        if sum(map(len, names)) > _PAGE // 2 or any(c in name for name in names for c in b":,\\="):
+            names = []
+            for directory in directories:
+                descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                opened.callback(os.close, descriptor)
+                names.append(b"/proc/self/fd/%d" % descriptor)
+        options = [b"lowerdir=" + b":".join(names[: len(mount.lower)])]
+        if mount.upper is not None and mount.work is not None:
+            options += [b"upperdir=" + names[-2], b"workdir=" + names[-1]]
+        options += map(os.fsencode, mount.options)
+        data = b",".join(options)
+        if len(data) >= _PAGE:
+            raise MountError(
+                f"cannot mount overlay {mount.source!r}: {len(mount.lower)} layers do not fit "
+                "into the options of mount(2)",
+                errno=errno.E2BIG,
+                hint="Linux 6.7 and later have no such limit",
+            )
+        at = f"/proc/self/fd/{opened.enter_context(_target(target))}"
+        try:
+            linux.mount(mount.source, at, "overlay", linux.MS_RDONLY if mount.upper is None else 0, data)
+        except OSError as error:
+            raise _refused(f"cannot mount overlay {mount.source!r} at {_shown(target)}", error) from error
+    if isinstance(target, Path):
+        linux.mount("none", target, None, linux.MS_PRIVATE)
+
+
+def _refused(what: str, error: OSError, words: str = "") -> MountError:
+    hint = {
+        errno.EPERM: "mounting needs root, or CAP_SYS_ADMIN in a user and mount namespace of one's own",
+        errno.ENODEV: "the kernel has no overlayfs: try `modprobe overlay`",
+        errno.ENOSPC: "the mount namespace is full: see /proc/sys/fs/mount-max",
+    }.get(error.errno or 0)
+    return MountError(f"{what}: {words or error.strerror}", errno=error.errno, hint=hint)
+
+
+def detach(target: Path, *, lazy: bool = False) -> None:
+    """Unmount what is mounted topmost at `target`, which is not followed if it is a symlink.
+
+    With `lazy` (MNT_DETACH) the mount leaves the tree at once and ends with its last user.
+
+    Raises:
+        InUseError: a process still uses the mount.
+        MountError: nothing is mounted there (errno EINVAL), or the kernel refused.
+    """
+    try:
+        linux.umount(target, linux.UMOUNT_NOFOLLOW | (linux.MNT_DETACH if lazy else 0))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise InUseError(
+                f"{target} is in use", hint=f"`fuser -vm {target}` shows by which processes"
+            ) from error
+        if error.errno == errno.EINVAL:
+            raise MountError(f"{target} is not a mount", errno=error.errno) from error
+        raise _refused(f"cannot unmount {target}", error) from error
+
+
+class MountInfo(NamedTuple):
+    """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)); paths are raw bytes, escapes resolved."""
+
+    id: int
+    parent: int
+    root: bytes
+    target: bytes
+    options: tuple[str, ...]
+    fstype: str
+    source: str
+    super_options: tuple[str, ...]
+
+
+def mount_table(pid: int | str = "self") -> list[MountInfo]:
+    """Read the mounts of a process's mount namespace, our own by default, in the order of attaching."""
+    with open(f"/proc/{pid}/mountinfo", "rb", buffering=0) as table:
+        return [_parse_line(line) for line in table.read().splitlines()]
+
+
+def _parse_line(line: bytes) -> MountInfo:
+    # "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue"
+    front, _, back = line.partition(b" - ")
+    identity, parent, _, root, target, options, *_ = front.split(b" ")
+    fstype, source, super_options = back.split(b" ", 2)
+    return MountInfo(
+        int(identity),
+        int(parent),
+        _unescape(root),
+        _unescape(target),
+        tuple(os.fsdecode(options).split(",")),
+        os.fsdecode(_unescape(fstype)),
+        os.fsdecode(_unescape(source)),
+        tuple(os.fsdecode(super_options).split(",")),
+    )
+
+
+def _unescape(field: bytes) -> bytes:
+    """Resolve the octal escapes of blank, tab, newline, ``#`` and backslash."""
+    if b"\\" not in field:
+        return field
+    first, *rest = field.split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
+
+
+def mounted(target: Path) -> MountInfo | None:
+    """Find what is mounted topmost at a path; None when nothing is mounted right there."""
+    place = os.fsencode(os.path.realpath(target))
+    found = None
+    for info in mount_table():
+        if info.target == place:
+            found = info
+    return found
+
+
+def mounts_below(path: Path) -> list[MountInfo]:
+    """List the mounts at a path and beneath it, in the order in which they were attached."""
+    place = os.fsencode(os.path.realpath(path))
+    beneath = place.rstrip(b"/") + b"/"
+    return [info for info in mount_table() if info.target == place or info.target.startswith(beneath)]

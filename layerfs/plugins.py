@@ -1,0 +1,153 @@
+"""Drivers by name: which there are, which of them work here, and which is the best.
+
+A driver is a class named by the entry-point group ``layerfs.drivers``. Those that come with layerfs are
+resolved without asking the packages' metadata, which costs more than starting Python does.
+
+`root` is everywhere the directory that holds one directory per driver (ROOT/drivers).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from layerfs.driver import Driver
+from layerfs.errors import NotFoundError, UnsupportedError
+
+GROUP: Final = "layerfs.drivers"
+
+BUILT_IN: Final[Mapping[str, str]] = {
+    "overlay2": "layerfs_overlay2:Overlay2Driver",
+    "vfs": "layerfs_vfs:VfsDriver",
+}
+
+# Best first. A driver of another name is used only when it is asked for.
+PREFERENCE: Final = ("overlay2", "aufs", "btrfs", "zfs", "fuse", "aufs-fuse", "vfs")
+
+
+class Plugin(NamedTuple):
+    """Where a driver's class is found: ``module:Class``. Nothing is imported before `load`."""
+
+    name: str
+    value: str
+
+    def load(self) -> type[Driver]:
+        """Import the driver's class.
+
+        Raises:
+            UnsupportedError: it cannot be imported, or is no driver.
+        """
+        module, _, attribute = self.value.partition(":")
+        try:
+            found = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise UnsupportedError(
+                f"the driver {self.name!r} ({self.value}) cannot be imported: {error}",
+                hint="install again, or uninstall, the package that it came with",
+            ) from error
+        if not (isinstance(found, type) and issubclass(found, Driver)):
+            raise UnsupportedError(
+                f"the driver {self.name!r} ({self.value}) is not a subclass of layerfs.Driver"
+            )
+        return found
+
+
+class Candidate(NamedTuple):
+    """What one driver can do here; `reason` and `hint` are "" where there is nothing to say."""
+
+    name: str
+    works: bool
+    reason: str
+    hint: str
+
+
+def available() -> dict[str, Plugin]:
+    """Find every installed driver, best first, then those of other packages by name."""
+    from importlib.metadata import entry_points
+
+    found = {point.name: Plugin(point.name, point.value) for point in entry_points(group=GROUP)}
+    found.update({name: Plugin(name, value) for name, value in BUILT_IN.items()})
+    return {name: found[name] for name in sorted(found, key=_rank)}
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return (PREFERENCE.index(name) if name in PREFERENCE else len(PREFERENCE), name)
+
+
+def find(name: str) -> Plugin:
+    """Find one driver by its name.
+
+    Raises:
+        NotFoundError: no installed package has it.
+    """
+    if name in BUILT_IN:
+        return Plugin(name, BUILT_IN[name])
+    installed = available()
+    if name not in installed:
+        raise NotFoundError(
+            f"there is no driver {name!r}",
+            hint=f"installed are {', '.join(installed)}; `layerfs drivers` explains each",
+        )
+    return installed[name]
+
+
+def load(name: str, root: Path) -> Driver:
+    """Open the driver `name` on its directory below `root`, which is made where it is missing.
+
+    Does not check whether the driver works: a store that exists was made by one that did.
+
+    Raises:
+        NotFoundError: no installed package has it.
+        UnsupportedError: it cannot be imported.
+    """
+    driver = find(name).load()
+    directory = root / name
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return driver(directory)
+
+
+def choose(root: Path, preferred: str | None = None) -> Driver:
+    """Open the best driver that works here, or the preferred one and no other.
+
+    Args:
+        root: an existing directory on the file system that will hold the layers.
+        preferred: the name of a driver.
+
+    Raises:
+        NotFoundError: there is no driver of the preferred name.
+        UnsupportedError: the preferred driver does not work here, or none does.
+    """
+    if preferred is not None:
+        find(preferred).load().check(root)
+        return load(preferred, root)
+    reasons = []
+    for name in PREFERENCE:
+        try:
+            find(name).load().check(root)
+        except NotFoundError:
+            continue
+        except UnsupportedError as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        return load(name, root)
+    raise UnsupportedError(
+        f"no driver works in {root}: {'; '.join(reasons) or 'none is installed'}",
+        hint="`layerfs drivers` explains each",
+    )
+
+
+def explain(root: Path) -> list[Candidate]:
+    """Try every installed driver and say what it found; best first."""
+    found = []
+    for name, plugin in available().items():
+        try:
+            plugin.load().check(root)
+        except UnsupportedError as error:
+            found.append(Candidate(name, False, str(error), error.hint or ""))
+        else:
+            found.append(Candidate(name, True, "", ""))
+    return found

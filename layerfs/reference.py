@@ -1,0 +1,112 @@
+"""Names of images as docker writes and completes them: ``debian`` is ``docker.io/library/debian:latest``."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from layerfs.digest import Digest
+from layerfs.errors import InvalidError
+
+DEFAULT_HOST: Final = "docker.io"
+DEFAULT_TAG: Final = "latest"
+_LEGACY_DEFAULT_HOST: Final = "index.docker.io"
+_OFFICIAL: Final = "library/"
+_MAXIMUM: Final = 255
+
+# The grammar of github.com/distribution/reference (reference.go).
+_HOST_PART = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_HOST: Final = re.compile(rf"(?:{_HOST_PART}(?:\.{_HOST_PART})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
+_PATH_PART = "[a-z0-9]+(?:(?:\\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY: Final = re.compile(rf"{_PATH_PART}(?:/{_PATH_PART})*")
+_TAG: Final = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_ID: Final = re.compile("[0-9a-f]{64}")
+
+
+class Reference(NamedTuple):
+    """A complete name of an image; frozen.
+
+    `tag` is None only where a digest stands without one.
+    """
+
+    host: str
+    repository: str
+    tag: str | None = DEFAULT_TAG
+    digest: Digest | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read a name, short or complete; a name with neither tag nor digest gets ``latest``.
+
+        Raises:
+            InvalidError: docker would refuse it as a name.
+        """
+        if _ID.fullmatch(text):
+            raise InvalidError(f"{text!r} is an id, not a name")
+        rest, at, digest_text = text.partition("@")
+        digest = Digest.parse(digest_text) if at else None
+        name, tag = _split_tag(rest)
+        host, repository = _split_host(name)
+        if tag is None and digest is None:
+            tag = DEFAULT_TAG
+        shown = text[:300]
+        if not _HOST.fullmatch(host):
+            raise InvalidError(f"{shown!r} is not an image name: {host[:100]!r} cannot be a registry's host")
+        if not _REPOSITORY.fullmatch(repository):
+            hint = "a repository's name is lower case" if repository != repository.lower() else None
+            raise InvalidError(
+                f"{shown!r} is not an image name: {repository[:100]!r} cannot be a repository", hint=hint
+            )
+        if len(repository) > _MAXIMUM:
+            raise InvalidError(
+                f"{shown!r} is not an image name: its repository has over {_MAXIMUM} characters"
+            )
+        if tag is not None and not _TAG.fullmatch(tag):
+            raise InvalidError(f"{shown!r} is not an image name: {tag[:140]!r} cannot be a tag")
+        return cls(host, repository, tag, digest)
+
+    @property
+    def name(self) -> str:
+        """Host and repository, without tag and digest."""
+        return f"{self.host}/{self.repository}"
+
+    def familiar(self) -> str:
+        """Give the shortest text that `parse` completes to the same reference; the tag is always shown."""
+        return self._with_suffix(self._familiar_name())
+
+    def _familiar_name(self) -> str:
+        if self.host != DEFAULT_HOST:
+            return self.name
+        short = self.repository.removeprefix(_OFFICIAL)
+        for name in (short, self.repository):
+            if _split_host(name) == (self.host, self.repository) and not _ID.fullmatch(name):
+                return name
+        return self.name
+
+    def _with_suffix(self, name: str) -> str:
+        tag = "" if self.tag is None else f":{self.tag}"
+        digest = "" if self.digest is None else f"@{self.digest}"
+        return f"{name}{tag}{digest}"
+
+    def __str__(self) -> str:
+        return self._with_suffix(self.name)
+
+
+def _split_tag(text: str) -> tuple[str, str | None]:
+    """Part a tag from a name: a colon before the last slash belongs to the host's port."""
+    name, colon, tag = text.rpartition(":")
+    if not colon or "/" in tag:
+        return text, None
+    return name, tag
+
+
+def _split_host(name: str) -> tuple[str, str]:
+    """Part and complete host and repository by docker's rule (reference/normalize.go, splitDockerDomain)."""
+    first, slash, rest = name.partition("/")
+    is_host = "." in first or ":" in first or first == "localhost" or first.lower() != first
+    host, repository = (first, rest) if slash and is_host else (DEFAULT_HOST, name)
+    if host == _LEGACY_DEFAULT_HOST:
+        host = DEFAULT_HOST
+    if host == DEFAULT_HOST and "/" not in repository:
+        repository = _OFFICIAL + repository
+    return host, repository

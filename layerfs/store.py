@@ -1,0 +1,571 @@
+"""The store: opens a root, holds the rest, and carries out what users ask for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal
+
+from layerfs import liveness
+from layerfs.blobs import Blobs
+from layerfs.containers import Container, Containers
+from layerfs.database import Database, Durability
+from layerfs.errors import ExistsError, InvalidError, NotFoundError, StoreError
+from layerfs.files import Lock, write_atomic
+from layerfs.images import Image, Images, full_name
+from layerfs.layers import Layers
+from layerfs.leases import Lease
+from layerfs.progress import Progress, Silent
+from layerfs.tree.budget import DEFAULT_BUDGET, Budget
+
+if TYPE_CHECKING:
+    from layerfs.check import Findings
+    from layerfs.driver import Driver
+    from layerfs.garbage import Garbage, Report
+    from layerfs.oci.descriptor import Descriptor
+    from layerfs.oci.platform import Platform
+    from layerfs.store_ends import StoreSink, StoreSource
+    from layerfs.transports import Place
+    from layerfs.transports.endpoint import Source
+    from layerfs.usage import DiskUsage
+
+FORMAT_VERSION: Final = 1
+_FORMAT: Final = "format.json"
+_DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks")
+_OURS: Final = frozenset(
+    {*_DIRECTORIES, _FORMAT, "layerfs.db", "layerfs.db-wal", "layerfs.db-shm", "lost+found"}
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Info:
+    """What a store is and holds."""
+
+    root: Path
+    driver: str
+    durability: str
+    format_version: int
+    images: int
+    containers: int
+    running: int
+    layers: int
+
+
+class Store:
+    """Images, containers and their layers below one directory; a context manager.
+
+    Several processes may have the same root open, and several threads may share one object. Nothing runs
+    in the background, and nothing stays in memory: what one process does the next one sees.
+
+        with Store.open() as store:
+            image = store.pull("oci:./debian")
+            container = store.mount(image.names[0], Path("/mnt"))
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        database: Database,
+        *,
+        driver: str | None,
+        durability: Durability,
+        budget: Budget,
+        warn: Callable[[str], None],
+    ) -> None:
+        """Use `Store.open`."""
+        self.root = root
+        self.durability: Durability = durability
+        self.blobs = Blobs(root, durability=durability)
+        self._database = database
+        self._budget = budget
+        self._warn = warn
+        self._layers: dict[str, Layers] = {}
+        self.driver = self._choose_driver(driver)
+        self.layers = self._add_layers(self.driver)
+        self.images = Images(database, self.blobs, driver=self.driver.name, reclaim=self._reclaim)
+        self.containers = Containers(
+            database, self.blobs, self.images, driver=self.driver.name, layers_of=self.layers_of, warn=warn
+        )
+
+    @classmethod
+    def open(
+        cls,
+        root: Path | str | None = None,
+        *,
+        driver: str | None = None,
+        durability: Durability = "commit",
+        budget: Budget = DEFAULT_BUDGET,
+        warn: Callable[[str], None] | None = None,
+    ) -> Store:
+        """Open the store at a directory, which is made when it is missing or empty.
+
+        What a crash left behind, half-made layers and mounts of dead processes, is cleared away.
+
+        Args:
+            root: /var/lib/layerfs for root and ~/.local/share/layerfs for others when None.
+            driver: the name of the driver to use this time; the store remembers its first choice else.
+            durability: what is on disk when a call returns: "commit" (whatever was committed), "full" (every
+                change), or "none" (whenever the kernel likes; for throw-away stores).
+            budget: what a stranger's layer may ask for.
+            warn: told, one sentence each, what was odd but has a defined result.
+
+        Raises:
+            StoreError: the directory holds something else, or a store of another format.
+            UnsupportedError: no driver, or not that one, works here.
+        """
+        if durability not in ("none", "commit", "full"):
+            raise InvalidError(f"{durability!r} is not a durability", hint="'none', 'commit' or 'full'")
+        place = Path(os.path.abspath(root)) if root is not None else _default_root()
+        _check_format(place)
+        database = Database(place / "layerfs.db", durability=durability)
+        try:
+            store = cls(
+                place, database, driver=driver, durability=durability, budget=budget,
+                warn=warn or (lambda message: None),
+            )  # fmt: skip
+            store._recover()
+        except BaseException:
+            database.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close the store; closing twice does nothing, and mounts stay."""
+        self._database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def layers_of(self, driver: str) -> Layers:
+        """Give the layers of a driver by its name: containers keep the driver that they were made with."""
+        from layerfs import plugins
+
+        found = self._layers.get(driver)
+        return found or self._add_layers(plugins.load(driver, self.root / "drivers"))
+
+    # -- images in and out
+
+    def pull(
+        self,
+        source: str,
+        name: str | None = None,
+        *,
+        platform: Platform | None = None,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Copy an image into the store and unpack it.
+
+        Args:
+            source: as skopeo writes it: ``oci:DIR[:TAG]``, ``oci-archive:FILE[:TAG]`` or
+                ``docker-archive:FILE[:NAME]``.
+            name: what it is called here; when None what the source calls it, or else what `source` looks like.
+            platform: which image of several; this machine's when None.
+            progress: told how it goes.
+
+        Raises:
+            UnsupportedError: the source is a registry.
+            NotFoundError: there is no such image.
+            InvalidError: something in it is malformed.
+            VerificationError: a part of it is not what its digest promises.
+        """
+        from layerfs import transports
+
+        if name is not None:
+            full_name(name)
+        place = transports.parse(source)
+        with (
+            closing(place.source(spool=self._spool, budget=self._budget, warn=self._warn)) as origin,
+            closing(self._sink(progress or Silent())) as sink,
+        ):
+            names = [name] if name is not None else _names_of(origin, place)
+            transports.copy(origin, sink, image=place.name, names=names, platform=platform, progress=progress)
+            sink.commit()
+            return sink.stored[0]
+
+    def push(self, image: str, destination: str, *, progress: Progress | None = None) -> Descriptor:
+        """Copy an image out of the store: its blobs and its manifest exactly as they came in.
+
+        Args:
+            image: what `Images.get` takes.
+            destination: as for `pull`; without a tag or name there the image keeps its own.
+            progress: told how it goes.
+
+        Raises:
+            NotFoundError: there is no such image.
+            TransportError: the destination is something else.
+        """
+        from layerfs import transports
+
+        place = transports.parse(destination)
+        found = self.images.get(image)
+        names = [place.name] if place.name is not None else _own_names(found, place.transport)
+        with closing(self._source()) as origin, closing(place.sink()) as sink:
+            descriptor = transports.copy(
+                origin, sink, image=str(found.digest), names=names, progress=progress
+            )
+            sink.commit()
+            return descriptor
+
+    def load(self, file: Path | str | BinaryIO, *, progress: Progress | None = None) -> list[Image]:
+        """Take in every image of an archive of docker save (of any age) or of an OCI layout; unpack them.
+
+        Args:
+            file: a path, or an open file or pipe; plain or compressed.
+            progress: told how it goes.
+
+        Raises:
+            ArchiveError: it is neither.
+            InvalidError, VerificationError: it is malformed.
+        """
+        from layerfs import transports
+        from layerfs.transports.docker_archive import open_any
+
+        place = Path(file) if isinstance(file, str) else file
+        with (
+            closing(open_any(place, spool=self._spool, budget=self._budget, warn=self._warn)) as origin,
+            closing(self._sink(progress or Silent())) as sink,
+        ):
+            for available in origin.images():
+                transports.copy(origin, sink, image=available, names=available.references, progress=progress)
+            sink.commit()
+            return sink.stored
+
+    def save(
+        self,
+        images: Sequence[str],
+        file: Path | str | BinaryIO,
+        *,
+        format: Literal["docker", "oci"] = "docker",
+        progress: Progress | None = None,
+    ) -> None:
+        """Write images into one archive: their blobs and manifests exactly as they came in.
+
+        Args:
+            images: names, which are kept in the archive, or ids, which give images without a name.
+            file: a path, replaced when all is written, or an open file or pipe.
+            format: "docker", which docker load reads too (and an OCI layout all the same), or "oci".
+            progress: told how it goes.
+
+        Raises:
+            NotFoundError: there is no such image.
+        """
+        from layerfs import transports
+        from layerfs.transports import docker_archive, oci_archive
+
+        if format not in ("docker", "oci"):
+            raise InvalidError(f"{format!r} is no format of archives", hint="'docker' or 'oci'")
+        wanted: dict[str, list[str]] = {}
+        for ref in images:
+            found = self.images.get(ref)
+            names = wanted.setdefault(str(found.digest), [])
+            names += [name for name in map(full_name, found.names) if self._is_name(ref, name)]
+        target = Path(file) if isinstance(file, str) else file
+        opened = docker_archive.open_sink(target) if format == "docker" else oci_archive.open_sink(target)
+        with closing(self._source()) as origin, closing(opened) as sink:
+            for digest, names in wanted.items():
+                transports.copy(origin, sink, image=digest, names=names, progress=progress)
+            sink.commit()
+
+    def import_tree(
+        self,
+        source: Path | str | BinaryIO,
+        name: str,
+        *,
+        changes: Sequence[str] = (),
+        message: str = "",
+        progress: Progress | None = None,
+    ) -> Image:
+        """Make an image of one layer from a plain root file system.
+
+        Args:
+            source: a directory, a tar file, plain or compressed, or an open one.
+            name: the image's name.
+            changes: Dockerfile instructions that set its config, such as ``CMD ["sh"]``.
+            message: kept in its history.
+            progress: told how it goes.
+
+        Raises:
+            LayerError: the tar stream cannot be accepted.
+            InvalidError: the name is none, or an instruction cannot be done.
+        """
+        from layerfs import committing
+
+        full_name(name)
+        shown = progress or Silent()
+        with Lease(self._database) as lease:
+            if isinstance(source, str | Path):
+                if os.path.isdir(source):
+                    layer = committing.layer_of_directory(
+                        self.blobs, lease, Path(source), warn=self._warn, progress=shown
+                    )
+                else:
+                    with open(source, "rb", buffering=0) as file:
+                        layer = committing.layer_of_stream(self.blobs, lease, file, progress=shown)
+            else:
+                layer = committing.layer_of_stream(self.blobs, lease, source, progress=shown)
+            image = committing.build_image(
+                self.images, self.blobs, lease, layer, base=None, author="", message=message,
+                created_by="layerfs import", changes=changes,
+            )  # fmt: skip
+            lease.add("image", str(image.digest))
+            self.containers.unpack(image, progress=shown)
+            # The name comes last, so that it never stands for a tree that cannot be unpacked.
+            return self.images.tag(str(image.digest), name)
+
+    # -- mounts
+
+    def mount(
+        self, what: str, target: Path, *, read_only: bool = False, name: str | None = None
+    ) -> Container:
+        """Mount a container, or an image with a fresh writable layer, on a directory until `unmount`.
+
+        Args:
+            what: a container, or else an image, as the user calls it.
+            target: an existing directory.
+            read_only: refuse writes.
+            name: of the container that is made for an image.
+
+        Raises:
+            NotFoundError: there is neither such a container nor such an image.
+            InUseError: the container is mounted already.
+        """
+        try:
+            container = self.containers.get(what)
+        except NotFoundError:
+            container = None
+        if container is not None and name is None:
+            container.mount(target, read_only=read_only)
+            return container
+        if container is not None and name is not None and not self._is_image(what):
+            raise ExistsError(f"container {container.name} has a name already")
+        made = self.containers.create(what, name=name)
+        try:
+            made.mount(target, read_only=read_only)
+        except BaseException:
+            self.containers.remove(made.id)
+            raise
+        return made
+
+    def unmount(self, what: str | Path) -> None:
+        """Unmount a directory, or a container by its name or id wherever it is mounted.
+
+        Raises:
+            NotFoundError: nothing of this store is mounted there.
+            InUseError: files below it are open.
+        """
+        with contextlib.suppress(NotFoundError, InvalidError):
+            container = self.containers.get(str(what))
+            if container.mounts() or not os.path.lexists(what):
+                container.unmount()
+                return
+        self.layers.unmount(Path(what))
+
+    # -- housekeeping
+
+    def collect(self, *, dry_run: bool = False, grace: float | None = None) -> Report:
+        """Remove what nothing needs; see `garbage`.
+
+        Args:
+            dry_run: only say what would go.
+            grace: seconds for which new things are left alone; an hour when None.
+        """
+        from layerfs.garbage import GRACE_SECONDS
+
+        return self._garbage().collect(dry_run=dry_run, grace=GRACE_SECONDS if grace is None else grace)
+
+    def check(
+        self, *, repair: bool = False, contents: bool = False, progress: Progress | None = None
+    ) -> Findings:
+        """Look for damage, and with `repair` mend it from the kept blobs; `contents` reads every file."""
+        from layerfs.check import Check
+
+        return Check(
+            self._database,
+            self.blobs,
+            layers_of=self.layers_of,
+            repair=repair,
+            contents=contents,
+            progress=progress,
+        ).run()
+
+    def disk_usage(self) -> DiskUsage:
+        """Say what images, containers and blobs occupy, and what could be had back."""
+        from layerfs.usage import measure
+
+        return measure(self._database, self.blobs, self.images, self.containers)
+
+    def info(self) -> Info:
+        """Say what the store is and holds."""
+        row = self._database.row(
+            "SELECT (SELECT COUNT(*) FROM images), (SELECT COUNT(*) FROM containers),"
+            " (SELECT COUNT(*) FROM containers WHERE status = 'running'),"
+            " (SELECT COUNT(*) FROM layers WHERE state = 'committed')"
+        )
+        assert row is not None
+        return Info(self.root, self.driver.name, self.durability, FORMAT_VERSION, *row)
+
+    # -- inner parts
+
+    def _choose_driver(self, name: str | None) -> Driver:
+        from layerfs import plugins
+
+        drivers = self.root / "drivers"
+        remembered = self._database.get("driver")
+        wanted = name or remembered
+        if wanted is not None and (drivers / wanted).is_dir():
+            return plugins.load(wanted, drivers)
+        driver = plugins.choose(drivers, wanted)
+        if remembered is None:
+            self._database.set("driver", driver.name)
+        return driver
+
+    def _add_layers(self, driver: Driver) -> Layers:
+        layers = Layers(
+            self.root, self._database, self.blobs, driver, durability=self.durability, budget=self._budget,
+            warn=self._warn,
+        )  # fmt: skip
+        self._layers[driver.name] = layers
+        return layers
+
+    def _source(self) -> StoreSource:
+        from layerfs.store_ends import StoreSource
+
+        return StoreSource(self._database, self.blobs, self.images)
+
+    def _sink(self, progress: Progress) -> StoreSink:
+        from layerfs.store_ends import StoreSink
+
+        return StoreSink(self._database, self.blobs, self.images, self.containers, progress=progress)
+
+    def _spool(self) -> BinaryIO:
+        import tempfile
+
+        return tempfile.TemporaryFile(dir=self.root / "tmp", buffering=0)
+
+    def _is_name(self, ref: str, name: str) -> bool:
+        try:
+            return full_name(ref) == name
+        except InvalidError:
+            return False
+
+    def _garbage(self) -> Garbage:
+        from layerfs.garbage import Garbage
+
+        return Garbage(self.root, self._database, self.blobs, layers_of=self.layers_of)
+
+    def _reclaim(self, image: Image) -> list[str]:
+        blobs = [image.digest, image.id, *(layer.digest for layer in image.manifest.layers)]
+        return self._garbage().reclaim(image.chain_ids, blobs)
+
+    def _is_image(self, what: str) -> bool:
+        try:
+            self.images.get(what)
+        except (NotFoundError, InvalidError):
+            return False
+        return True
+
+    def _recover(self) -> None:
+        """Clear away what a crash left; each question is one query while there is nothing to do."""
+        self.layers.recover()
+        self.containers.recover()
+        if self.layers.table.unfinished():
+            from layerfs import leases
+
+            leases.expire(self._database)
+            for (driver,) in self._database.rows("SELECT DISTINCT driver FROM layers"):
+                self.layers_of(driver).finish()
+        boot = liveness.boot_id()
+        if self._database.get("boot") != boot:
+            self._settle(boot)
+            self._database.set("boot", boot)
+
+    def _settle(self, boot: str) -> None:
+        """After a reboot, look at what was committed without having been synced."""
+        rows = self._database.rows(
+            "SELECT DISTINCT driver FROM layers WHERE state = 'committed' AND durable = 0 AND boot <> ?", boot
+        )
+        if not rows:
+            return
+        from layerfs.check import Check
+
+        check = Check(self._database, self.blobs, layers_of=self.layers_of, repair=True, contents=True)
+        for (driver,) in rows:
+            check.settle(self.layers_of(driver), boot)
+        for problem in check.problems:
+            done = "repaired" if problem.repaired else f"not repaired: {problem.hint}"
+            self._warn(f"layer {problem.subject} did not survive the last stop: {problem.what} ({done})")
+
+
+def _names_of(source: Source, place: Place) -> list[str]:
+    """Decide what a pulled image is called here when the user did not say."""
+    for available in source.images():
+        if place.name is None or available.is_called(place.name):
+            if available.references:
+                return list(available.references)
+            break
+    stem = place.path.name.split(".")[0].lower() or place.path.resolve().name.lower()
+    for text in ([place.name] if place.name and ":" in place.name else []) + [
+        f"{stem}:{place.name or 'latest'}"
+    ]:
+        with contextlib.suppress(InvalidError):
+            return [full_name(text)]
+    return []
+
+
+def _own_names(image: Image, transport: str) -> list[str]:
+    """Decide what a pushed image is called there when the user did not say: in a layout, by its tag."""
+    if transport == "oci":
+        return [name.rpartition(":")[2] for name in image.names[:1]]
+    return [full_name(name) for name in image.names[:1]]
+
+
+def _default_root() -> Path:
+    return Path("/var/lib/layerfs") if os.geteuid() == 0 else Path.home() / ".local/share/layerfs"
+
+
+def _check_format(root: Path) -> None:
+    """Make a store where there is none, and refuse what is not ours."""
+    try:
+        text = (root / _FORMAT).read_bytes()
+    except FileNotFoundError:
+        _create(root)
+        return
+    except NotADirectoryError as error:
+        raise StoreError(f"{root} is not a directory") from error
+    try:
+        version = json.loads(text)["layerfs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{root / _FORMAT} cannot be read", hint="the store is damaged, or is none"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise StoreError(
+            f"{root} is a store of format {version}, this layerfs knows {FORMAT_VERSION}",
+            hint="use the layerfs that made it, or another --root",
+        )
+
+
+def _create(root: Path) -> None:
+    root.mkdir(0o700, parents=True, exist_ok=True)
+    foreign = sorted(set(os.listdir(root)) - _OURS)
+    if foreign:
+        raise StoreError(
+            f"{root} is not a store, and not empty: it holds {foreign[0]!r}", hint="choose another --root"
+        )
+    root.chmod(0o700)
+    (root / "locks").mkdir(0o700, exist_ok=True)
+    with Lock(root / "locks" / "store"):
+        if not (root / _FORMAT).exists():
+            for name in _DIRECTORIES:
+                (root / name).mkdir(0o700, exist_ok=True)
+            Database.create(root / "layerfs.db")
+            # Last: a store without it was never finished, and is made again.
+            write_atomic(root / _FORMAT, json.dumps({"layerfs": FORMAT_VERSION}).encode() + b"\n")

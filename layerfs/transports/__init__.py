@@ -1,0 +1,170 @@
+"""Where images come from and go to: each place is a Source or a Sink, and `copy` is the walk between two.
+
+Nothing heavy is imported before a place is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from layerfs.errors import TransportError, UnsupportedError
+
+if TYPE_CHECKING:
+    from layerfs.compression import Readable
+    from layerfs.oci.descriptor import Descriptor
+    from layerfs.oci.platform import Platform
+    from layerfs.progress import Progress
+    from layerfs.transports.endpoint import Available, Sink, Source
+    from layerfs.tree.budget import Budget
+
+__all__ = ["Place", "copy", "parse"]
+
+_FORMS = {
+    "oci": "oci:DIR[:TAG]",
+    "oci-archive": "oci-archive:FILE[:TAG]",
+    "docker-archive": "docker-archive:FILE[:NAME]",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """A transport, a path, and the name of an image there (None where none is said)."""
+
+    transport: str
+    path: Path
+    name: str | None = None
+
+    def source(
+        self,
+        *,
+        spool: Callable[[], BinaryIO],
+        budget: Budget,
+        warn: Callable[[str], None],
+    ) -> Source:
+        """Open the place for reading; the caller closes it, and asks it for `name`.
+
+        Args:
+            spool: makes an empty temporary file, for what cannot be read in place.
+            budget: bounds the ratio of compression, as it bounds layers.
+            warn: told of what is odd.
+
+        Raises:
+            InvalidError: what is there is malformed.
+            OSError: it cannot be read.
+        """
+        if self.transport == "oci":
+            from layerfs.transports import oci_layout
+
+            return oci_layout.open_source(self.path)
+        if self.transport == "oci-archive":
+            from layerfs.transports import oci_archive
+
+            return oci_archive.open_source(self.path, spool=spool, budget=budget, warn=warn)
+        from layerfs.transports import docker_archive
+
+        return docker_archive.open_source(self.path, spool=spool, budget=budget, warn=warn)
+
+    def sink(self) -> Sink:
+        """Open the place for writing; the caller commits and closes it, and puts the image under `name`.
+
+        An archive is replaced at commit; a layout gets an image more.
+
+        Raises:
+            TransportError: something else is there.
+            OSError: it cannot be written.
+        """
+        if self.transport == "oci":
+            from layerfs.transports import oci_layout
+
+            return oci_layout.LayoutSink(self.path)
+        if self.transport == "oci-archive":
+            from layerfs.transports import oci_archive
+
+            return oci_archive.open_sink(self.path)
+        from layerfs.transports import docker_archive
+
+        return docker_archive.open_sink(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.transport}:{self.path}" + ("" if self.name is None else f":{self.name}")
+
+
+def parse(text: str) -> Place:
+    """Read a place as skopeo writes it (containers-transports(5)); a path holds no colon.
+
+    Raises:
+        UnsupportedError: it is a registry (``docker://``, or no prefix), which is not supported yet.
+        TransportError: a path is missing.
+    """
+    transport, _, rest = text.partition(":")
+    if transport not in _FORMS:
+        raise UnsupportedError(
+            f"{text[:300]!r} is an image in a registry, and registries are not supported yet",
+            hint=f"there is {', '.join(_FORMS.values())}",
+        )
+    path, _, name = rest.partition(":")
+    if not path or "\0" in path:
+        raise TransportError(f"{text[:300]!r} names no path", hint=f"write it as {_FORMS[transport]}")
+    return Place(transport, Path(path), name or None)
+
+
+def copy(
+    source: Source,
+    sink: Sink,
+    *,
+    image: Available | str | None = None,
+    names: Sequence[str] = (),
+    platform: Platform | None = None,
+    progress: Progress | None = None,
+) -> Descriptor:
+    """Copy one image: the blobs that the sink lacks, bottom layer first, then the manifest.
+
+    Bytes are handed on as they are. The sink is not committed, so that several images can go as one.
+
+    Args:
+        image: one of ``source.images()``, or its name; None where the source has one only.
+        names: what the sink calls it.
+        platform: which manifest of an index; this machine's when left out.
+        progress: shown one task for each blob, in bytes.
+
+    Returns:
+        The descriptor of the manifest in the sink.
+
+    Raises:
+        NotFoundError: the source has no such image.
+        InvalidError: something in it is malformed.
+        VerificationError: a blob does not have its digest or size.
+    """
+    from layerfs.oci.manifest import Manifest
+    from layerfs.progress import Silent
+
+    shown = progress or Silent()
+    resolved = source.manifest(image, platform=platform)
+    manifest = Manifest.parse(resolved.raw, resolved.descriptor.media_type)
+    for descriptor in (manifest.config, *manifest.layers):
+        if sink.has(descriptor):
+            continue
+        with (
+            shown.task(f"blob {descriptor.digest.hex[:12]}", descriptor.size) as advance,
+            source.open(descriptor) as stream,
+        ):
+            sink.put_blob(descriptor, _Watched(stream, advance))
+    return sink.put_manifest(resolved.raw, manifest.media_type, names=names)
+
+
+class _Watched:
+    """A stream that tells how much of it was read."""
+
+    __slots__ = ("_advance", "_read")
+
+    def __init__(self, stream: Readable, advance: Callable[[int], None]) -> None:
+        self._read = stream.read
+        self._advance = advance
+
+    def read(self, size: int, /) -> bytes:
+        data = self._read(size)
+        self._advance(len(data))
+        return data

@@ -1,0 +1,158 @@
+"""What a place of images is: `Source` and `Sink`, and the values that they exchange.
+
+Pull, push, load and save are the same walk between two of these (`layerfs.transports.copy`).
+
+Life of a source: opened; asked for `images` and `manifest`; `open` any number of times, from several
+threads if wanted; `close`. What it hands out as a manifest is verified; blobs are verified by whoever
+stores them, against their descriptor.
+
+Life of a sink: opened; for each image `put_blob` for every blob that it does not `has` yet, then
+`put_manifest`; once, `commit`; `close`. Nothing is visible at the far end before `commit`, and a `close`
+without it leaves no half-made image behind (complete blobs may stay where blobs are shared).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from layerfs.errors import InvalidError, VerificationError
+from layerfs.oci.descriptor import Descriptor
+from layerfs.reference import Reference
+
+if TYPE_CHECKING:
+    from layerfs.compression import Readable
+    from layerfs.oci.platform import Platform
+
+CHUNK: Final = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Available:
+    """An image that a source has.
+
+    `descriptor` points to its manifest, or to an index with one for each platform. `names` are as the
+    source writes them: in an OCI layout often a tag alone, such as ``latest``.
+    """
+
+    descriptor: Descriptor
+    names: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Those of the names that are complete: ``docker.io/library/debian:12``; a bare tag is none."""
+        found = (reference_of(name) for name in self.names)
+        return tuple(dict.fromkeys(str(reference) for reference in found if reference is not None))
+
+    def is_called(self, wanted: str) -> bool:
+        """Say whether `wanted` is one of the names, or means the same by docker's rules, or is the digest."""
+        if wanted in self.names or wanted.removeprefix("@") == str(self.descriptor.digest):
+            return True
+        reference = reference_of(wanted, bare=True)
+        return reference is not None and str(reference) in self.references
+
+
+class Resolved(NamedTuple):
+    """One image's manifest: the document, verified, and the descriptor that points to it."""
+
+    descriptor: Descriptor
+    raw: bytes
+
+
+class Source(Protocol):
+    """A place that images come from."""
+
+    def images(self) -> Sequence[Available]:
+        """List what is there, in the place's own order."""
+        ...
+
+    def manifest(self, image: Available | str | None = None, *, platform: Platform | None = None) -> Resolved:
+        """Find one image's manifest, through indexes if need be.
+
+        Args:
+            image: one of `images`, or what a user calls it; None where the source has one image only.
+            platform: which manifest of an index; this machine's when left out.
+
+        Raises:
+            NotFoundError: there is none of that name or for that platform, or several and no name.
+            InvalidError: something on the way is malformed.
+            VerificationError: a document does not have its digest.
+        """
+        ...
+
+    def open(self, descriptor: Descriptor) -> AbstractContextManager[Readable]:
+        """Open a blob that a manifest of this source names; not verified yet. Leaving the context closes it.
+
+        Raises:
+            ArchiveError: it is missing.
+            VerificationError: its size is not the descriptor's.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; idempotent."""
+        ...
+
+
+class Sink(Protocol):
+    """A place that images go to."""
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Say whether a blob is there already, so that it need not be read."""
+        ...
+
+    def put_blob(self, descriptor: Descriptor, stream: Readable) -> None:
+        """Store a blob; idempotent. The stream stays the caller's.
+
+        Raises:
+            VerificationError: digest or size are not the descriptor's; nothing was stored then.
+        """
+        ...
+
+    def put_manifest(self, raw: bytes, media_type: str, *, names: Sequence[str] = ()) -> Descriptor:
+        """Store an image whose blobs are all here, under these names; visible after `commit`."""
+        ...
+
+    def commit(self) -> None:
+        """Make everything that was put durable and visible, at once."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything, and undo what was not committed; idempotent."""
+        ...
+
+
+def reference_of(name: str, *, bare: bool = False) -> Reference | None:
+    """Read an image name; None for what is none, and for a bare word (likely a tag) unless `bare`."""
+    if not bare and not any(mark in name for mark in ":/@"):
+        return None
+    try:
+        return Reference.parse(name)
+    except InvalidError:
+        return None
+
+
+def verified(stream: Readable, descriptor: Descriptor) -> Iterator[bytes]:
+    """Hand a blob's bytes through in pieces of at most 1 MiB, and prove size and digest at their end.
+
+    Raises:
+        VerificationError: it is longer (before the excess is handed on), shorter, or of another digest.
+    """
+    hasher = descriptor.digest.hasher()
+    left = descriptor.size
+    while data := stream.read(CHUNK):
+        left -= len(data)
+        if left < 0:
+            raise VerificationError(
+                f"{descriptor.digest} is longer than the promised {descriptor.size} bytes"
+            )
+        hasher.update(data)
+        yield data
+    if left:
+        ended = descriptor.size - left
+        raise VerificationError(f"{descriptor.digest} ended after {ended} of {descriptor.size} bytes")
+    found = hasher.hexdigest()
+    if found != descriptor.digest.hex:
+        raise VerificationError(f"{descriptor.digest} was promised, the content hashes to {found}")

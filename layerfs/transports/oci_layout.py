@@ -1,0 +1,226 @@
+"""OCI layouts in a directory: read, and written so that readers never see half an image."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from layerfs import files, linux
+from layerfs.digest import Digest
+from layerfs.errors import ArchiveError, TransportError
+from layerfs.oci import document, media_types
+from layerfs.oci.descriptor import Descriptor
+from layerfs.oci.index import Index
+from layerfs.transports.endpoint import verified
+from layerfs.transports.file_set import DirectoryFiles, open_beneath, read_file
+from layerfs.transports.layout_names import REF_NAME, named
+from layerfs.transports.layout_source import (
+    INDEX_FILE,
+    LAYOUT,
+    LAYOUT_FILE,
+    LayoutSource,
+    blob_name,
+    check_version,
+)
+
+if TYPE_CHECKING:
+    from layerfs.compression import Readable
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
+
+
+def open_source(path: Path) -> LayoutSource:
+    """Open an OCI layout for reading.
+
+    Raises:
+        ArchiveError, UnsupportedError, DocumentError: it is none, or malformed.
+        OSError: it cannot be opened.
+    """
+    return LayoutSource(DirectoryFiles(path))
+
+
+class LayoutSink:
+    """Writes images into an OCI layout, which is made where there is none; a Sink.
+
+    Several processes may write to one layout at once: blobs appear by rename, and the index is
+    replaced under a lock (flock on the directory). Only what is already a layout, or empty, is written to.
+
+    Raises:
+        TransportError: the directory holds something else.
+        ArchiveError, UnsupportedError, DocumentError: the layout there is malformed.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        """Args: `durable` brings everything to disk in `commit`."""
+        self._durable = durable
+        self._images: list[Descriptor] = []
+        # Partial blobs lie beside `blobs`, not in it: there, every name is a digest.
+        self._partial = f".layerfs-{os.urandom(8).hex()}"
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._files = DirectoryFiles(path)
+        self._title = str(path)
+        try:
+            if read_file(self._files, LAYOUT_FILE, limit=document.MAXIMUM_BYTES) is not None:
+                check_version(self._files)
+            elif any(not name.startswith(".layerfs-") for name in os.listdir(self._root)):
+                raise TransportError(
+                    f"{path} is neither empty nor an OCI layout", hint="name a directory that is new"
+                )
+            else:
+                self._replace(LAYOUT_FILE, LAYOUT)
+        except BaseException:
+            self._files.close()
+            raise
+
+    @property
+    def _root(self) -> int:
+        return self._files.descriptor
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Say whether the blob is there, with the right size."""
+        file = self._files.open(blob_name(descriptor.digest))
+        if file is None:
+            return False
+        file.close()
+        return file.size == descriptor.size
+
+    def put_blob(self, descriptor: Descriptor, stream: Readable) -> None:
+        """Write a blob beside, verify it, and rename it to its place."""
+        temporary = os.open(
+            self._partial,
+            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o644,
+            dir_fd=self._root,
+        )
+        try:
+            for data in verified(stream, descriptor):
+                files.write_all(temporary, data)
+            with self._blobs(descriptor.digest.algorithm) as directory:
+                os.rename(self._partial, descriptor.digest.hex, src_dir_fd=self._root, dst_dir_fd=directory)
+        except BaseException:
+            os.unlink(self._partial, dir_fd=self._root)
+            raise
+        finally:
+            os.close(temporary)
+
+    def put_manifest(self, raw: bytes, media_type: str, *, names: Sequence[str] = ()) -> Descriptor:
+        """Write a manifest, to be listed under these names; see `Sink.put_manifest`."""
+        descriptor = Descriptor.to(raw, media_type)
+        self.put_blob(descriptor, _Bytes(raw))
+        self._images = [image for image in self._images if image.annotations.get(REF_NAME) not in names]
+        self._images += [named(descriptor, name) for name in names] or [descriptor]
+        return descriptor
+
+    def commit(self) -> None:
+        """Put the images into ``index.json``, by one rename; an image that had one of the names loses it."""
+        if self._durable:
+            linux.syncfs(self._root)
+        fcntl.flock(self._root, fcntl.LOCK_EX)
+        try:
+            raw = read_file(self._files, INDEX_FILE, limit=document.MAXIMUM_BYTES)
+            self._replace(INDEX_FILE, add_to_index(raw, self._images))
+            if self._durable:
+                os.fsync(self._root)
+        finally:
+            fcntl.flock(self._root, fcntl.LOCK_UN)
+        self._images = []
+
+    def close(self) -> None:
+        """Close the directory; what was put since the last `commit` stays unlisted."""
+        self._files.close()
+
+    @contextlib.contextmanager
+    def _blobs(self, algorithm: str) -> Iterator[int]:
+        name = f"blobs/{algorithm}"
+        directory = open_beneath(self._root, name, _DIRECTORY, title=self._title)
+        if directory is None:
+            self._make("blobs")
+            self._make(name)
+            directory = open_beneath(self._root, name, _DIRECTORY, title=self._title)
+        if directory is None:
+            raise ArchiveError(f"{self._title}: {name} is not a directory")
+        try:
+            yield directory
+        finally:
+            os.close(directory)
+
+    def _make(self, name: str) -> None:
+        parent = self._root
+        above, _, last = name.rpartition("/")
+        if above:
+            opened = open_beneath(self._root, above, _DIRECTORY, title=self._title)
+            if opened is None:
+                raise ArchiveError(f"{self._title}: {above} is not a directory")
+            parent = opened
+        try:
+            os.mkdir(last, 0o755, dir_fd=parent)
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        finally:
+            if above:
+                os.close(parent)
+
+    def _replace(self, name: str, data: bytes) -> None:
+        temporary = os.open(
+            self._partial,
+            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o644,
+            dir_fd=self._root,
+        )
+        try:
+            files.write_all(temporary, data)
+            if self._durable:
+                os.fsync(temporary)
+            os.rename(self._partial, name, src_dir_fd=self._root, dst_dir_fd=self._root)
+        except BaseException:
+            os.unlink(self._partial, dir_fd=self._root)
+            raise
+        finally:
+            os.close(temporary)
+
+
+class _Bytes:
+    """Bytes as a stream, all in one piece."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, size: int, /) -> bytes:
+        data, self._data = self._data[:size], self._data[size:]
+        return data
+
+
+def add_to_index(raw: bytes | None, images: Sequence[Descriptor]) -> bytes:
+    """Write an ``index.json`` with these images added; what else it holds, known here or not, stays.
+
+    An entry with the name of an added image goes, and so does a nameless entry for the same content.
+
+    Raises:
+        DocumentError: `raw` is not an index.
+    """
+    if raw is None:
+        members: dict[str, Any] = {"schemaVersion": 2, "mediaType": media_types.OCI_INDEX, "manifests": []}
+    else:
+        Index.parse(raw)
+        members = dict(document.load(raw, what=INDEX_FILE).value)
+    names = {image.annotations[REF_NAME] for image in images if REF_NAME in image.annotations}
+    digests = {str(image.digest) for image in images}
+    kept = []
+    for item in members.get("manifests") or ():
+        name = (item.get("annotations") or {}).get(REF_NAME)
+        if name in names or (name is None and item["digest"] in digests):
+            continue
+        kept.append(item)
+    listed = {Digest.parse(item["digest"]) for item in kept}
+    # An image that has a name need not be listed without one too.
+    added = [
+        image.members() for image in images if REF_NAME in image.annotations or image.digest not in listed
+    ]
+    members["manifests"] = kept + added
+    return document.dump(members)

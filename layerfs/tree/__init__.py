@@ -1,0 +1,1 @@
+"""File trees as data: tar streams, change sets, extraction and differences."""

@@ -1,0 +1,190 @@
+"""Copy a whole file tree so that nothing tells the copy from the original but inode numbers and ctimes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from layerfs.files import copy_data, read_xattrs, through_descriptor, write_xattr
+from layerfs.tree.ladder import OPEN_DIRECTORY, Ladder
+
+_NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OLD_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
+_PLAIN_MODE: Final = 0o777
+# Room for a name below a path of this length, within PATH_MAX.
+_LONGEST_PATH: Final = 3800
+
+
+def copy_tree(source: int, target: int) -> None:
+    """Copy everything below one directory into another, empty one, and the directory's own attributes.
+
+    Kept are types, owners, modes, nanosecond access and modification times, all extended attributes
+    with ACLs and capabilities, hard links within the tree, holes, devices, fifos and sockets. Extents
+    are shared where the file system can. Depth and length of paths have no limit.
+
+    Args:
+        source: descriptor of a directory that nobody is changing.
+        target: descriptor of an empty directory.
+    """
+    _Copy(source, target).run()
+
+
+class _Level:
+    """A directory on the way down: what its copy gets when it is left, and the directories yet to come."""
+
+    __slots__ = ("below", "found", "name")
+
+    def __init__(self, name: bytes, found: os.stat_result) -> None:
+        self.name = name
+        self.found = found
+        self.below: list[tuple[bytes, os.stat_result]] = []
+
+
+class _Copy:
+    def __init__(self, source: int, target: int) -> None:
+        self._sources, self._targets = Ladder(source), Ladder(target)
+        self._target_root = target
+        self._levels = [_Level(b"", os.fstat(source))]
+        # Where the first name of each file with several names was copied to.
+        self._linked: dict[tuple[int, int], tuple[bytes, ...]] = {}
+        self._reflink = True
+        self._umask = _current_umask()
+        self._owner = (os.geteuid(), os.getegid())
+
+    def run(self) -> None:
+        try:
+            self._copy_files()
+            while True:
+                level = self._levels[-1]
+                if level.below:
+                    self._enter(*level.below.pop())
+                    self._copy_files()
+                    continue
+                self._finish_directory(level.found)
+                self._levels.pop()
+                if not self._levels:
+                    return
+                self._sources.pop()
+                self._targets.pop()
+        finally:
+            self._sources.close()
+            self._targets.close()
+
+    def _enter(self, name: bytes, found: os.stat_result) -> None:
+        os.mkdir(name, 0o700, dir_fd=self._targets.top)
+        self._sources.push(os.open(name, OPEN_DIRECTORY, dir_fd=self._sources.top))
+        self._targets.push(os.open(name, OPEN_DIRECTORY, dir_fd=self._targets.top))
+        self._levels.append(_Level(name, found))
+
+    def _finish_directory(self, found: os.stat_result) -> None:
+        """Set what would have kept us out, or been inherited by what is inside, were it set before."""
+        target = self._targets.top
+        os.fchown(target, found.st_uid, found.st_gid)
+        os.fchmod(target, stat.S_IMODE(found.st_mode))
+        for name, value in read_xattrs(self._sources.top).items():
+            write_xattr(target, name, value)
+        os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+    def _copy_files(self) -> None:
+        """Copy all but directories of the directory where the walk stands."""
+        below = self._levels[-1].below
+        source = self._sources.top
+        with os.scandir(source) as entries:
+            for entry in entries:
+                found = entry.stat(follow_symlinks=False)
+                mode = found.st_mode
+                if stat.S_ISDIR(mode):
+                    below.append((os.fsencode(entry.name), found))
+                elif found.st_nlink > 1 and self._link(os.fsencode(entry.name), found):
+                    pass
+                elif stat.S_ISREG(mode):
+                    self._copy_file(entry.name, found)
+                else:
+                    self._copy_node(os.fsencode(entry.name), found)
+
+    def _copy_file(self, name: str, found: os.stat_result) -> None:
+        source = _open_file(self._sources.top, name)
+        try:
+            mode = stat.S_IMODE(found.st_mode)
+            target = os.open(name, _NEW_FILE, mode & _PLAIN_MODE, dir_fd=self._targets.top)
+            try:
+                if found.st_size:
+                    self._reflink = copy_data(source, target, size=found.st_size, reflink=self._reflink)
+                if (found.st_uid, found.st_gid) != self._owner:
+                    os.fchown(target, found.st_uid, found.st_gid)
+                if mode & (self._umask | ~_PLAIN_MODE):
+                    os.fchmod(target, mode)
+                if os.listxattr(source):
+                    for xattr, value in read_xattrs(source).items():
+                        write_xattr(target, xattr, value)
+                os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def _copy_node(self, name: bytes, found: os.stat_result) -> None:
+        source, target = self._sources.top, self._targets.top
+        if stat.S_ISLNK(found.st_mode):
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+        else:
+            os.mknod(name, found.st_mode, found.st_rdev, dir_fd=target)
+        if (found.st_uid, found.st_gid) != self._owner:
+            os.chown(name, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
+        if not stat.S_ISLNK(found.st_mode):
+            # The node is fresh and no link, in a tree of our own: fchmodat(2) cannot be led elsewhere.
+            os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=target)
+        xattrs = read_xattrs(through_descriptor(source, name))
+        for xattr, value in xattrs.items():
+            write_xattr(through_descriptor(target, name), xattr, value)
+        os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+
+    def _link(self, name: bytes, found: os.stat_result) -> bool:
+        """Link to the copy of another name of the same file; False when this is its first name."""
+        identity = (found.st_dev, found.st_ino)
+        first = self._linked.get(identity)
+        if first is None:
+            self._linked[identity] = (*(level.name for level in self._levels[1:]), name)
+            return False
+        path = b"/".join(first)
+        directory, last = self._target_root, path
+        if len(path) > _LONGEST_PATH:
+            directory, last = _open_parent(self._target_root, first), first[-1]
+        try:
+            os.link(last, name, src_dir_fd=directory, dst_dir_fd=self._targets.top, follow_symlinks=False)
+        finally:
+            if directory != self._target_root:
+                os.close(directory)
+        return True
+
+
+def _open_file(directory: int, name: str) -> int:
+    try:
+        return os.open(name, _OLD_FILE, dir_fd=directory)
+    except PermissionError as error:
+        # O_NOATIME is for the owner alone.
+        if error.errno != errno.EPERM:
+            raise
+        return os.open(name, _OLD_FILE & ~os.O_NOATIME, dir_fd=directory)
+
+
+def _open_parent(root: int, path: tuple[bytes, ...]) -> int:
+    directory = os.dup(root)
+    for name in path[:-1]:
+        try:
+            below = os.open(name, OPEN_DIRECTORY, dir_fd=directory)
+        finally:
+            os.close(directory)
+        directory = below
+    return directory
+
+
+def _current_umask() -> int:
+    """Read the process's umask without changing it, as umask(2) would."""
+    with open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+    return _PLAIN_MODE

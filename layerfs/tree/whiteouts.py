@@ -1,0 +1,99 @@
+"""How a hidden name and an opaque directory are written down, in each of the formats that drivers keep.
+
+The formats: OCI's and aufs's ``.wh.`` files (image-spec layer.md, "Whiteouts"; aufs(5)), and
+overlayfs's character devices 0:0 and opaque xattr (kernel documentation, filesystems/overlayfs.rst,
+"whiteouts and opaque directories").
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final, Protocol
+
+PREFIX: Final = b".wh."
+OPAQUE: Final = b".wh..wh..opq"
+AUFS_PREFIX: Final = b".wh..wh."
+
+
+class WhiteoutFormat(Protocol):
+    """Writes and reads whiteouts relative to an open directory."""
+
+    def hide(self, directory: int, name: bytes) -> None:
+        """Hide `name` of the layers below; nothing of that name stands in the directory."""
+
+    def unhide(self, directory: int, name: bytes) -> None:
+        """Take a whiteout away again."""
+
+    def hides(self, directory: int, name: bytes) -> bool:
+        """Say whether `name` is hidden by a whiteout in this directory."""
+
+    def make_opaque(self, directory: int) -> None:
+        """Hide everything that the layers below have in this directory; idempotent."""
+
+    def is_opaque(self, directory: int) -> bool:
+        """Say whether the directory hides everything below."""
+
+
+class AufsWhiteouts:
+    """``.wh.NAME`` files and ``.wh..wh..opq``: needs no privilege and no xattrs.
+
+    A tree in this format can hold every name but those that begin with ``.wh.``.
+    """
+
+    def hide(self, directory: int, name: bytes) -> None:
+        os.close(os.open(PREFIX + name, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=directory))
+
+    def unhide(self, directory: int, name: bytes) -> None:
+        os.unlink(PREFIX + name, dir_fd=directory)
+
+    def hides(self, directory: int, name: bytes) -> bool:
+        return _lstat(directory, PREFIX + name) is not None
+
+    def make_opaque(self, directory: int) -> None:
+        os.close(os.open(OPAQUE, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=directory))
+
+    def is_opaque(self, directory: int) -> bool:
+        return _lstat(directory, OPAQUE) is not None
+
+
+class OverlayWhiteouts:
+    """Character devices 0:0, and ``trusted.overlay.opaque`` or, in user namespaces, ``user.``."""
+
+    def __init__(self, *, user: bool) -> None:
+        self.xattr_prefix = "user.overlay." if user else "trusted.overlay."
+        self._opaque = self.xattr_prefix + "opaque"
+
+    def hide(self, directory: int, name: bytes) -> None:
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
+
+    def unhide(self, directory: int, name: bytes) -> None:
+        os.unlink(name, dir_fd=directory)
+
+    def hides(self, directory: int, name: bytes) -> bool:
+        found = _lstat(directory, name)
+        return found is not None and is_overlay_whiteout(found)
+
+    def make_opaque(self, directory: int) -> None:
+        os.setxattr(directory, self._opaque, b"y")
+
+    def is_opaque(self, directory: int) -> bool:
+        try:
+            return os.getxattr(directory, self._opaque) == b"y"
+        except OSError as error:
+            if error.errno in (errno.ENODATA, errno.ENOTSUP):
+                return False
+            raise
+
+
+def is_overlay_whiteout(found: os.stat_result) -> bool:
+    """Say whether this is overlayfs's character device 0:0."""
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+def _lstat(directory: int, name: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None

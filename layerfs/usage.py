@@ -1,0 +1,107 @@
+"""What images, containers and blobs occupy: by themselves, together with others, and for nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from layerfs.blobs import Blobs
+from layerfs.containers import Container, Containers
+from layerfs.database import Database
+from layerfs.images import Image, Images
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageUsage:
+    """What an image's unpacked layers occupy, in bytes and inodes.
+
+    `shared` is in layers that other images have too, `exclusive` in those that none has. `reclaimable`
+    is what would be free without the image: nothing while a container needs it.
+    """
+
+    image: Image
+    bytes: int
+    inodes: int
+    shared: int
+    exclusive: int
+    reclaimable: int
+    containers: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ContainerUsage:
+    """What a container's own layer occupies, in bytes and inodes; reclaimable while it does not run."""
+
+    container: Container
+    bytes: int
+    inodes: int
+    reclaimable: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DiskUsage:
+    """What a store occupies, in bytes and inodes.
+
+    `layer_bytes` and `layer_inodes` count every committed layer once. `blob_reclaimable` is in blobs to
+    which nothing refers.
+    """
+
+    images: tuple[ImageUsage, ...]
+    containers: tuple[ContainerUsage, ...]
+    layer_bytes: int
+    layer_inodes: int
+    layer_reclaimable: int
+    blob_count: int
+    blob_bytes: int
+    blob_reclaimable: int
+
+
+def measure(database: Database, blobs: Blobs, images: Images, containers: Containers) -> DiskUsage:
+    """Count everything; committed layers as they were counted when they were committed."""
+    rows = database.rows(
+        "SELECT l.id, COALESCE(l.bytes, 0), COALESCE(l.inodes, 0), i.manifest FROM layers l"
+        " LEFT JOIN image_layers i ON i.chain_id = l.name WHERE l.state = 'committed'"
+    )
+    sizes = {number: (size, inodes) for number, size, inodes, _ in rows}
+    holders: dict[int, set[str]] = {number: set() for number in sizes}
+    layers_of: dict[str, set[int]] = {}
+    for number, _, _, manifest in rows:
+        if manifest is not None:
+            holders[number].add(manifest)
+            layers_of.setdefault(manifest, set()).add(number)
+    users: dict[str, int] = dict(database.rows("SELECT image, COUNT(*) FROM containers GROUP BY image"))
+    needed = {number for manifest in users for number in layers_of.get(manifest, ())}
+    image_usages = []
+    for image in images.list():
+        manifest = str(image.digest)
+        own = layers_of.get(manifest, set())
+        exclusive = {number for number in own if holders[number] == {manifest}}
+        image_usages.append(
+            ImageUsage(
+                image,
+                sum(sizes[number][0] for number in own),
+                sum(sizes[number][1] for number in own),
+                sum(sizes[number][0] for number in own - exclusive),
+                sum(sizes[number][0] for number in exclusive),
+                sum(sizes[number][0] for number in exclusive - needed),
+                users.get(manifest, 0),
+            )
+        )
+    container_usages = []
+    for container in containers.list():
+        used = containers.layers_of(container.driver).usage(container.id)
+        free = 0 if container.status == "running" or container.mounts() else used.bytes
+        container_usages.append(ContainerUsage(container, used.bytes, used.inodes, free))
+    referred = {blob for (blob,) in database.rows("SELECT blob FROM links")}
+    for pair in database.rows("SELECT blob, toc FROM layers"):
+        referred.update(blob for blob in pair if blob is not None)
+    blob_sizes = {str(digest): blobs.size(digest) for digest in blobs.list()}
+    return DiskUsage(
+        tuple(image_usages),
+        tuple(container_usages),
+        sum(size for size, _ in sizes.values()),
+        sum(inodes for _, inodes in sizes.values()),
+        sum(sizes[number][0] for number in sizes.keys() - needed),
+        len(blob_sizes),
+        sum(blob_sizes.values()),
+        sum(size for name, size in blob_sizes.items() if name not in referred),
+    )

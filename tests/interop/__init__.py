@@ -1,0 +1,1 @@
+"""Comparisons with the programs that made the formats: docker, podman, skopeo, umoci."""

@@ -1,0 +1,1 @@
+"""The image that the interop tests compare, as a Dockerfile and what it needs."""

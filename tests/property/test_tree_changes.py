@@ -1,0 +1,144 @@
+"""apply(diff(a, b), a) == b, in both formats that layers are unpacked in, on real directories."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from layerfs.mount import Overlay
+from layerfs.mounting import open_mount
+from layerfs.testing.snapshot import snapshot
+from layerfs.tree.archive import write_layer
+from layerfs.tree.diff import changes_between, listing, overlay_changes
+from layerfs.tree.extract import extract
+from layerfs.tree.merge import unpack_in_place
+from layerfs.tree.unpack import Unpack
+from layerfs.tree.whiteouts import OverlayWhiteouts
+from tests.support.trees import Operation, operations, perform
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to own files and to mount overlayfs")
+
+steps = st.lists(operations, max_size=15)
+quick = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+@contextmanager
+def workspace() -> Iterator[Path]:
+    place = Path(tempfile.mkdtemp(prefix="layerfs-property-"))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place)
+
+
+def opened(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def layer_between(before: Path, after: Path) -> bytes:
+    stream = io.BytesIO()
+    old, new = opened(before), opened(after)
+    try:
+        write_layer(changes_between(old, new), stream.write, warn=lambda message: None)
+    finally:
+        os.close(old)
+        os.close(new)
+    return stream.getvalue()
+
+
+def unpacks(layer: bytes) -> Unpack:
+    def unpack(directory: int, **format_: object) -> None:
+        extract(io.BytesIO(layer), directory, warn=lambda message: None, **format_)  # type: ignore[arg-type]
+
+    return unpack
+
+
+def copied(source: Path, target: Path) -> Path:
+    subprocess.run(["cp", "-a", source, target], check=True)
+    return target
+
+
+@quick
+@given(steps, steps)
+def test_a_plain_tree_with_the_changes_applied_is_the_later_tree(
+    first: Sequence[Operation], second: Sequence[Operation]
+) -> None:
+    with workspace() as place:
+        before = place / "before"
+        before.mkdir()
+        perform(os.fsencode(before), first)
+        after = copied(before, place / "after")
+        perform(os.fsencode(after), second)
+        layer = layer_between(before, after)
+        tree = opened(before)
+        try:
+            unpack_in_place(tree, unpacks(layer))
+        finally:
+            os.close(tree)
+        assert snapshot(before) == snapshot(after)
+
+
+@quick
+@given(steps, steps)
+def test_an_overlay_of_the_changes_shows_the_later_tree_and_gives_the_same_changes_back(
+    first: Sequence[Operation], second: Sequence[Operation]
+) -> None:
+    whiteouts = OverlayWhiteouts(user=False)
+    with workspace() as place:
+        before = place / "before"
+        before.mkdir()
+        perform(os.fsencode(before), first)
+        after = copied(before, place / "after")
+        perform(os.fsencode(after), second)
+        layer = layer_between(before, after)
+        (place / "upper").mkdir()
+        shutil.copystat(before, place / "upper")
+        upper = opened(place / "upper")
+        mount = Overlay("test", (place / "upper", before), None, None)
+        try:
+            unpacks(layer)(upper, lower=lambda: opened(before), whiteouts=whiteouts)
+            merged = open_mount(mount)
+            try:
+                assert snapshot(merged) == snapshot(after)
+            finally:
+                os.close(merged)
+            found = overlay_changes(
+                upper,
+                open_lower=lambda: opened(before),
+                open_merged=lambda: open_mount(mount),
+                whiteouts=whiteouts,
+            )
+            old, new = opened(before), opened(after)
+            try:
+                expected = list(listing(changes_between(old, new)))
+            finally:
+                os.close(old)
+                os.close(new)
+            assert list(listing(found)) == expected
+        finally:
+            os.close(upper)
+
+
+@quick
+@given(steps)
+def test_the_same_tree_gives_the_same_bytes(first: Sequence[Operation]) -> None:
+    with workspace() as place:
+        (place / "one").mkdir()
+        perform(os.fsencode(place / "one"), first)
+        copied(place / "one", place / "other")
+        (place / "nothing").mkdir()
+        shutil.copystat(place / "one", place / "nothing")
+        nothing = place / "nothing"
+        assert layer_between(nothing, place / "one") == layer_between(nothing, place / "other")

@@ -1,0 +1,105 @@
+"""Tests of the completion scripts, each in its own shell."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from layerfs.cli import commands, completion, main
+
+
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_every_command_and_option_is_in_the_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for name in commands.COMMANDS:
+        assert name in script
+    assert "env-file" in script
+
+
+@pytest.mark.parametrize(("shell", "check"), [("bash", "-n"), ("zsh", "-n"), ("fish", "--no-execute")])
+def test_the_shell_accepts_its_script(shell: str, check: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    script = tmp_path / "script"
+    script.write_text(completion.SHELLS[shell]())
+    done = subprocess.run([shell, check, script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def complete_in_bash(line: str, tmp_path: Path, *, names: str = "") -> list[str]:
+    """Press tab at the end of `line` in a bash whose `layerfs` prints `names`, and list what is offered."""
+    (tmp_path / "completion").write_text(completion.bash())
+    layerfs = tmp_path / "layerfs"
+    layerfs.write_text(f"#!/bin/sh\nprintf '%s\\n' {names}\n")
+    layerfs.chmod(0o755)
+    script = f"""
+        source {tmp_path}/completion
+        COMP_LINE={line!r} COMP_POINT=${{#COMP_LINE}}
+        _layerfs
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    return done.stdout.split()
+
+
+def test_bash_completes_commands(tmp_path: Path) -> None:
+    assert complete_in_bash("layerfs im", tmp_path) == ["import", "images"]
+    assert complete_in_bash("layerfs --root /x --json his", tmp_path) == ["history"]
+
+
+def test_bash_completes_options_of_the_command(tmp_path: Path) -> None:
+    assert complete_in_bash("layerfs run --env", tmp_path) == ["--env", "--env-file"]
+    assert "--root" in complete_in_bash("layerfs --r", tmp_path)
+
+
+def test_bash_completes_the_names_of_images_past_their_colon(tmp_path: Path) -> None:
+    assert complete_in_bash("layerfs run deb", tmp_path, names="debian:12 app:1") == ["debian:12"]
+    assert complete_in_bash("layerfs run debian:", tmp_path, names="debian:12 debian:13") == ["12", "13"]
+
+
+def test_bash_completes_choices_and_files(tmp_path: Path) -> None:
+    assert complete_in_bash("layerfs run --network h", tmp_path) == ["host"]
+    (tmp_path / "image.tar").touch()
+    assert complete_in_bash("layerfs load -i imag", tmp_path) == ["image.tar"]
+
+
+def test_fish_completes_commands_and_names(tmp_path: Path) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("fish is not installed")
+    (tmp_path / "completion").write_text(completion.fish())
+    layerfs = tmp_path / "layerfs"
+    layerfs.write_text("#!/bin/sh\necho debian:12\n")
+    layerfs.chmod(0o755)
+
+    def complete(line: str) -> list[str]:
+        command = f"source {tmp_path}/completion; complete --do-complete '{line}'"
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+        done = subprocess.run(
+            ["fish", "--command", command], capture_output=True, text=True, env=environment, check=True
+        )
+        return [line.split("\t")[0] for line in done.stdout.splitlines()]
+
+    assert complete("layerfs im") == ["images", "import"]
+    assert complete("layerfs run deb") == ["debian:12"]
+    assert complete("layerfs run --network h") == ["host"]
+    assert "--hostname" in complete("layerfs run --ho")
+
+
+def test_pressing_tab_makes_no_store(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    command = [sys.executable, "-m", "layerfs", "--root", str(root), "completion", "--names", "both"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not root.exists()

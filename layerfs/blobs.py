@@ -158,7 +158,7 @@ class Blobs:
                 descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
                 try:
                     found = os.fstat(descriptor)
-                    if found.st_mtime < older_than and _lock(descriptor):
+                    if found.st_mtime < older_than and _lock(descriptor) and _is_named(descriptor, path):
                         os.unlink(path)
                         freed += found.st_blocks * 512
                 finally:
@@ -189,12 +189,12 @@ class Ingest:
     def __enter__(self) -> Ingest:
         """Open the partial file; `offset` then counts the bytes that are there already, hashed."""
         if self._digest is not None:
-            self._path = f"{self._blobs._temporary}/ingest-{self._digest.algorithm}-{self._digest.hex}"
-            self._resumable = self._open_shared()
+            name = f"ingest-{self._digest.algorithm}-{self._digest.hex}"
+            self._resumable = self._open(f"{self._blobs._temporary}/{name}")
         if not self._resumable:
-            self._path = f"{self._blobs._temporary}/ingest-{os.urandom(12).hex()}"
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            _lock(self._descriptor)
+            # A sweep may take the file before it is locked; nobody else knows its name.
+            while not self._open(f"{self._blobs._temporary}/ingest-{os.urandom(12).hex()}"):
+                pass
         else:
             self._hash_what_is_there()
         return self
@@ -265,19 +265,16 @@ class Ingest:
         self._close()
         return found
 
-    def _open_shared(self) -> bool:
-        """Open and lock the partial file that the digest names; False when another writer has it."""
+    def _open(self, path: str) -> bool:
+        """Open and lock a partial file, made where it is missing; False when another writer has it."""
         while True:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if not _lock(descriptor):
                 os.close(descriptor)
                 return False
-            try:
-                same = os.path.samestat(os.fstat(descriptor), os.stat(self._path))
-            except FileNotFoundError:
-                same = False
-            if same:
+            if _is_named(descriptor, path):
                 self._descriptor = descriptor
+                self._path = path
                 return True
             # It was renamed or removed between open and lock: that file is another's by now.
             os.close(descriptor)
@@ -310,6 +307,14 @@ def _lock(descriptor: int) -> bool:
             return False
         raise
     return True
+
+
+def _is_named(descriptor: int, path: str) -> bool:
+    """Say whether the path still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _names(directory: str) -> list[str]:

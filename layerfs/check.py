@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from layerfs import garbage, leases
@@ -61,7 +61,7 @@ class Check:
         database: Database,
         blobs: Blobs,
         *,
-        layers_of: Callable[[str], Layers],
+        all_layers: Callable[[], Sequence[Layers]],
         repair: bool,
         contents: bool = False,
         progress: Progress | None = None,
@@ -69,7 +69,7 @@ class Check:
         """Args: `contents` reads the data of every file in every layer; `repair` mends what it can."""
         self._database = database
         self._blobs = blobs
-        self._layers_of = layers_of
+        self._all_layers = all_layers
         self._repair = repair
         self._contents = contents
         self._progress = progress or Silent()
@@ -82,8 +82,8 @@ class Check:
         leases.expire(self._database)
         blobs = self._check_blobs()
         layers = 0
-        for (driver,) in self._database.rows("SELECT DISTINCT driver FROM layers"):
-            layers += self._check_driver(self._layers_of(driver))
+        for each in self._all_layers():
+            layers += self._check_driver(each)
         self._check_links()
         self._check_mounts()
         return Findings(tuple(self._problems), blobs, layers)
@@ -123,7 +123,7 @@ class Check:
                     advance(self._blobs.size(digest))
                 except VerificationError as error:
                     if self._repair:
-                        # The layers that were unpacked from it stay as they are; what needs the blob says so below.
+                        # Layers that were unpacked from it stay as they are; who needs it says so below.
                         self._blobs.delete(digest)
                     self._tell(
                         "blob", str(digest), str(error), repaired=self._repair, hint="layerfs check --repair"
@@ -133,8 +133,10 @@ class Check:
         return count
 
     def _check_links(self) -> None:
-        rows = self._database.rows("SELECT l.blob, COALESCE((SELECT name FROM tags t WHERE t.manifest = l.manifest),"
-                                   " l.manifest) FROM links l")  # fmt: skip
+        rows = self._database.rows(
+            "SELECT l.blob, COALESCE((SELECT name FROM tags t WHERE t.manifest = l.manifest), l.manifest)"
+            " FROM links l"
+        )
         for blob, image in rows:
             if not self._blobs.has(Digest.parse(blob)):
                 self._tell("image", image, f"its blob {blob} is missing", hint="pull or load the image again")
@@ -173,10 +175,8 @@ class Check:
                 with contextlib.suppress(InUseError), layers.lock(driver_id) as lock:
                     layers.driver.remove(driver_id)
                     lock.path.unlink(missing_ok=True)
-            self._tell(
-                "orphan", driver_id, f"the driver {layers.driver.name} holds it, the database does not know it",
-                repaired=self._repair, hint="layerfs check --repair",
-            )  # fmt: skip
+            what = f"the driver {layers.driver.name} holds it, the database does not know it"
+            self._tell("orphan", driver_id, what, repaired=self._repair, hint="layerfs check --repair")
         return count
 
     def _check_layer(self, layers: Layers, layer: Layer, held: set[str]) -> bool:

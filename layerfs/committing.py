@@ -146,6 +146,7 @@ def build_image(
         media_type=media_types.DOCKER_MANIFEST if docker else media_types.OCI_MANIFEST,
     )
     lease.add("blob", str(manifest.digest))
+    lease.add("image", str(manifest.digest))
     return images.put(manifest.raw, manifest.media_type)
 
 

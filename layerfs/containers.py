@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import os
 import re
-import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,11 @@ _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _COLUMNS: Final = (
     "id, name, driver, image, image_name, settings, status, exit_code, created_ns, started_ns, finished_ns,"
     " pid, start, boot"
+)
+
+_INSERT: Final = (
+    "INSERT INTO containers (id, driver, image, image_name, settings, created_ns, name, status)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, 'created')"
 )
 
 
@@ -169,7 +173,7 @@ class Container:
         with _host() as host, self._containers.opened(self, read_only=False) as root:
             self._copy(host, _absolute(source), root, target)
 
-    def copy_out(self, source: bytes, target: Path) -> None:
+    def copy_out(self, source: bytes, target: Path | str) -> None:
         """Copy a file or directory of the tree to the host; see `copy_in`."""
         with _host() as host, self._containers.opened(self, read_only=True) as root:
             self._copy(root, source, host, _absolute(target))
@@ -239,12 +243,15 @@ class Containers:
         parent = self.unpack(found, progress=progress)
         layers = self.layers_of(self._driver)
         container_id = os.urandom(32).hex()
-        layers.prepare(container_id, parent, labels={CONTAINER_LABEL: "1"})
-        try:
-            self._insert(container_id, name, found, image, settings)
-        except BaseException:
-            layers.remove(container_id)
-            raise
+        # Until the container is recorded, only the lease tells that its layer is needed.
+        with Lease(self._database) as lease:
+            layers.prepare(container_id, parent, labels={CONTAINER_LABEL: "1"}, lease=lease)
+            try:
+                self._insert(container_id, name, found, image, settings)
+            except BaseException:
+                lease.__exit__()
+                layers.remove(container_id)
+                raise
         return self.get(container_id)
 
     def start(
@@ -392,7 +399,6 @@ class Containers:
                 self._images, self._blobs, lease, layer, base=base, author=author, message=message,
                 created_by=" ".join(container.settings.command or ()) or "layerfs commit", changes=changes,
             )  # fmt: skip
-            lease.add("image", str(image.digest))
             self.unpack(image, progress=progress)
             # The name comes last, so that it never stands for a tree that cannot be unpacked.
             if name is not None:
@@ -429,8 +435,7 @@ class Containers:
             try:
                 with self._database.transaction() as connection:
                     connection.execute(
-                        "INSERT INTO containers (id, driver, image, image_name, settings, status, created_ns, name)"
-                        " VALUES (?, ?, ?, ?, ?, 'created', ?, ?)",
+                        _INSERT,
                         (*values, chosen),
                     )
                 return
@@ -445,31 +450,41 @@ class Containers:
     def _started(self, container_id: str, pid: int) -> None:
         with self._database.transaction() as connection:
             connection.execute(
-                "UPDATE containers SET status = 'running', exit_code = NULL, started_ns = ?, finished_ns = NULL,"
-                " pid = ?, start = ?, boot = ? WHERE id = ?",
+                "UPDATE containers SET status = 'running', exit_code = NULL, started_ns = ?,"
+                " finished_ns = NULL, pid = ?, start = ?, boot = ? WHERE id = ?",
                 (now_ns(), pid, liveness.start_time(pid) or 0, liveness.boot_id(), container_id),
             )
 
     def _finished(self, container_id: str, exit_code: int | None) -> None:
         with self._database.transaction() as connection:
             connection.execute(
-                "UPDATE containers SET status = 'exited', exit_code = ?, finished_ns = ?, pid = NULL, start = NULL,"
-                " boot = NULL WHERE id = ?",
+                "UPDATE containers SET status = 'exited', exit_code = ?, finished_ns = ?, pid = NULL,"
+                " start = NULL, boot = NULL WHERE id = ?",
                 (exit_code, now_ns(), container_id),
             )
 
     def _container(self, row: tuple[Any, ...]) -> Container:
         from layerfs.runtime.settings import RunSettings
 
-        (container_id, name, driver, image, image_name, settings, status, exit_code, created, started, finished,
-         pid, start, boot) = row  # fmt: skip
+        container_id, name, driver, image, image_name, settings, *rest = row
+        status, exit_code, created, started, finished, pid, start, boot = rest
         if status == "running" and not liveness.alive(Owner(pid, start, boot)):
             status, exit_code, pid = "exited", None, None
         return Container(
-            container_id, name, image_name, image, driver, RunSettings.from_json(settings), status, exit_code,
-            created / 1e9, None if started is None else started / 1e9, None if finished is None else finished / 1e9,
-            pid, self,
-        )  # fmt: skip
+            id=container_id,
+            name=name,
+            image=image_name,
+            image_digest=image,
+            driver=driver,
+            settings=RunSettings.from_json(settings),
+            status=status,
+            exit_code=exit_code,
+            created=created / 1e9,
+            started=None if started is None else started / 1e9,
+            finished=None if finished is None else finished / 1e9,
+            pid=pid,
+            _containers=self,
+        )
 
 
 def _taken(name: str) -> ExistsError:

@@ -106,32 +106,46 @@ class LayerDirectories:
             )
         gone = f".gone-{layer}-{os.urandom(4).hex()}"
         try:
-            os.rename(directory, self.root / gone)
+            lock = os.open(directory, _OPEN)
         except FileNotFoundError:
             return
-        self._discard(gone)
+        try:
+            # Held to the end, so that no sweep takes part in the removal.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.rename(directory, self.root / gone)
+            self._discard(gone)
+        except FileNotFoundError:
+            return
+        finally:
+            os.close(lock)
 
     def sweep(self) -> int:
         """Delete what stopped processes left half made or half removed; give how many directories went."""
         swept = 0
         for name in os.listdir(self.root):
-            if name.startswith(".") and not self._is_being_made(name):
-                self._discard(name)
+            if name.startswith(".") and self._sweep_one(name):
                 swept += 1
         return swept
 
-    def _is_being_made(self, name: str) -> bool:
+    def _sweep_one(self, name: str) -> bool:
+        """Delete one directory, unless it is being made or removed elsewhere."""
         try:
             lock = os.open(self.root / name, _OPEN)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return False
+        except NotADirectoryError:
+            self._discard(name)
+            return True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (self.root / name).is_dir():
+                return False
+            self._discard(name)
         except BlockingIOError:
-            return True
+            return False
         finally:
             os.close(lock)
-        return False
+        return True
 
     def _discard(self, name: str) -> None:
         root = os.open(self.root, _OPEN)

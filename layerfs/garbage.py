@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -23,8 +23,11 @@ from layerfs.driver import Sweeps
 from layerfs.errors import InUseError, NotFoundError
 from layerfs.layers import Layers
 from layerfs.leases import leased
+from layerfs.ledger import Ledger
 
 GRACE_SECONDS: Final = 3600.0
+# What is in the trash is being deleted by whoever put it there, and is a crash's when it stays.
+_TRASH_SECONDS: Final = 60.0
 
 
 class Item(NamedTuple):
@@ -61,25 +64,24 @@ class Report:
 
 
 class Garbage:
-    """The collector of one store; `layers_of` gives the layers of a driver by its name."""
+    """The collector of one store; `all_layers` gives the layers of every driver."""
 
     def __init__(
-        self, root: Path, database: Database, blobs: Blobs, *, layers_of: Callable[[str], Layers]
+        self, root: Path, database: Database, blobs: Blobs, *, all_layers: Callable[[], Sequence[Layers]]
     ) -> None:
         self._root = root
         self._database = database
         self._blobs = blobs
-        self._layers_of = layers_of
+        self._all_layers = all_layers
 
     def collect(self, *, dry_run: bool = False, grace: float = GRACE_SECONDS) -> Report:
-        """Remove what nothing needs and is older than `grace` seconds; several processes may do so at once."""
+        """Remove what nothing needs and is older than `grace` seconds; safe in several processes at once."""
         leases.expire(self._database)
         before = time.time() - grace
         items: list[Item] = []
-        drivers = self._drivers()
+        drivers = self._all_layers()
         if not dry_run:
-            for driver in drivers:
-                layers = self._layers_of(driver)
+            for layers in drivers:
                 layers.recover()
                 gone = layers.finish()
                 if isinstance(layers.driver, Sweeps):
@@ -87,16 +89,16 @@ class Garbage:
                 items += [Item("layer", "half-made or half-removed", 0, True, "left behind")] * gone
         gone_images = self._images(items, before, dry_run=dry_run)
         gone_layers: set[int] = set()
-        for driver in drivers:
-            gone_layers |= self._layers(driver, items, gone_images, before, dry_run=dry_run)
+        for layers in drivers:
+            gone_layers |= self._layers(layers, items, gone_images, before, dry_run=dry_run)
         self._unused_blobs(items, gone_images, gone_layers, before, dry_run=dry_run)
-        for driver in drivers:
-            self._orphans(driver, items, dry_run=dry_run)
+        for layers in drivers:
+            self._orphans(layers, items, dry_run=dry_run)
         if not dry_run:
             freed = self._blobs.sweep(older_than=before) + self._leftovers(before)
             if freed:
                 items.append(Item("partial", "half-made files", freed, True, "abandoned"))
-            self._locks(drivers)
+            self._locks()
         return Report(tuple(items), dry_run)
 
     def reclaim(self, chain_ids: Iterable[str], blobs: Iterable[Digest]) -> list[str]:
@@ -109,8 +111,7 @@ class Garbage:
         lines = []
         candidates = set(blobs)
         names = list(chain_ids)[::-1]
-        for driver in self._drivers():
-            layers = self._layers_of(driver)
+        for layers in self._all_layers():
             for name in names:
                 try:
                     layer = layers.stat(name)
@@ -124,11 +125,6 @@ class Garbage:
         for blob in candidates:
             self._remove_blob(blob)
         return lines
-
-    def _drivers(self) -> list[str]:
-        return [
-            str(name) for (name,) in self._database.rows("SELECT DISTINCT driver FROM layers ORDER BY driver")
-        ]
 
     def _images(self, items: list[Item], before: float, *, dry_run: bool) -> set[str]:
         rows = self._database.rows(
@@ -163,12 +159,12 @@ class Garbage:
         return cursor.rowcount == 1
 
     def _layers(
-        self, driver: str, items: list[Item], gone_images: set[str], before: float, *, dry_run: bool
+        self, layers: Layers, items: list[Item], gone_images: set[str], before: float, *, dry_run: bool
     ) -> set[int]:
         rows = self._database.rows(
             "SELECT id, name, state, parent, diff_id, updated_ns, COALESCE(bytes, 0), labels, driver_id"
             " FROM layers WHERE driver = ? AND state IN ('active', 'view', 'committed')",
-            driver,
+            layers.driver.name,
         )
         needed: dict[str, str] = {}
         for manifest, chain_id in self._database.rows("SELECT manifest, chain_id FROM image_layers"):
@@ -179,7 +175,6 @@ class Garbage:
         for number, _, _, parent, *_ in rows:
             children.setdefault(parent, set()).add(number)
         names = {row[0]: row[1] for row in rows}
-        layers = self._layers_of(driver)
         gone: set[int] = set()
         decided: set[int] = set()
         # Children first; the numbers do not tell the order when two processes unpacked the same image.
@@ -212,7 +207,7 @@ class Garbage:
                     reason = "leased by a running operation"
                 elif not dry_run:
                     try:
-                        layers.remove(name)
+                        layers.remove(name, containers=False)
                     except NotFoundError:
                         gone.add(number)
                         continue
@@ -252,8 +247,8 @@ class Garbage:
     def _remove_blob(self, digest: Digest) -> bool:
         """Delete a blob that nothing refers to and no lease protects."""
         name = str(digest)
-        # Whoever is about to use the blob leases it first and looks for it then, so the file has to go, in one
-        # rename, before this transaction ends; the freeing of its blocks comes after.
+        # Whoever is about to use the blob leases it first and looks for it then; so the file has to go, in
+        # one rename, before this transaction ends; the freeing of its blocks comes after.
         with self._database.transaction() as connection:
             used = connection.execute(
                 "SELECT EXISTS (SELECT 1 FROM links WHERE blob = ?1)"
@@ -270,9 +265,8 @@ class Garbage:
         trash.unlink(missing_ok=True)
         return True
 
-    def _orphans(self, driver: str, items: list[Item], *, dry_run: bool) -> None:
-        for driver_id in orphans(self._layers_of(driver)):
-            layers = self._layers_of(driver)
+    def _orphans(self, layers: Layers, items: list[Item], *, dry_run: bool) -> None:
+        for driver_id in orphans(layers):
             if not dry_run:
                 try:
                     with layers.lock(driver_id) as lock:
@@ -282,28 +276,40 @@ class Garbage:
                     items.append(Item("orphan", driver_id, 0, False, str(error)))
                     continue
             items.append(
-                Item("orphan", driver_id, 0, True, f"{driver} holds it, the database does not know it")
+                Item(
+                    "orphan",
+                    driver_id,
+                    0,
+                    True,
+                    f"{layers.driver.name} holds it, the database does not know it",
+                )
             )
 
     def _leftovers(self, before: float) -> int:
-        """Empty the trash, and remove old directories that a crash left in ROOT/tmp; give the bytes."""
+        """Empty the trash, and remove what a crash left in ROOT/tmp; give the bytes."""
+        freed = self._sweep("trash", os.listdir(self._root / "trash"), time.time() - _TRASH_SECONDS)
+        temporary = self._root.resolve() / "tmp"
+        names = [name for name in os.listdir(temporary) if not name.startswith("ingest-")]
+        # Looked at in this order: a mount's directory is made after its record is written.
+        in_use = {record.target for record in Ledger(self._database).all()}
+        names = [name for name in names if os.fsencode(temporary / name) not in in_use]
+        return freed + self._sweep("tmp", names, before)
+
+    def _sweep(self, place: str, names: Iterable[str], before: float) -> int:
         freed = 0
-        for place, limit in (("trash", time.time() - 60), ("tmp", before)):
-            directory = os.open(self._root / place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                for name in os.listdir(directory):
-                    if name.startswith("ingest-"):
-                        continue
-                    with contextlib.suppress(FileNotFoundError, InUseError):
-                        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                        if found.st_mtime < limit:
-                            files.remove_tree(directory, name)
-                            freed += found.st_blocks * 512
-            finally:
-                os.close(directory)
+        directory = os.open(self._root / place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError, InUseError):
+                    found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                    if found.st_mtime < before:
+                        files.remove_tree(directory, name)
+                        freed += found.st_blocks * 512
+        finally:
+            os.close(directory)
         return freed
 
-    def _locks(self, drivers: Iterable[str]) -> None:
+    def _locks(self) -> None:
         """Remove the lock files of layers that are gone."""
         directory = self._root / "locks"
         names = [name for name in os.listdir(directory) if not name.startswith("store")]

@@ -7,7 +7,6 @@ id is the digest of its config, as docker's is.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -122,7 +121,8 @@ class Images:
         config = ImageConfig.parse(self._blobs.read(manifest.config.digest, limit=DOCUMENT_MAXIMUM))
         if len(config.diff_ids) != len(manifest.layers):
             raise ArchiveError(
-                f"image {manifest.digest} has {len(manifest.layers)} layers, its config {len(config.diff_ids)} diff ids"
+                f"image {manifest.digest} has {len(manifest.layers)} layers, its config"
+                f" {len(config.diff_ids)} diff ids"
             )
         digest = str(self._blobs.put(raw))
         if digest != str(manifest.digest):
@@ -192,7 +192,7 @@ class Images:
             if last and users and not force:
                 raise InUseError(
                     f"image {ref} is used by container {users[0]}",
-                    hint=f"remove the container first (layerfs rm {users[0]}), or take the name alone with --force",
+                    hint=f"layerfs rm {users[0]} first; or take the name alone with --force",
                 )
             connection.executemany("DELETE FROM tags WHERE name = ?", [(one,) for one in going])
             if last and not users:
@@ -287,6 +287,8 @@ def seconds(text: str | None) -> float | None:
     """Read an RFC 3339 time as seconds since 1970; None for what is none, or says nothing."""
     if not text or text.startswith("0001-01-01"):
         return None
+    import datetime
+
     # Nanoseconds are too fine for the standard library.
     plain = re.sub(r"(\.\d{6})\d+", r"\1", text).replace("Z", "+00:00")
     try:

@@ -150,9 +150,11 @@ class LayerTable:
         }
 
     def add(
-        self, key: str, state: State, parent: str | None, labels: Mapping[str, str]
+        self, key: str, state: State, parent: str | None, labels: Mapping[str, str], lease: Lease | None
     ) -> tuple[Layer, tuple[str, ...]]:
         """Add an active layer or a view; give it and the driver ids below it.
+
+        With a lease the key is taken, but the layer is hidden until `activate`: its files come first.
 
         Raises:
             ExistsError, NotFoundError, InvalidError: as `Layers.prepare` says.
@@ -166,17 +168,29 @@ class LayerTable:
             if parent is not None:
                 base = self._committed(connection, parent)
                 below = tuple(value for (value,) in connection.execute(_STACK, (base,)))
+            first, lease_id = (state.value, None) if lease is None else ("draft", lease.id)
             try:
                 cursor = connection.execute(
-                    _INSERT, (self.driver, key, state.value, driver_id, base, text, now, now, None)
+                    _INSERT, (self.driver, key, first, driver_id, base, text, now, now, lease_id)
                 )
             except sqlite3.IntegrityError as error:
                 raise _taken(key) from error
+            if lease is not None:
+                lease.add_in(connection, "layer", driver_id)
+        row = int(cursor.lastrowid or 0)
+        frozen = MappingProxyType(dict(labels))
         layer = Layer(
-            key, state, parent, self.driver, MappingProxyType(dict(labels)), now, now, None, None, None, None,
-            driver_id, int(cursor.lastrowid or 0),
-        )  # fmt: skip
+            key, state, parent, self.driver, frozen, now, now, None, None, None, None, driver_id, row
+        )
         return layer, below
+
+    def activate(self, layer: Layer) -> None:
+        """Show a layer that was added under a lease, now that its files are there."""
+        with self.database.transaction() as connection:
+            connection.execute(
+                "UPDATE layers SET state = ?, lease = NULL WHERE id = ? AND state = 'draft'",
+                (layer.state.value, layer.row),
+            )
 
     def commit(self, layer: Layer, name: str, facts: Facts, labels: Mapping[str, str]) -> None:
         """Turn an active layer into a committed one, durably.
@@ -273,7 +287,7 @@ class LayerTable:
 
     # -- removal
 
-    def mark(self, layer: Layer) -> None:
+    def mark(self, layer: Layer, *, containers: bool = True) -> None:
         """Take a layer's name away for good; its files are to be removed next.
 
         Raises:
@@ -293,6 +307,9 @@ class LayerTable:
             ).fetchone()
             if image is not None:
                 raise InUseError(f"layer {layer.name!r} belongs to an image")
+            query = "SELECT name FROM containers WHERE id = ?"
+            if not containers and connection.execute(query, (layer.name,)).fetchone() is not None:
+                raise InUseError(f"layer {layer.name!r} belongs to a container")
             if leased(connection, "layer", layer.driver_id):
                 raise InUseError(f"layer {layer.name!r} is leased by a running operation")
             connection.execute(f"{_MARK} WHERE id = ?", (layer.row,))
@@ -320,7 +337,10 @@ class LayerTable:
 
     def is_marked(self, row: int) -> bool:
         """Say whether a layer is marked as removed, still there, and without children."""
-        statement = "SELECT state FROM layers l WHERE id = ? AND NOT EXISTS (SELECT 1 FROM layers WHERE parent = l.id)"
+        statement = (
+            "SELECT state FROM layers l WHERE id = ?"
+            " AND NOT EXISTS (SELECT 1 FROM layers WHERE parent = l.id)"
+        )
         return self.database.row(statement, row) == ("removing",)
 
     def unfinished(self) -> bool:

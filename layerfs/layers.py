@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ from layerfs.tree.budget import DEFAULT_BUDGET, Budget
 
 if TYPE_CHECKING:
     from layerfs.tree.change import Change
+
+_PATIENCE_SECONDS = 0.1
 
 __all__ = ["Layer", "Layers", "State", "Step", "chain_ids"]
 
@@ -68,23 +71,28 @@ class Layers:
     # -- life
 
     def prepare(
-        self, key: str, parent: str | None = None, *, labels: Mapping[str, str] | None = None
+        self,
+        key: str,
+        parent: str | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        lease: Lease | None = None,
     ) -> Layer:
-        """Make an empty writable layer on a committed one, or on nothing.
+        """Make an empty writable layer on a committed one, or on nothing; it is added to `lease` if given.
 
         Raises:
             ExistsError: the key is taken.
             NotFoundError: there is no such parent.
             InvalidError: the parent is not committed, or the key cannot be one.
         """
-        return self._begin(key, parent, State.ACTIVE, labels or {})
+        return self._begin(key, parent, State.ACTIVE, labels or {}, lease)
 
     def view(self, key: str, parent: str | None = None, *, labels: Mapping[str, str] | None = None) -> Layer:
         """Give a committed layer a second, removable name under which it can only be looked at.
 
         Raises as `prepare` does.
         """
-        return self._begin(key, parent, State.VIEW, labels or {})
+        return self._begin(key, parent, State.VIEW, labels or {}, None)
 
     def commit(self, key: str, name: str, *, labels: Mapping[str, str] | None = None) -> Layer:
         """Turn an active layer into a committed one: the key disappears as the name appears.
@@ -107,8 +115,7 @@ class Layers:
             if self.table.has(name):
                 raise ExistsError(f"there is a layer {name!r} already")
             below = self.table.stack(layer.row)[:-1]
-            toc = self._write_toc(layer, below)
-            lease.add("blob", str(toc))
+            toc = self._write_toc(layer, below, lease)
             if isinstance(self.driver, Seals):
                 self.driver.seal(layer.driver_id)
             usage = self.measure(layer.driver_id, below)
@@ -117,8 +124,12 @@ class Layers:
             self.table.commit(layer, name, facts, layer.labels if labels is None else labels)
         return self.table.find(name)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, containers: bool = True) -> None:
         """Remove a layer that nothing needs: the name is free at once, the files go after it.
+
+        Args:
+            name: its key or name.
+            containers: False leaves it alone if it is a container's.
 
         Raises:
             NotFoundError: there is no such layer.
@@ -127,7 +138,7 @@ class Layers:
         layer = self.table.find(name)
         with self.lock(layer.driver_id, what=f"layer {name!r}") as lock:
             self._refuse_live(layer)
-            self.table.mark(layer)
+            self.table.mark(layer, containers=containers)
             self._erase(layer.row, layer.driver_id, lock)
 
     def finish(self) -> int:
@@ -180,7 +191,7 @@ class Layers:
     def apply_all(
         self, steps: Sequence[Step], *, parent: str | None = None, progress: Progress | None = None
     ) -> Layer:
-        """Unpack stored layers, bottom first, into committed layers named by their chain ids; give the top one.
+        """Unpack stored layers, bottom first, into committed layers named by chain ids; give the top one.
 
         What is here already is not unpacked again. The new layers appear together, after one sync of
         them all, or not at all. A second process that wants the same layers waits and then uses the first's.
@@ -376,7 +387,7 @@ class Layers:
     # -- parts that `unpacking`, `garbage` and `check` use too
 
     def lock(self, driver_id: str, *, shared: bool = False, what: str = "the layer") -> Lock:
-        """Give a layer's lock, not yet taken; taking it raises InUseError at once when it is not free."""
+        """Give a layer's lock, not yet taken; taking it raises InUseError when it is not free soon."""
         return _LayerLock(self.root / "locks" / driver_id, what, shared=shared)
 
     def erase(self, row: int, driver_id: str) -> bool:
@@ -428,15 +439,21 @@ class Layers:
 
     # -- inner parts
 
-    def _begin(self, key: str, parent: str | None, state: State, labels: Mapping[str, str]) -> Layer:
-        layer, below = self.table.add(key, state, parent, labels)
-        if state is State.ACTIVE or parent is None:
+    def _begin(
+        self, key: str, parent: str | None, state: State, labels: Mapping[str, str], lease: Lease | None
+    ) -> Layer:
+        if state is State.VIEW and parent is not None:
+            return self.table.add(key, state, parent, labels, None)[0]
+        with contextlib.ExitStack() as stack:
+            held = lease or stack.enter_context(Lease(self._database))
+            layer, below = self.table.add(key, state, parent, labels, held)
             try:
                 self.driver.create(layer.driver_id, below)
             except BaseException:
                 self.table.mark_unborn(layer.row)
                 self.erase(layer.row, layer.driver_id)
                 raise
+            self.table.activate(layer)
         return layer
 
     def _unpack(
@@ -454,7 +471,7 @@ class Layers:
                 unpacking.unpack(step, name, parent)
             unpacking.commit()
 
-    def _write_toc(self, layer: Layer, below: Sequence[str]) -> Digest:
+    def _write_toc(self, layer: Layer, below: Sequence[str], lease: Lease) -> Digest:
         """Write the table of contents of a layer that did not come from a stream."""
         from layerfs.contents import record
         from layerfs.tree.toc import TocWriter
@@ -463,6 +480,7 @@ class Layers:
             toc = TocWriter(ingest.write)
             record(self._changes(layer.driver_id, below), toc.add)
             toc.close()
+            lease.add("blob", str(ingest.digest))
             return ingest.commit()
 
     def _changes(self, driver_id: str, below: Sequence[str]) -> Iterator[Change]:
@@ -540,18 +558,22 @@ class Layers:
 
 
 class _LayerLock(Lock):
-    """A layer's lock, never waited for; its error names the layer instead of the file."""
+    """A layer's lock, waited for no longer than others need to look at it; its error names the layer."""
 
     def __init__(self, path: Path, what: str, *, shared: bool) -> None:
         super().__init__(path, shared=shared, blocking=False)
         self._what = what
 
     def acquire(self) -> _LayerLock:
-        try:
-            super().acquire()
-        except InUseError as error:
-            raise InUseError(f"{self._what} is in use by another process or thread") from error
-        return self
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                super().acquire()
+                return self
+            except InUseError as error:
+                if time.monotonic() > deadline:
+                    raise InUseError(f"{self._what} is in use by another process or thread") from error
+            time.sleep(0.005)
 
 
 def _is_mount(target: Path) -> bool:

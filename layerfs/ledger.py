@@ -61,8 +61,8 @@ class Ledger:
         )  # fmt: skip
         with self._database.transaction() as connection:
             cursor = connection.execute(
-                "INSERT INTO mounts (layer, target, source, directory, read_only, held, namespace, pid, start, boot,"
-                " created_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO mounts (layer, target, source, directory, read_only, held, namespace, pid,"
+                " start, boot, created_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
             return int(cursor.lastrowid or 0)

@@ -8,10 +8,8 @@ Linux 5.x (include/uapi/asm-generic/unistd.h); older calls go through libc.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import fcntl
 import os
-import platform
 import struct
 from collections.abc import Iterable
 from typing import Final
@@ -81,6 +79,7 @@ _AF_INET: Final = 2
 _SOCK_DGRAM: Final = 2
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
+_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
 
 _SYS: Final = {
     "open_tree": 428,
@@ -91,9 +90,10 @@ _SYS: Final = {
     "close_range": 436,
     "openat2": 437,
     "mount_setattr": 442,
-    # pivot_root and capset are older than the shared table, so their numbers differ.
-    "pivot_root": {"x86_64": 155, "aarch64": 41, "riscv64": 41}.get(platform.machine(), 217),
-    "capset": {"x86_64": 126, "aarch64": 91, "riscv64": 91}.get(platform.machine(), 185),
+    # These are older than the shared table, so their numbers differ.
+    "pivot_root": {"x86_64": 155, "aarch64": 41, "riscv64": 41}.get(os.uname().machine, 217),
+    "keyctl": {"x86_64": 250, "aarch64": 219, "riscv64": 219}.get(os.uname().machine, 219),
+    "capset": {"x86_64": 126, "aarch64": 91, "riscv64": 91}.get(os.uname().machine, 185),
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -258,6 +258,11 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
         effective >> high, permitted >> high, inheritable >> high,
     )  # fmt: skip
     _syscall("capset", header, data)
+
+
+def join_session_keyring() -> None:
+    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: a new, empty session keyring."""
+    _syscall("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, None)
 
 
 def close_range(first: int, last: int, flags: int = 0) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import functools
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -86,6 +85,8 @@ def _open_overlay(mount: Overlay) -> int:
     try:
         return _readable(_new_overlay(mount))
     except UnsupportedError:
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="layerfs-") as directory:
             _classic_overlay(mount, Path(directory))
             try:

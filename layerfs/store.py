@@ -15,7 +15,7 @@ from layerfs import liveness
 from layerfs.blobs import Blobs
 from layerfs.containers import Container, Containers
 from layerfs.database import Database, Durability
-from layerfs.errors import ExistsError, InvalidError, NotFoundError, StoreError
+from layerfs.errors import ExistsError, InvalidError, NotFoundError, StoreError, UnsupportedError
 from layerfs.files import Lock, write_atomic
 from layerfs.images import Image, Images, full_name
 from layerfs.layers import Layers
@@ -38,7 +38,15 @@ FORMAT_VERSION: Final = 1
 _FORMAT: Final = "format.json"
 _DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks")
 _OURS: Final = frozenset(
-    {*_DIRECTORIES, _FORMAT, "layerfs.db", "layerfs.db-wal", "layerfs.db-shm", "lost+found"}
+    {
+        *_DIRECTORIES,
+        _FORMAT,
+        "layerfs.db",
+        "layerfs.db-wal",
+        "layerfs.db-shm",
+        "layerfs.db-journal",
+        "lost+found",
+    }
 )
 
 
@@ -151,6 +159,17 @@ class Store:
         found = self._layers.get(driver)
         return found or self._add_layers(plugins.load(driver, self.root / "drivers"))
 
+    def all_layers(self) -> list[Layers]:
+        """Give the layers of every driver that was ever used here and is installed."""
+        names = {name for (name,) in self._database.rows("SELECT DISTINCT driver FROM layers")}
+        found = []
+        for name in sorted(names.union(os.listdir(self.root / "drivers"))):
+            try:
+                found.append(self.layers_of(name))
+            except (NotFoundError, UnsupportedError) as error:
+                self._warn(f"the layers of driver {name} are left alone: {error}")
+        return found
+
     # -- images in and out
 
     def pull(
@@ -166,7 +185,7 @@ class Store:
         Args:
             source: as skopeo writes it: ``oci:DIR[:TAG]``, ``oci-archive:FILE[:TAG]`` or
                 ``docker-archive:FILE[:NAME]``.
-            name: what it is called here; when None what the source calls it, or else what `source` looks like.
+            name: what it is called here; when None what the source calls it, or else as `source` looks.
             platform: which image of several; this machine's when None.
             progress: told how it goes.
 
@@ -315,7 +334,6 @@ class Store:
                 self.images, self.blobs, lease, layer, base=None, author="", message=message,
                 created_by="layerfs import", changes=changes,
             )  # fmt: skip
-            lease.add("image", str(image.digest))
             self.containers.unpack(image, progress=shown)
             # The name comes last, so that it never stands for a tree that cannot be unpacked.
             return self.images.tag(str(image.digest), name)
@@ -390,7 +408,7 @@ class Store:
         return Check(
             self._database,
             self.blobs,
-            layers_of=self.layers_of,
+            all_layers=self.all_layers,
             repair=repair,
             contents=contents,
             progress=progress,
@@ -459,7 +477,7 @@ class Store:
     def _garbage(self) -> Garbage:
         from layerfs.garbage import Garbage
 
-        return Garbage(self.root, self._database, self.blobs, layers_of=self.layers_of)
+        return Garbage(self.root, self._database, self.blobs, all_layers=self.all_layers)
 
     def _reclaim(self, image: Image) -> list[str]:
         blobs = [image.digest, image.id, *(layer.digest for layer in image.manifest.layers)]
@@ -480,8 +498,8 @@ class Store:
             from layerfs import leases
 
             leases.expire(self._database)
-            for (driver,) in self._database.rows("SELECT DISTINCT driver FROM layers"):
-                self.layers_of(driver).finish()
+            for layers in self.all_layers():
+                layers.finish()
         boot = liveness.boot_id()
         if self._database.get("boot") != boot:
             self._settle(boot)
@@ -489,16 +507,14 @@ class Store:
 
     def _settle(self, boot: str) -> None:
         """After a reboot, look at what was committed without having been synced."""
-        rows = self._database.rows(
-            "SELECT DISTINCT driver FROM layers WHERE state = 'committed' AND durable = 0 AND boot <> ?", boot
-        )
-        if not rows:
+        query = "SELECT 1 FROM layers WHERE state = 'committed' AND durable = 0 AND boot <> ? LIMIT 1"
+        if self._database.row(query, boot) is None:
             return
         from layerfs.check import Check
 
-        check = Check(self._database, self.blobs, layers_of=self.layers_of, repair=True, contents=True)
-        for (driver,) in rows:
-            check.settle(self.layers_of(driver), boot)
+        check = Check(self._database, self.blobs, all_layers=self.all_layers, repair=True, contents=True)
+        for layers in self.all_layers():
+            check.settle(layers, boot)
         for problem in check.problems:
             done = "repaired" if problem.repaired else f"not repaired: {problem.hint}"
             self._warn(f"layer {problem.subject} did not survive the last stop: {problem.what} ({done})")

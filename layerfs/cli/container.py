@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from layerfs.cli import output
 from layerfs.cli.commands import Command
@@ -18,21 +17,17 @@ def _configure_diff(parser: CommandParser) -> None:
 
 
 def _diff(context: Context, arguments: argparse.Namespace) -> int:
+    from layerfs.tree.diff import listing
+
     with context.open_store() as store:
-        changes = (
-            (change.kind.value, change.entry.path)
-            for change in store.containers.get(arguments.container).changes()
-        )
+        lines = listing(store.containers.get(arguments.container).changes())
         if context.json:
             output.document(
-                [
-                    {"kind": kind, "path": "/" + path.decode(errors="surrogateescape")}
-                    for kind, path in changes
-                ]
+                [{"kind": kind.value, "path": path.decode(errors="surrogateescape")} for kind, path in lines]
             )
         else:
-            for kind, path in changes:
-                output.line(f"{kind} /{printable(path)}")
+            for kind, path in lines:
+                output.line(f"{kind.value} {printable(path)}")
     return 0
 
 
@@ -117,9 +112,9 @@ def _cp(context: Context, arguments: argparse.Namespace) -> int:
         )
     with context.open_store() as store:
         if source[0] is not None:
-            store.containers.get(source[0]).copy_out(os.fsencode(source[1]), Path(destination[1]))
+            store.containers.get(source[0]).copy_out(os.fsencode(source[1]), destination[1])
         elif destination[0] is not None:
-            store.containers.get(destination[0]).copy_in(Path(source[1]), os.fsencode(destination[1]))
+            store.containers.get(destination[0]).copy_in(source[1], os.fsencode(destination[1]))
     return 0
 
 

@@ -117,10 +117,9 @@ class _Monitor:
     def __enter__(self) -> _Monitor:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._status is None:
-            if error[0] is not ProcessError:  # else it is about to end by itself
-                os.kill(self._pid, _ORPHANED)
+            os.kill(self._pid, _ORPHANED)
             os.waitpid(self._pid, 0)
 
     def wait(self, process: int | None, signals: int, terminal: Terminal | None) -> int:
@@ -281,6 +280,9 @@ def _process(
         if spec.network != "host":
             linux.raise_loopback()
         linux.sethostname(spec.hostname)
+        # The caller's keys are not the container's. Kernels without keys, or a full quota, do not matter.
+        with contextlib.suppress(OSError):
+            linux.join_session_keyring()
         rootfs.enter()
         user = resolve_user(rootfs.root, spec.user)
         if terminal is not None:

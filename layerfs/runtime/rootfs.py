@@ -138,12 +138,11 @@ class Rootfs:
                 raise ProcessError(f"the volume at {volume.target} would lie in /proc")
             if os.path.samestat(status, os.fstat(self.root)):
                 raise ProcessError(f"the volume at {volume.target} would hide the whole container")
-            try:
-                mounts.attach(source, target)
-            except NotADirectoryError as error:
+            if stat.S_ISDIR(status.st_mode) != stat.S_ISDIR(os.fstat(source).st_mode):
                 raise ProcessError(
                     f"cannot show {volume.source} at {volume.target}: one is a directory, the other is not"
-                ) from error
+                )
+            mounts.attach(source, target)
         finally:
             os.close(target)
             os.close(source)

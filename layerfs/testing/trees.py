@@ -66,8 +66,9 @@ def _perform(root: bytes, step: Operation) -> None:
     if kind == "file":
         _write(path, rest[0])
     elif kind == "sparse":
-        with open(path, "wb") as file:
-            file.truncate(3 << 20)
+        _write(path, b"")
+        os.truncate(path, 3 << 20)
+        with open(path, "r+b") as file:
             file.seek(_number(rest[0]))
             file.write(b"data")
     elif kind == "directory":

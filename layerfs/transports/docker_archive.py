@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from layerfs.compression import Compression, detect
 from layerfs.digest import Digest
-from layerfs.errors import ArchiveError, DocumentError, VerificationError
+from layerfs.errors import ArchiveError, DocumentError
 from layerfs.oci import document, media_types
 from layerfs.oci.config import ImageConfig
 from layerfs.oci.descriptor import Descriptor
@@ -18,7 +18,14 @@ from layerfs.oci.manifest import Manifest
 from layerfs.transports.archive_sink import MANIFEST_FILE, ArchiveSink
 from layerfs.transports.endpoint import CHUNK, Available, Resolved
 from layerfs.transports.file_set import ArchiveFiles, FileSet, OpenFile, read_file
-from layerfs.transports.layout_source import INDEX_FILE, LAYOUT_FILE, LayoutSource, blob_name, choose
+from layerfs.transports.layout_source import (
+    INDEX_FILE,
+    LAYOUT_FILE,
+    LayoutSource,
+    blob_name,
+    choose,
+    open_sized,
+)
 from layerfs.transports.spool import open_plain
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
 
@@ -123,13 +130,7 @@ class DockerSource:
     def open(self, descriptor: Descriptor) -> OpenFile:
         """Open a blob; see `Source.open`."""
         path = self._paths.get(descriptor.digest) or blob_name(descriptor.digest)
-        file = self._open(path)
-        if file.size != descriptor.size:
-            file.close()
-            raise VerificationError(
-                f"{self.files.title}: {descriptor.digest} has {file.size} bytes, not the promised {descriptor.size}"
-            )
-        return file
+        return open_sized(self.files, path, descriptor)
 
     def close(self) -> None:
         """Close the archive."""
@@ -170,9 +171,8 @@ class DockerSource:
             members.fail("Layers", f"{len(paths)} layers, but the config has {len(config.diff_ids)} diff ids")
         layers = [self._layer(path, diff_id) for path, diff_id in zip(paths, config.diff_ids, strict=True)]
         self._paths.setdefault(digest, config_path)
-        manifest = Manifest.build(
-            Descriptor.to(raw, media_types.DOCKER_CONFIG), layers, media_type=media_types.DOCKER_MANIFEST
-        )
+        # Of OCI, not of Docker: umoci and others take nothing else, and today's docker writes these too.
+        manifest = Manifest.build(Descriptor.to(raw, media_types.OCI_CONFIG), layers)
         return Resolved(manifest.descriptor, manifest.raw)
 
     def _layer(self, path: str, diff_id: Digest) -> Descriptor:
@@ -188,7 +188,7 @@ class DockerSource:
                     hasher.update(data)
                     data = file.read(CHUNK)
                 digest = Digest("sha256", hasher.hexdigest())
-            media_type = media_types.layer_media_type(compression, docker=True)
+            media_type = media_types.layer_media_type(compression)
             self._paths.setdefault(digest, path)
             return Descriptor(media_type, digest, file.size)
 

@@ -6,8 +6,8 @@ Life of a source: opened; asked for `images` and `manifest`; `open` any number o
 threads if wanted; `close`. What it hands out as a manifest is verified; blobs are verified by whoever
 stores them, against their descriptor.
 
-Life of a sink: opened; for each image `put_blob` for every blob that it does not `has` yet, then
-`put_manifest`; once, `commit`; `close`. Nothing is visible at the far end before `commit`, and a `close`
+Life of a sink, in one thread: opened; for each image `put_blob` for every blob that it does not `has` yet,
+then `put_manifest`; once, `commit`; `close`. Nothing is visible at the far end before `commit`, and a `close`
 without it leaves no half-made image behind (complete blobs may stay where blobs are shared).
 """
 
@@ -42,9 +42,14 @@ class Available:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Those of the names that are complete: ``docker.io/library/debian:12``; a bare tag is none."""
+        """Those of the names that are complete: ``docker.io/library/debian:12``; a bare tag is none.
+
+        Nor is a name with a digest, which cannot be given to an image.
+        """
         found = (reference_of(name) for name in self.names)
-        return tuple(dict.fromkeys(str(reference) for reference in found if reference is not None))
+        return tuple(
+            dict.fromkeys(str(known) for known in found if known is not None and known.digest is None)
+        )
 
     def is_called(self, wanted: str) -> bool:
         """Say whether `wanted` is one of the names, or means the same by docker's rules, or is the digest."""

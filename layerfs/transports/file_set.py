@@ -216,7 +216,7 @@ class ArchiveFiles:
 
     def open(self, name: str) -> OpenFile | None:
         """Open a file of the archive."""
-        wanted = name
+        wanted = posixpath.normpath(name)
         for _ in range(_MAXIMUM_LINKS):
             member = self._members.get(wanted)
             if member is None:

@@ -74,15 +74,7 @@ class LayoutSource:
 
     def open(self, descriptor: Descriptor) -> OpenFile:
         """Open a blob; see `Source.open`."""
-        file = self.files.open(blob_name(descriptor.digest))
-        if file is None:
-            raise ArchiveError(f"{self.files.title} lacks blob {descriptor.digest}")
-        if file.size != descriptor.size:
-            file.close()
-            raise VerificationError(
-                f"{self.files.title}: {descriptor.digest} has {file.size} bytes, not the promised {descriptor.size}"
-            )
-        return file
+        return open_sized(self.files, blob_name(descriptor.digest), descriptor)
 
     def close(self) -> None:
         """Close the layout."""
@@ -96,6 +88,24 @@ class LayoutSource:
         if len(raw) != descriptor.size or Digest.of(raw, descriptor.digest.algorithm) != descriptor.digest:
             raise VerificationError(f"{self.files.title}: {name} does not have its digest and size")
         return raw
+
+
+def open_sized(files: FileSet, name: str, descriptor: Descriptor) -> OpenFile:
+    """Open the file that holds a blob.
+
+    Raises:
+        ArchiveError: it is missing.
+        VerificationError: its size is not the descriptor's.
+    """
+    file = files.open(name)
+    if file is None:
+        raise ArchiveError(f"{files.title} lacks blob {descriptor.digest}")
+    if file.size != descriptor.size:
+        file.close()
+        raise VerificationError(
+            f"{files.title}: {descriptor.digest} has {file.size} bytes, {descriptor.size} were promised"
+        )
+    return file
 
 
 def check_version(files: FileSet) -> None:

@@ -65,14 +65,8 @@ class LayoutSink:
         self._files = DirectoryFiles(path)
         self._title = str(path)
         try:
-            if read_file(self._files, LAYOUT_FILE, limit=document.MAXIMUM_BYTES) is not None:
-                check_version(self._files)
-            elif any(not name.startswith(".layerfs-") for name in os.listdir(self._root)):
-                raise TransportError(
-                    f"{path} is neither empty nor an OCI layout", hint="name a directory that is new"
-                )
-            else:
-                self._replace(LAYOUT_FILE, LAYOUT)
+            with self._locked():
+                self._begin()
         except BaseException:
             self._files.close()
             raise
@@ -120,19 +114,36 @@ class LayoutSink:
         """Put the images into ``index.json``, by one rename; an image that had one of the names loses it."""
         if self._durable:
             linux.syncfs(self._root)
-        fcntl.flock(self._root, fcntl.LOCK_EX)
-        try:
+        with self._locked():
             raw = read_file(self._files, INDEX_FILE, limit=document.MAXIMUM_BYTES)
             self._replace(INDEX_FILE, add_to_index(raw, self._images))
             if self._durable:
                 os.fsync(self._root)
-        finally:
-            fcntl.flock(self._root, fcntl.LOCK_UN)
         self._images = []
 
     def close(self) -> None:
         """Close the directory; what was put since the last `commit` stays unlisted."""
         self._files.close()
+
+    def _begin(self) -> None:
+        """Make sure that this is a layout, or makes a good one."""
+        if read_file(self._files, LAYOUT_FILE, limit=document.MAXIMUM_BYTES) is not None:
+            check_version(self._files)
+            return
+        if any(not name.startswith(".layerfs-") for name in os.listdir(self._root)):
+            raise TransportError(
+                f"{self._title} is neither empty nor an OCI layout", hint="name a directory that is new"
+            )
+        # First of all: a layout that was begun and left can be gone on with.
+        self._replace(LAYOUT_FILE, LAYOUT)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        fcntl.flock(self._root, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._root, fcntl.LOCK_UN)
 
     @contextlib.contextmanager
     def _blobs(self, algorithm: str) -> Iterator[int]:

@@ -92,13 +92,14 @@ def listing(changes: Iterable[Change]) -> Iterator[tuple[ChangeKind, bytes]]:
 class _Level:
     """One directory of the walk: its names yet to come, and its own change, yielded or not."""
 
-    __slots__ = ("change", "has_lower", "names", "path")
+    __slots__ = ("change", "has_lower", "is_opaque", "names", "path")
 
     def __init__(self, path: bytes, names: list[bytes], has_lower: bool, change: Change | None) -> None:
         self.path = path
         self.names = names
         self.has_lower = has_lower
         self.change = change
+        self.is_opaque = False
 
 
 class _Walk:
@@ -343,8 +344,14 @@ class _Upper(_Walk):
     def _names(self, directory: int) -> list[bytes]:
         """The names of this directory that may differ from below, last first."""
         names = {os.fsencode(name) for name in os.listdir(directory)}
-        if self._below >= 0 and self._xattr(directory, "opaque") == b"y":
-            names.update(os.fsencode(name) for name in os.listdir(self._below))
+        if self._below >= 0:
+            # Below an opaque directory nothing of the lower tree shows, and the kernel does not say so again.
+            level = self._levels[-1]
+            level.is_opaque = (len(self._levels) > 1 and self._levels[-2].is_opaque) or (
+                self._xattr(directory, "opaque") == b"y"
+            )
+            if level.is_opaque:
+                names.update(os.fsencode(name) for name in os.listdir(self._below))
         return sorted(names, reverse=True)
 
     def _xattr(self, target: int | bytes, name: str) -> bytes | None:

@@ -33,6 +33,9 @@ def unpack_in_place(root: int, unpack: Unpack) -> None:
     try:
         _copy_attributes(root, scratch, before)
         unpack(scratch, lower=lambda: os.open(b".", OPEN_DIRECTORY, dir_fd=root), whiteouts=AufsWhiteouts())
+        # Btrfs lists, at first, only what was in a directory when the descriptor was opened.
+        os.close(scratch)
+        scratch = os.open(_SCRATCH, OPEN_DIRECTORY, dir_fd=root)
         merge(scratch, root)
         after = os.fstat(scratch)
     finally:

@@ -1,15 +1,14 @@
-"""Write a tar stream: ustar where it holds an entry exactly, PAX records where it does not; the same entries, the same bytes."""
+"""Write a tar stream: ustar where that holds an entry exactly, PAX records where it does not."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from layerfs.errors import InvalidError, LayerError
+from layerfs.errors import LayerError
 from layerfs.tree import pax, sparse
 from layerfs.tree.entry import Entry, Kind
-from layerfs.tree.tar_header import BLOCK, checksum
+from layerfs.tree.tar_header import BLOCK, FIELDS, checksum
 
 _TYPES: Final = {
     Kind.FILE: b"0",
@@ -20,9 +19,6 @@ _TYPES: Final = {
     Kind.DIRECTORY: b"5",
     Kind.FIFO: b"6",
 }
-# Name; mode, uid and gid in one; size; time; blanks for the checksum; type; link name; (user and group names);
-# device numbers in one; prefix.
-_HEADER: Final = struct.Struct("100s24s12s12s8sc100s8s64x16s155s12x")
 _MAGIC: Final = b"ustar\x0000"
 _BLANKS: Final = b" " * 8
 _NO_DEVICE: Final = b"0000000\x000000000\x00"
@@ -77,7 +73,7 @@ class TarWriter:
         elif kind is Kind.DIRECTORY and path[-1:] != b"/":
             path = path + b"/" if path else b"./"
         self._put_header(entry, path, size, [])
-        if size or chunks != ():
+        if kind is Kind.FILE:
             self._put_body(entry, size, chunks)
 
     def close(self) -> None:
@@ -87,6 +83,8 @@ class TarWriter:
 
     def _add_sparse(self, entry: Entry, segments: sparse.Segments, chunks: Iterable[bytes]) -> None:
         stored = sum(length for _, length in segments)
+        if not entry.path:
+            raise LayerError("a name that tar cannot hold", entry=entry.path)
         kept = sparse.check(segments, size=entry.size, stored=stored)
         table = sparse.format_data_map(kept, entry.size)
         records = [
@@ -106,7 +104,7 @@ class TarWriter:
         flag = _TYPES.get(kind)
         if flag is None:
             raise LayerError("a socket cannot be stored in a layer", entry=entry.path)
-        if not path or b"\0" in path or b"\0" in target:
+        if not path or b"\0" in entry.path or b"\0" in target:
             raise LayerError("a name that tar cannot hold", entry=entry.path)
         prefix = b""
         name = path
@@ -192,7 +190,7 @@ def _pack(
     devices: bytes,
     prefix: bytes,
 ) -> bytes:
-    block = _HEADER.pack(
+    block = FIELDS.pack(
         name,
         attributes,
         b"%011o\0" % size,

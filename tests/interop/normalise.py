@@ -1,4 +1,4 @@
-"""What docker shows differently from the layers that it was given, each with its reason: no more is forgiven."""
+"""What docker shows differently from the layers it was given, each with its reason; no more is forgiven."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def as_docker_shows(tree: Snapshot) -> Snapshot:
 
 
 def without_root_time(tree: Snapshot) -> Snapshot:
-    """Leave out when the root was changed: docker's unpacking passes over ``./``'s times (moby `UnpackLayer`)."""
+    """Leave out when the root was changed: docker's unpacking passes over the times of ``./``."""
     return {**tree, b"": tree[b""]._replace(mtime_ns=0)}

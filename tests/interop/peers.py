@@ -57,7 +57,7 @@ def call(
 
 @contextlib.contextmanager
 def short_directory(name: str) -> Iterator[Path]:
-    """Give a new directory with a short path, for sockets; at the end unmount what is below, and remove it."""
+    """Give a new directory with a short path, for sockets; unmounted below and removed at the end."""
     directory = Path(tempfile.mkdtemp(prefix=f"layerfs-{name}-"))
     try:
         yield directory
@@ -225,7 +225,9 @@ class Layerfs:
 
     def changes(self, container: str) -> list[str]:
         """Give the lines of a container's diff, unescaped."""
-        return [f"{change['kind']} {change['path']}" for change in json.loads(self("--json", "diff", container))]
+        return [
+            f"{change['kind']} {change['path']}" for change in json.loads(self("--json", "diff", container))
+        ]
 
     @contextlib.contextmanager
     def mounted(self, image: str, target: Path) -> Iterator[Path]:

@@ -45,13 +45,8 @@ def test_the_image_holds_what_is_to_be_proved(built_image: BuiltImage) -> None:
 
 def test_umoci_and_docker_show_the_same_tree(built_image: BuiltImage) -> None:
     """What two peers agree on is what ours is held to."""
-    assert (
-        differences(
-            without_root_time(built_image.docker_tree),
-            without_root_time(as_docker_shows(built_image.umoci_tree)),
-        )
-        == []
-    )
+    expected = without_root_time(as_docker_shows(built_image.umoci_tree))
+    assert differences(without_root_time(built_image.docker_tree), expected) == []
 
 
 def test_a_read_only_mount_shows_what_umoci_unpacks(
@@ -70,22 +65,22 @@ def test_a_writable_mount_shows_what_docker_shows(
     ours = snapshot(tree)
     loaded("umount", "writable")
     assert (
-        differences(without_root_time(as_docker_shows(ours)), without_root_time(built_image.docker_tree)) == []
+        differences(without_root_time(as_docker_shows(ours)), without_root_time(built_image.docker_tree))
+        == []
     )
     assert loaded("diff", "writable") == b""
 
 
 def test_the_image_has_the_id_and_the_config_that_docker_gave_it(
-    loaded: peers.Layerfs, built_image: BuiltImage, docker: peers.Docker
+    layerfs: peers.Layerfs, built_image: BuiltImage, docker: peers.Docker
 ) -> None:
-    [details] = json.loads(loaded("inspect", context.IMAGE_NAME))
+    layerfs("load", "--input", built_image.docker_archive)
+    [details] = json.loads(layerfs("inspect", context.IMAGE_NAME))
     assert details["id"] == docker.lines("inspect", "--format", "{{.Id}}", context.IMAGE_NAME)[0]
     assert details["config"] == _documents(built_image.docker_archive)[1]
 
 
-def test_run_without_a_command_does_what_docker_run_does(
-    loaded: peers.Layerfs, docker: peers.Docker
-) -> None:
+def test_run_without_a_command_does_what_docker_run_does(loaded: peers.Layerfs, docker: peers.Docker) -> None:
     container, printed = docker.run(context.IMAGE_NAME)
     docker("rm", container)
     assert printed == b"hello from the image from app in /home/app\n"

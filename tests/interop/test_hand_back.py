@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,13 +21,20 @@ COMMITTED = "layerfs-interop/committed"
 
 CHANGES = """\
 set -eu; cd /change
-rm -r inner; mkdir inner; echo new > inner/new; mv moved_away back; mv echo echo2; echo x > gone/file; chown 1000:10 gone
-rm flip/pipe; mkdir flip/pipe; rm -r flip/file flip/link; echo x > flip/file; mkdir emptied/sub; echo 1 > emptied/1
-echo x > /top; chmod 4711 /top; rm -r /srv; echo x >> /kinds/links/a; chmod 600 /kinds/links/pipe; mkfifo emptied/pipe
-mkdir -p hidden/deep; echo x > hidden/deep/file; ln -sfn c swap; ln linked_now linked_more; ln /kinds/times/zero new_name
-mknod device b 7 9; mknod null c 1 3; truncate -s 4M sparse; echo end >> sparse; cp /bin/true cap; setcap cap_chown+ep cap
-touch -d '2003-03-03 03:03:03.123456789' file; touch -d '2004-04-04' emptied; chmod 1777 hidden; echo x > /lib/interop/new
-touch -- 'a b' "$(printf 'new\\nline')" "$(printf '\\377\\376')"; mkdir /kinds/names/%s; echo deep > /kinds/names/%s/%s
+rm -r inner; mkdir inner; echo new > inner/new; mv moved_away back; mv echo echo2; echo x > gone/file
+chown 1000:10 gone
+rm flip/pipe; mkdir flip/pipe; rm -r flip/file flip/link; echo x > flip/file; mkdir emptied/sub
+echo 1 > emptied/1
+echo x > /top; chmod 4711 /top; rm -r /srv; echo x >> /kinds/links/a; chmod 600 /kinds/links/pipe
+mkfifo emptied/pipe
+mkdir -p hidden/deep; echo x > hidden/deep/file; ln -sfn c swap; ln linked_now linked_more
+ln /kinds/times/zero new_name
+mknod device b 7 9; mknod null c 1 3; truncate -s 4M sparse; echo end >> sparse; cp /bin/true cap
+setcap cap_chown+ep cap
+touch -d '2003-03-03 03:03:03.123456789' file; touch -d '2004-04-04' emptied; chmod 1777 hidden
+echo x > /lib/interop/new
+touch -- 'a b' "$(printf 'new\\nline')" "$(printf '\\377\\376')"; mkdir /kinds/names/%s
+echo deep > /kinds/names/%s/%s
 """ % (("n" * 200,) * 3)  # fmt: skip
 
 
@@ -151,9 +159,8 @@ def test_push_hands_back_the_blobs_of_a_pulled_layout(
     layerfs("pull", f"oci:{built_image.layout}:{built_image.tag}", "pulled:1")
     layerfs("push", "pulled:1", f"oci:{tmp_path}/layout:{built_image.tag}")
     assert _blobs(tmp_path / "layout") == _blobs(built_image.layout)
-    indexes = [json.loads((place / "index.json").read_bytes()) for place in (built_image.layout, tmp_path / "layout")]
-    digests = [[entry["digest"] for entry in index["manifests"]] for index in indexes]
-    assert digests[0] == digests[1]
+    manifest = _manifest(built_image.layout, built_image.tag)
+    assert _manifest(tmp_path / "layout", built_image.tag) == manifest
 
 
 def test_save_hands_back_the_layers_and_the_config_of_a_loaded_archive(
@@ -181,9 +188,8 @@ def test_save_hands_back_the_blobs_of_a_pulled_layout(
 def test_a_commit_adds_one_layer_and_keeps_the_blobs_below(
     committed: Committed, layout: Path, built_image: BuiltImage
 ) -> None:
-    below = [digest for digest in _listed_digests(built_image.docker_archive)[1:]]
     layers = [layer["digest"] for layer in _manifest(layout, "committed")["layers"]]
-    assert layers[:-1] == below
+    assert layers[:-1] == _listed_digests(built_image.docker_archive)[1:]
 
 
 def _blobs(layout: Path) -> dict[str, str]:
@@ -194,7 +200,7 @@ def _blobs(layout: Path) -> dict[str, str]:
     return found
 
 
-def _manifest(layout: Path, tag: str) -> dict[str, object]:
+def _manifest(layout: Path, tag: str) -> dict[str, Any]:
     index = json.loads((layout / "index.json").read_bytes())
     [digest] = [
         entry["digest"]

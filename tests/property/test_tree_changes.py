@@ -13,22 +13,20 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from layerfs.mount import Overlay
 from layerfs.mounting import open_mount
 from layerfs.testing.snapshot import snapshot
+from layerfs.testing.trees import Operation, operations, perform
 from layerfs.tree.archive import write_layer
 from layerfs.tree.diff import changes_between, listing, overlay_changes
 from layerfs.tree.extract import extract
 from layerfs.tree.merge import unpack_in_place
 from layerfs.tree.unpack import Unpack
 from layerfs.tree.whiteouts import OverlayWhiteouts
-from tests.support.trees import Operation, operations, perform
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to own files and to mount overlayfs")
 
-steps = st.lists(operations, max_size=15)
 quick = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
@@ -71,7 +69,7 @@ def copied(source: Path, target: Path) -> Path:
 
 
 @quick
-@given(steps, steps)
+@given(operations, operations)
 def test_a_plain_tree_with_the_changes_applied_is_the_later_tree(
     first: Sequence[Operation], second: Sequence[Operation]
 ) -> None:
@@ -91,7 +89,7 @@ def test_a_plain_tree_with_the_changes_applied_is_the_later_tree(
 
 
 @quick
-@given(steps, steps)
+@given(operations, operations)
 def test_an_overlay_of_the_changes_shows_the_later_tree_and_gives_the_same_changes_back(
     first: Sequence[Operation], second: Sequence[Operation]
 ) -> None:
@@ -132,7 +130,7 @@ def test_an_overlay_of_the_changes_shows_the_later_tree_and_gives_the_same_chang
 
 
 @quick
-@given(steps)
+@given(operations)
 def test_the_same_tree_gives_the_same_bytes(first: Sequence[Operation]) -> None:
     with workspace() as place:
         (place / "one").mkdir()

@@ -31,9 +31,10 @@ def tree(tmp_path: Path) -> Path:
             """
             mkdir -p "$1/d/e" "$1/empty"; cd "$1"
             echo x > d/file; ln d/file d/e/link; ln d/file z; ln -s d link; : > empty-file
-            head -c 5000000 /dev/urandom > d/big; truncate -s 1G sparse
+            head -c 5000000 /dev/urandom > d/big; truncate -s 64M sparse
             dd if=/dev/zero of=sparse bs=4k count=1 seek=1000 conv=notrunc status=none
-            chmod 600 d/file; chmod 500 d/e; touch -d '1960-01-01 00:00:00.5' d/big; touch -h -d 2001-01-01 link
+            chmod 600 d/file; chmod 500 d/e; touch -d '1960-01-01 00:00:00.5' d/big
+            touch -h -d 2001-01-01 link
             touch -d 2002-02-02 d/e; touch -d 2003-03-03 .
             """, "sh", tree,
         ],

@@ -1,4 +1,4 @@
-"""What is run, with which variables and where: docker's rules for an image's config and the user's settings."""
+"""What is run, with which variables and where, by docker's rules."""
 
 from __future__ import annotations
 
@@ -82,7 +82,13 @@ def test_the_users_user_and_host_name_win_over_the_images() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"command": ("a\0b",)}, {"env": ("A=\0",)}, {"user": "a\0"}, {"working_dir": "/\0"}, {"hostname": "x" * 65}],
+    [
+        {"command": ("a\0b",)},
+        {"env": ("A=\0",)},
+        {"user": "a\0"},
+        {"working_dir": "/\0"},
+        {"hostname": "x" * 65},
+    ],
 )
 def test_what_the_kernel_cannot_hold_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(InvalidError):
@@ -112,7 +118,8 @@ def test_volumes_are_read_as_docker_writes_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "/a", "name:/c", "/a:c", "/a:/c:what", "/a:/c:ro:more", ":/c", "/a:", "/a:/", "/a://", "/a:/b/.."]
+    "text",
+    ["", "/a", "name:/c", "/a:c", "/a:/c:what", "/a:/c:ro:more", ":/c", "/a:", "/a:/", "/a://", "/a:/b/.."],
 )
 def test_other_volumes_are_refused(text: str) -> None:
     with pytest.raises(InvalidError):

@@ -62,7 +62,11 @@ def test_what_a_dangling_link_points_to_is_made_inside(tree: Path, root: int) ->
 def test_a_circle_of_links_ends(tree: Path, root: int) -> None:
     (tree / "a").symlink_to("b")
     (tree / "b").symlink_to("a")
-    for work in (lambda: make_directory(root, b"/a/x"), lambda: make_file(root, b"/a"), lambda: find_place(root, b"/a")):
+    for work in (
+        lambda: make_directory(root, b"/a/x"),
+        lambda: make_file(root, b"/a"),
+        lambda: find_place(root, b"/a"),
+    ):
         with pytest.raises(OSError) as caught:
             work()
         assert caught.value.errno == errno.ELOOP

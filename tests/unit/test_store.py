@@ -1,0 +1,393 @@
+"""The store as a whole: opened, filled from archives, handed on, checked and repaired."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from layerfs import linux, mounting
+from layerfs.digest import Digest
+from layerfs.errors import (
+    ArchiveError,
+    InUseError,
+    InvalidError,
+    NotFoundError,
+    StoreError,
+    UnsupportedError,
+    VerificationError,
+)
+from layerfs.images import Image
+from layerfs.oci.config import History, ImageConfig
+from layerfs.oci.descriptor import Descriptor
+from layerfs.oci.manifest import Manifest
+from layerfs.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "root", driver="overlay2", durability="none") as opened:
+        yield opened
+    for info in reversed(mounting.mounts_below(tmp_path)):
+        linux.umount(info.target, linux.MNT_DETACH)
+
+
+def layer(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def make_layout(
+    place: Path, layers: list[dict[str, bytes]], *, tag: str = "1", odd: bool = False
+) -> Manifest:
+    """Write an OCI layout by hand, with spacing in its documents that no one else would choose."""
+    blobs = place / "blobs/sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
+
+    def put(data: bytes) -> Digest:
+        digest = Digest.of(data)
+        (blobs / digest.hex).write_bytes(data)
+        return digest
+
+    descriptors, diff_ids = [], []
+    for files in layers:
+        plain = layer(files)
+        packed = gzip.compress(plain, mtime=0)
+        descriptors.append(
+            Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", put(packed), len(packed))
+        )
+        diff_ids.append(Digest.of(plain if not odd else plain + b"odd"))
+    built = ImageConfig.build(diff_ids=diff_ids, history=[History(created_by="hand")], config={"Cmd": ["sh"]})
+    config = json.dumps({**json.loads(built.raw), "unknown": True}, indent=4).encode()
+    manifest = Manifest.build(
+        Descriptor("application/vnd.oci.image.config.v1+json", put(config), len(config)), descriptors
+    )
+    raw = json.dumps(json.loads(manifest.raw), indent=1).encode()
+    found = {**Descriptor.to(raw, manifest.media_type).members()}
+    found["annotations"] = {"org.opencontainers.image.ref.name": tag}
+    put(raw)
+    (place / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (place / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [found]}))
+    return Manifest.parse(raw, manifest.media_type)
+
+
+LAYERS: list[dict[str, bytes]] = [{"a": b"one", "b": b"two"}, {"a": b"three", ".wh.b": b""}]
+
+
+def files_of(store: Store, image: str) -> dict[str, bytes]:
+    box = store.containers.create(image)
+    try:
+        with box.mounted(read_only=True) as place:
+            return {path.name: path.read_bytes() for path in place.iterdir()}
+    finally:
+        store.containers.remove(box.id)
+
+
+def test_a_store_is_made_private_and_opens_again(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "deep/root", driver="vfs") as store:
+        assert store.driver.name == "vfs"
+        assert store.info().images == 0
+    root = tmp_path / "deep/root"
+    for place in (
+        root,
+        *(root / name for name in ("blobs", "drivers", "drivers/vfs", "tmp", "trash", "locks")),
+    ):
+        assert place.stat().st_mode & 0o777 == 0o700, place
+    assert json.loads((root / "format.json").read_text()) == {"layerfs": 1}
+    with Store.open(root) as store:
+        assert store.driver.name == "vfs", "the choice is remembered"
+        store.close()
+        store.close()
+    with Store.open(root, driver="overlay2") as store:
+        assert store.driver.name == "overlay2"
+    with Store.open(root) as store:
+        assert store.driver.name == "vfs", "another driver is for one session"
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="not a store"):
+        Store.open(tmp_path)
+    assert os.listdir(tmp_path) == ["file"]
+    with pytest.raises(StoreError, match="not a directory"):
+        Store.open(tmp_path / "file")
+
+
+def test_a_store_of_another_format_is_refused_with_a_hint(tmp_path: Path) -> None:
+    Store.open(tmp_path / "root", driver="vfs").close()
+    (tmp_path / "root/format.json").write_text('{"layerfs": 99}')
+    with pytest.raises(StoreError, match="format 99") as caught:
+        Store.open(tmp_path / "root")
+    assert caught.value.hint
+    (tmp_path / "root/format.json").write_text("rubbish")
+    with pytest.raises(StoreError, match="cannot be read"):
+        Store.open(tmp_path / "root")
+
+
+def test_a_half_made_store_is_finished(tmp_path: Path) -> None:
+    (tmp_path / "root/locks").mkdir(parents=True)
+    (tmp_path / "root/tmp").mkdir()
+    Store.open(tmp_path / "root", driver="vfs").close()
+    (tmp_path / "root/layerfs.db").unlink()
+    with pytest.raises(StoreError, match="missing"):
+        Store.open(tmp_path / "root")
+
+
+def test_unknown_words_are_refused(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(NotFoundError, match="driver"):
+        Store.open(tmp_path / "other", driver="nothing")
+    with pytest.raises(InvalidError, match="durability"):
+        Store.open(tmp_path / "other", durability="sometimes")  # type: ignore[arg-type]
+    with pytest.raises(InvalidError, match="format"):
+        store.save([], tmp_path / "x", format="zip")  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="registr"):
+        store.pull("docker://debian")
+
+
+def test_an_image_is_pulled_and_pushed_byte_for_byte(store: Store, tmp_path: Path) -> None:
+    manifest = make_layout(tmp_path / "layout", LAYERS, tag="v1")
+    image = store.pull(f"oci:{tmp_path}/layout:v1")
+    assert image.manifest.raw == manifest.raw
+    assert image.names == ("layout:v1",)
+    assert files_of(store, "layout:v1") == {"a": b"three"}
+    assert store.pull(f"oci:{tmp_path}/layout", "mine:2").digest == image.digest
+    assert store.images.get("mine:2").names == ("layout:v1", "mine:2")
+    pushed = store.push("layout:v1", f"oci:{tmp_path}/copy:v2")
+    assert pushed.digest == manifest.digest
+    for blob in (tmp_path / "layout/blobs/sha256").iterdir():
+        assert (tmp_path / "copy/blobs/sha256" / blob.name).read_bytes() == blob.read_bytes()
+    with pytest.raises(NotFoundError):
+        store.pull(f"oci:{tmp_path}/layout:other")
+
+
+@pytest.mark.parametrize("form", ["docker", "oci"])
+def test_an_image_is_saved_and_loaded_byte_for_byte(store: Store, tmp_path: Path, form: str) -> None:
+    manifest = make_layout(tmp_path / "layout", LAYERS)
+    store.pull(f"oci:{tmp_path}/layout", "app:1")
+    store.images.tag("app:1", "app:2")
+    store.save(["app:1"], tmp_path / "archive.tar", format=form)  # type: ignore[arg-type]
+    (tmp_path / "packed.tar.gz").write_bytes(gzip.compress((tmp_path / "archive.tar").read_bytes()))
+    for number, archive in enumerate(("archive.tar", "packed.tar.gz")):
+        with Store.open(tmp_path / f"second{number}", driver="vfs", durability="none") as second:
+            (image,) = second.load(tmp_path / archive)
+            assert image.manifest.raw == manifest.raw
+            assert image.names == ("app:1",)
+            assert files_of(second, "app:1") == {"a": b"three"}
+            with (tmp_path / "again.tar").open("wb") as file:
+                second.save(["app:1"], file, format=form)  # type: ignore[arg-type]
+            assert (tmp_path / "again.tar").read_bytes() == (tmp_path / "archive.tar").read_bytes()
+            assert os.listdir(second.root / "tmp") == []
+
+
+def test_several_images_go_into_one_archive(store: Store, tmp_path: Path) -> None:
+    make_layout(tmp_path / "one", LAYERS)
+    make_layout(tmp_path / "two", LAYERS[:1])
+    store.pull(f"oci:{tmp_path}/one", "one:1")
+    second = store.pull(f"oci:{tmp_path}/two", "two:1")
+    store.save(["one:1", second.id.hex[:12]], tmp_path / "archive.tar")
+    for image in store.images.list():
+        store.images.remove(str(image.id))
+    assert list(store.driver.layers()) == []
+    loaded = store.load(io.BytesIO((tmp_path / "archive.tar").read_bytes()))
+    assert [image.names for image in loaded] == [("one:1",), ()]
+    assert store.check().sound
+
+
+def test_a_rejected_image_leaves_no_name_and_no_layer(store: Store, tmp_path: Path) -> None:
+    make_layout(tmp_path / "layout", LAYERS, odd=True)
+    with pytest.raises(VerificationError, match="diff id"):
+        store.pull(f"oci:{tmp_path}/layout", "app:1")
+    with pytest.raises(NotFoundError):
+        store.images.get("app:1")
+    assert list(store.driver.layers()) == []
+    store.collect(grace=0)
+    assert list(store.blobs.list()) == []
+    with pytest.raises(ArchiveError):
+        store.load(io.BytesIO(layer({"a": b"no image"})))
+
+
+def test_mount_makes_a_container_that_unmount_keeps(store: Store, tmp_path: Path) -> None:
+    make_layout(tmp_path / "layout", LAYERS)
+    store.pull(f"oci:{tmp_path}/layout", "app")
+    target = tmp_path / "target"
+    target.mkdir()
+    box = store.mount("app", target, name="work")
+    assert (target / "a").read_bytes() == b"three"
+    (target / "new").write_text("new")
+    with pytest.raises(InUseError):
+        store.mount("work", target)
+    assert box.mounts() == [target]
+    store.unmount(target)
+    assert list(target.iterdir()) == []
+    assert store.mount("work", target) == box
+    assert (target / "new").read_text() == "new"
+    store.unmount("work")
+    with pytest.raises(NotFoundError):
+        store.unmount("work")
+    with pytest.raises(NotFoundError):
+        store.unmount(target)
+    store.mount("work", target, read_only=True)
+    with pytest.raises(OSError, match="Read-only"):
+        (target / "x").write_text("")
+    store.unmount(str(target))
+    with pytest.raises(FileNotFoundError):
+        store.mount("app", tmp_path / "missing")
+    assert [container.name for container in store.containers.list()] == ["work"]
+    with pytest.raises(NotFoundError):
+        store.mount("nothing", target)
+
+
+def test_a_sound_store_passes_its_check(store: Store, tmp_path: Path) -> None:
+    make_layout(tmp_path / "layout", LAYERS)
+    store.pull(f"oci:{tmp_path}/layout", "app")
+    box = store.containers.create("app")
+    with box.mounted() as place:
+        (place / "new").write_text("new")
+        (place / "a").unlink()
+    box.commit("app:2")
+    findings = store.check(contents=True)
+    assert findings.problems == ()
+    assert findings.sound
+    assert (findings.blobs, findings.layers) == (len(list(store.blobs.list())), 4)
+
+
+def damage_file(store: Store, image: Image) -> None:
+    name = image.chain_ids[-1]
+    path = next((store.driver.root).rglob("a"))
+    path.write_bytes(b"damaged")
+    assert store.layers.has(name)
+
+
+def test_a_changed_file_is_found_and_mended(store: Store, tmp_path: Path) -> None:
+    make_layout(tmp_path / "layout", LAYERS[:1])
+    image = store.pull(f"oci:{tmp_path}/layout", "app")
+    damage_file(store, image)
+    (problem,) = store.check().problems
+    assert problem.kind == "layer" and "/a" in problem.what and not problem.repaired
+    (problem,) = store.check(repair=True).problems
+    assert problem.repaired
+    assert store.check(contents=True).problems == ()
+    assert files_of(store, "app") == LAYERS[0]
+
+
+def test_content_of_the_same_size_and_time_is_found_by_reading(store: Store, tmp_path: Path) -> None:
+    make_layout(tmp_path / "layout", LAYERS[:1])
+    store.pull(f"oci:{tmp_path}/layout", "app")
+    path = next((store.driver.root).rglob("a"))
+    found = path.stat()
+    path.write_bytes(b"ONE")
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert store.check().problems == ()
+    (problem,) = store.check(contents=True).problems
+    assert "content" in problem.what
+
+
+def test_missing_files_of_layers_are_mended_from_blobs(store: Store, tmp_path: Path) -> None:
+    make_layout(tmp_path / "layout", LAYERS)
+    image = store.pull(f"oci:{tmp_path}/layout", "app")
+    for name in image.chain_ids:
+        store.driver.remove(store.layers.stat(name).driver_id)
+    findings = store.check(repair=True)
+    assert len(findings.problems) == 2 and findings.sound, findings
+    assert files_of(store, "app") == {"a": b"three"}
+    assert store.check(contents=True).problems == ()
+
+
+def test_damaged_and_missing_blobs_orphans_and_stale_mounts_are_found(store: Store, tmp_path: Path) -> None:
+    manifest = make_layout(tmp_path / "layout", LAYERS)
+    store.pull(f"oci:{tmp_path}/layout", "app")
+    store.driver.create("orphan", [])
+    with store.blobs.path(manifest.layers[0].digest).open("r+b") as file:
+        file.write(b"x")
+    store.blobs.delete(manifest.layers[1].digest)
+    box = store.containers.create("app")
+    store.layers.driver.remove(store.layers.stat(box.id).driver_id)
+    with store.layers.held(box.id) if False else store.layers.held(store.containers.create("app").id):
+        with store._database.transaction() as connection:
+            connection.execute("UPDATE mounts SET start = 1")
+        kinds = sorted(problem.kind for problem in store.check().problems)
+    assert kinds == ["blob", "image", "layer", "mount", "orphan"]
+    findings = store.check(repair=True)
+    assert not findings.sound
+    assert {problem.kind for problem in findings.problems if not problem.repaired} == {"image", "layer"}
+    assert list(store.driver.layers()).count("orphan") == 0
+    again = store.pull(f"oci:{tmp_path}/layout", "app")
+    assert again.digest == manifest.digest
+    store.containers.remove(box.id)
+    assert store.check().problems == ()
+
+
+def test_what_a_killed_process_was_unpacking_is_cleared_at_the_next_opening(tmp_path: Path) -> None:
+    make_layout(tmp_path / "layout", LAYERS)
+    script = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from layerfs.store import Store
+from layerfs import unpacking
+unpacking.Unpacking.commit = lambda self: os.kill(os.getpid(), 9)
+Store.open(sys.argv[2], driver="overlay2").pull(sys.argv[3], "app")
+"""
+    arguments = [sys.executable, "-c", script, ROOT, tmp_path / "root", f"oci:{tmp_path}/layout"]
+    assert subprocess.run(arguments, check=False).returncode == -9
+    with Store.open(tmp_path / "root") as store:
+        assert list(store.driver.layers()) == []
+        assert not store.layers.table.unfinished()
+        with pytest.raises(NotFoundError):
+            store.images.get("app")
+        assert store.pull(f"oci:{tmp_path}/layout", "app").names == ("app:latest",)
+        assert store.check().sound
+
+
+def test_unsynced_layers_are_verified_after_a_reboot(tmp_path: Path) -> None:
+    make_layout(tmp_path / "layout", LAYERS[:1])
+    with Store.open(tmp_path / "root", driver="vfs", durability="none") as store:
+        store.pull(f"oci:{tmp_path}/layout", "app")
+        path = next(store.driver.root.rglob("a"))
+        found = path.stat()
+        # As a power failure leaves it: the size is there, the data is not.
+        path.write_bytes(bytes(3))
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+        with store._database.transaction() as connection:
+            connection.execute("UPDATE layers SET boot = 'earlier'")
+            connection.execute("UPDATE meta SET value = 'earlier' WHERE key = 'boot'")
+    warnings: list[str] = []
+    with Store.open(tmp_path / "root", warn=warnings.append) as store:
+        assert files_of(store, "app") == LAYERS[0]
+        assert len(warnings) == 1 and "repaired" in warnings[0]
+    warnings.clear()
+    Store.open(tmp_path / "root", warn=warnings.append).close()
+    assert warnings == []
+
+
+def test_a_container_keeps_its_driver(tmp_path: Path) -> None:
+    make_layout(tmp_path / "layout", LAYERS)
+    with Store.open(tmp_path / "root", driver="vfs", durability="none") as store:
+        store.pull(f"oci:{tmp_path}/layout", "app")
+        box = store.containers.create("app")
+    with Store.open(tmp_path / "root", driver="overlay2", durability="none") as store:
+        other = store.containers.create("app")
+        assert (store.containers.get(box.id).driver, other.driver) == ("vfs", "overlay2")
+        with store.containers.get(box.id).mounted() as place:
+            assert (place / "a").read_bytes() == b"three"
+        store.collect(grace=0)
+        assert store.check().sound
+        for one in store.containers.list():
+            store.containers.remove(one.id)
+        store.images.remove("app")
+        assert list(store.driver.layers()) == []
+        assert list(store.layers_of("vfs").driver.layers()) == []

@@ -26,6 +26,8 @@ from layerfs.tree.whiteouts import OverlayWhiteouts, is_overlay_whiteout
 # OVL_MAX_STACK in the kernel's fs/overlayfs/params.h.
 _DEEPEST: Final = 500
 _OVERLAY_XATTRS: Final = (b"trusted.overlay.", b"user.overlay.")
+# Our own mounts make neither, but a tree that another program wrote may have both.
+_FOLLOWING: Final = ("redirect_dir=follow", "metacopy=on")
 
 
 class Overlay2Driver(Driver):
@@ -95,7 +97,7 @@ class Overlay2Driver(Driver):
             yield from overlay_changes(
                 upper,
                 open_lower=functools.partial(self._open_stack, below) if below else None,
-                open_merged=functools.partial(self._open_stack, (*below, layer)),
+                open_merged=functools.partial(self._open_merged, (*below, layer)),
                 whiteouts=self._whiteouts,
             )
 
@@ -131,6 +133,12 @@ class Overlay2Driver(Driver):
         if len(layers) == 1:
             return os.open(self._diff(layers[0]), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         return mounting.open_mount(self._stack(layers))
+
+    def _open_merged(self, layers: Sequence[str]) -> int:
+        """Open the merged tree with redirects and metadata-only copies followed, whoever made them."""
+        options = self._options if self._user_xattrs else (*_FOLLOWING, "index=off")
+        mount = Overlay(f"layerfs-{layers[-1]}", self._lower(layers), None, None, options)
+        return mounting.open_mount(mount)
 
     @functools.cached_property
     def _user_xattrs(self) -> bool:

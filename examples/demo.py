@@ -83,7 +83,8 @@ def main() -> int:
 
         step("mounted copy-on-write, and written to from outside")
         tree.mkdir()
-        container = store.mount("demo:1", tree, name="work")
+        container = store.containers.create("demo:1", name="work", command=["/bin/sh", "-c", SCRIPT])
+        container.mount(tree)
         try:
             (tree / "etc/motd").write_text("changed through the mount\n")
             (tree / "var/log/install.log").unlink()
@@ -92,7 +93,7 @@ def main() -> int:
             container.unmount()
 
         step("a command in a container on the same tree")
-        status = store.run("demo:1", command=["/bin/sh", "-c", SCRIPT])
+        status = container.start()
 
         step("what changed")
         for change in container.changes():

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 
 from layerfs.cli import output
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
 from layerfs.cli.parser import CommandParser, UsageError
 from layerfs.errors import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layerfs.containers import Container
+    from layerfs.store import Store
 
 
 def _configure_diff(parser: CommandParser) -> None:
@@ -95,7 +101,77 @@ def _configure_ps(parser: CommandParser) -> None:
 
 
 def _ps(context: Context, arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    with context.open_store() as store:
+        found = [
+            (container, [str(target) for target in container.mounts()])
+            for container in store.containers.list()
+        ]
+        found = [
+            (container, targets)
+            for container, targets in found
+            if arguments.all or targets or container.status == "running"
+        ]
+        commands = [_command(store, container) for container, _ in found]
+    if context.json:
+        output.document(
+            [
+                {
+                    "id": container.id,
+                    "name": container.name,
+                    "image": container.image,
+                    "command": command,
+                    "status": container.status,
+                    "exit_code": container.exit_code,
+                    "created": output.moment(container.created),
+                    "started": output.moment(container.started),
+                    "finished": output.moment(container.finished),
+                    "mounts": targets,
+                }
+                for (container, targets), command in zip(found, commands, strict=True)
+            ]
+        )
+        return 0
+    whole = arguments.no_trunc
+    if arguments.quiet:
+        for container, _ in found:
+            output.line(output.short(container.id, whole=whole))
+        return 0
+    rows = []
+    for (container, targets), command in zip(found, commands, strict=True):
+        text = output.plain(" ".join(command))
+        rows.append(
+            (
+                output.short(container.id, whole=whole),
+                container.image,
+                '"' + (text if whole else output.shorten(text, 20)) + '"',
+                output.ago(container.created),
+                _status(container, targets),
+                container.name,
+            )
+        )
+    output.table(["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES"], rows)
+    return 0
+
+
+def _command(store: Store, container: Container) -> list[str]:
+    """Give the words that `start` would run; the image's own where the settings say nothing."""
+    settings = container.settings
+    config = store.images.get(container.image_digest).config.config
+    if settings.entrypoint is not None:
+        return [*settings.entrypoint, *(settings.command or ())]
+    return [*config.entrypoint, *(settings.command or config.cmd)]
+
+
+def _status(container: Container, targets: list[str]) -> str:
+    """Write docker's words for a state, and where the tree is mounted."""
+    if container.status == "running":
+        text = f"Up {output.age(time.time() - (container.started or time.time()))}"
+    elif container.status == "exited":
+        code = "unknown" if container.exit_code is None else container.exit_code
+        text = f"Exited ({code}) {output.ago(container.finished)}"
+    else:
+        text = container.status.capitalize()
+    return text + (f", mounted at {', '.join(targets)}" if targets else "")
 
 
 def _configure_cp(parser: CommandParser) -> None:

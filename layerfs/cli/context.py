@@ -24,6 +24,8 @@ class Context:
         root = given.root or os.environ.get("LAYERFS_ROOT")
         self.root = Path(root) if root else default_root()
         self.driver: str | None = given.driver or os.environ.get("LAYERFS_DRIVER") or None
+        # Asked for now: in the user namespace that `become_root` enters everyone is root.
+        self.rootless = os.geteuid() != 0
         self.json: bool = given.json
         self.debug: bool = given.debug
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
 from layerfs.cli import output
 from layerfs.cli.commands import Command
-from layerfs.cli.context import Context
+from layerfs.cli.context import Context, note
 from layerfs.cli.parser import CommandParser
 
 
@@ -15,27 +17,172 @@ def _configure_gc(parser: CommandParser) -> None:
 
 
 def _gc(context: Context, arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    with context.open_store() as store:
+        report = store.collect(dry_run=arguments.dry_run)
+    if context.json:
+        output.document(
+            {
+                "dry_run": report.dry_run,
+                "freed": report.freed,
+                "items": [one._asdict() for one in report.items],
+            }
+        )
+        return 0
+    for item in report.items if arguments.dry_run else report.removed:
+        done = "remove" if item.removed else "keep  "
+        output.line(f"{done} {item.kind} {item.name} ({output.size(item.bytes)}): {item.reason}")
+    note(f"{output.size(report.freed)} {'would be' if report.dry_run else 'were'} freed")
+    return 0
 
 
 def _configure_check(parser: CommandParser) -> None:
     parser.flag("--repair", help="mend what is damaged, from the kept blobs")
+    parser.flag("--contents", help="read the data of every file in every layer too, which takes long")
+    parser.flag("-q", "--quiet", help="show no progress")
 
 
 def _check(context: Context, arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    with context.open_store() as store:
+        found = store.check(
+            repair=arguments.repair,
+            contents=arguments.contents,
+            progress=context.progress(quiet=arguments.quiet or not sys.stderr.isatty()),
+        )
+    if context.json:
+        output.document(
+            {
+                "sound": found.sound,
+                "blobs": found.blobs,
+                "layers": found.layers,
+                "problems": [one._asdict() for one in found.problems],
+            }
+        )
+        return 0 if found.sound else 1
+    for problem in found.problems:
+        output.line(
+            f"{problem.kind} {problem.subject}: {problem.what}{' (repaired)' if problem.repaired else ''}"
+        )
+    left = [problem for problem in found.problems if not problem.repaired]
+    counted = f"{len(found.problems)} problems, {len(left)} left" if found.problems else "all sound"
+    note(f"{found.blobs} blobs and {found.layers} layers checked: {counted}")
+    for hint in dict.fromkeys(problem.hint for problem in left if problem.hint):
+        note(f"hint: {hint}")
+    return 0 if found.sound else 1
 
 
 def _configure_nothing(parser: CommandParser) -> None:
     """Take no arguments of its own."""
 
 
+def _configure_du(parser: CommandParser) -> None:
+    parser.flag("-v", "--verbose", help="show each image and each container too")
+
+
 def _du(context: Context, arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    with context.open_store() as store:
+        usage = store.disk_usage()
+    images, containers = usage.images, usage.containers
+    totals = [
+        (
+            "images",
+            len(images),
+            sum(one.containers > 0 for one in images),
+            usage.layer_bytes,
+            usage.layer_reclaimable,
+        ),
+        (
+            "containers",
+            len(containers),
+            sum(one.container.status == "running" for one in containers),
+            sum(one.bytes for one in containers),
+            sum(one.reclaimable for one in containers),
+        ),
+        ("blobs", usage.blob_count, usage.blob_count, usage.blob_bytes, usage.blob_reclaimable),
+    ]
+    if context.json:
+        document: dict[str, object] = {
+            name: {"total": total, "active": active, "size": size, "reclaimable": reclaimable}
+            for name, total, active, size, reclaimable in totals
+        }
+        document["by_image"] = [
+            {
+                "id": str(one.image.id),
+                "names": list(one.image.names),
+                "size": one.bytes,
+                "inodes": one.inodes,
+                "shared": one.shared,
+                "exclusive": one.exclusive,
+                "reclaimable": one.reclaimable,
+                "containers": one.containers,
+            }
+            for one in images
+        ]
+        document["by_container"] = [
+            {"id": one.container.id, "name": one.container.name, "size": one.bytes, "inodes": one.inodes}
+            for one in containers
+        ]
+        output.document(document)
+        return 0
+    output.table(
+        ["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"],
+        [
+            (name.capitalize(), str(total), str(active), output.size(size), output.size(reclaimable))
+            for name, total, active, size, reclaimable in totals
+        ],
+    )
+    if arguments.verbose:
+        output.line("")
+        output.table(
+            ["IMAGE", "ID", "SIZE", "SHARED", "EXCLUSIVE", "RECLAIMABLE", "INODES", "CONTAINERS"],
+            [
+                (
+                    one.image.names[0] if one.image.names else "<none>",
+                    output.short(str(one.image.id)),
+                    *map(output.size, (one.bytes, one.shared, one.exclusive, one.reclaimable)),
+                    str(one.inodes),
+                    str(one.containers),
+                )
+                for one in images
+            ],
+        )
+        output.line("")
+        output.table(
+            ["CONTAINER", "ID", "SIZE", "INODES"],
+            [
+                (one.container.name, output.short(one.container.id), output.size(one.bytes), str(one.inodes))
+                for one in containers
+            ],
+        )
+    return 0
 
 
 def _info(context: Context, arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from layerfs import __version__
+
+    with context.open_store() as store:
+        found = store.info()
+    host = os.uname()
+    facts: dict[str, object] = {
+        "version": __version__,
+        "root": str(found.root),
+        "format": found.format_version,
+        "driver": found.driver,
+        "durability": found.durability,
+        "images": found.images,
+        "layers": found.layers,
+        "containers": found.containers,
+        "running": found.running,
+        "kernel": host.release,
+        "architecture": host.machine,
+        "rootless": context.rootless,
+    }
+    if context.json:
+        output.document(facts)
+        return 0
+    for name, value in facts.items():
+        shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        output.line(f"{name.capitalize() + ':':<14}{shown}")
+    return 0
 
 
 def _drivers(context: Context, arguments: argparse.Namespace) -> int:
@@ -47,11 +194,17 @@ def _drivers(context: Context, arguments: argparse.Namespace) -> int:
     found = plugins.explain(next(path for path in (root, *root.parents) if path.is_dir()))
     if context.json:
         output.document(
-            [{"name": one.name, "works": one.works, "reason": one.reason, "hint": one.hint} for one in found]
+            [
+                {"name": one.name, "works": one.works, "reason": one.reason or None, "hint": one.hint or None}
+                for one in found
+            ]
         )
         return 0
     rows = [(one.name, "yes" if one.works else "no", one.reason) for one in found]
-    output.table(["DRIVER", "WORKS", "WHY"], rows)
+    output.table(["DRIVER", "WORKS", "WHY NOT"], rows)
+    for one in found:
+        if one.hint:
+            note(f"hint: {one.name}: {one.hint}")
     return 0
 
 
@@ -75,7 +228,7 @@ The exit status is 1 when something is wrong and was not repaired.""",
     "du": Command(
         description="RECLAIMABLE is what would be free if everything that nothing uses were removed.",
         examples=["layerfs du"],
-        configure=_configure_nothing,
+        configure=_configure_du,
         run=_du,
     ),
     "info": Command(

@@ -154,7 +154,21 @@ def _image_details(image: Image) -> dict[str, object]:
 
 
 def _container_details(container: Container) -> dict[str, object]:
-    return {"id": container.id, "name": container.name}
+    return {
+        "id": container.id,
+        "name": container.name,
+        "image": container.image,
+        "image_digest": container.image_digest,
+        "driver": container.driver,
+        "status": container.status,
+        "exit_code": container.exit_code,
+        "pid": container.pid,
+        "created": output.moment(container.created),
+        "started": output.moment(container.started),
+        "finished": output.moment(container.finished),
+        "mounts": [str(target) for target in container.mounts()],
+        "settings": json.loads(container.settings.to_json()),
+    }
 
 
 def _configure_history(parser: CommandParser) -> None:
@@ -164,7 +178,46 @@ def _configure_history(parser: CommandParser) -> None:
 
 
 def _history(context: Context, arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    with context.open_store() as store:
+        identity = str(store.images.get(arguments.image).id)
+        stages = store.images.history(arguments.image)
+    # Only the newest step is an image of its own here; those below are known by their layers alone.
+    ids = [identity, *[None] * (len(stages) - 1)] if stages else []
+    if context.json:
+        output.document(
+            [
+                {
+                    "id": known,
+                    "created": output.moment(stage.created),
+                    "created_by": stage.history.created_by,
+                    "size": stage.size,
+                    "comment": stage.history.comment,
+                    "empty_layer": stage.history.empty_layer,
+                }
+                for known, stage in zip(ids, stages, strict=True)
+            ]
+        )
+        return 0
+    whole = arguments.no_trunc
+    shown = ["<missing>" if known is None else output.short(known, whole=whole) for known in ids]
+    if arguments.quiet:
+        for known in shown:
+            output.line(known)
+        return 0
+    rows = []
+    for known, stage in zip(shown, stages, strict=True):
+        command = output.plain(stage.history.created_by or "")
+        rows.append(
+            (
+                known,
+                output.ago(stage.created),
+                command if whole else output.shorten(command, 45),
+                output.size(stage.size),
+                output.plain(stage.history.comment or ""),
+            )
+        )
+    output.table(["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], rows)
+    return 0
 
 
 COMMANDS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from layerfs.cli import commands
 from layerfs.cli.parser import GLOBAL_OPTIONS, CommandParser, build
@@ -100,7 +100,7 @@ def _actions(parser: CommandParser) -> Iterator[tuple[str, str]]:
         yield words, str(action.help)
 
 
-def _option(names: list[str] | tuple[str, ...], metavar: str | None) -> str:
+def _option(names: Sequence[str], metavar: str | None) -> str:
     written = ", ".join(f"**{name}**" for name in names)
     return written if metavar is None else f"{written} *{metavar}*"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from layerfs.cli.commands import Command
 from layerfs.cli.context import Context, note
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser
+from layerfs.errors import UnsupportedError
 
 
 def _configure_mount(parser: CommandParser) -> None:
@@ -24,6 +26,11 @@ def _configure_mount(parser: CommandParser) -> None:
 
 def _mount(context: Context, arguments: argparse.Namespace) -> int:
     target = Path(arguments.target).absolute()
+    if context.rootless and not arguments.foreground:
+        raise UnsupportedError(
+            "what an ordinary user mounts is seen only inside the process that mounted it",
+            hint="add --foreground, which tells how to enter; or use `layerfs run`, or root",
+        )
     with context.open_store() as store:
         container = store.mount(arguments.what, target, read_only=arguments.read_only, name=arguments.name)
         if context.json:
@@ -32,6 +39,8 @@ def _mount(context: Context, arguments: argparse.Namespace) -> int:
             line(container.name)
         if arguments.foreground:
             note(f"mounted at {target}; press Ctrl-C to unmount")
+            if context.rootless:
+                note(f"enter with: nsenter --user --mount --preserve-credentials --target {os.getpid()}")
             try:
                 _wait()
             finally:

@@ -85,6 +85,11 @@ def short(identity: str, *, whole: bool = False) -> str:
     return identity if whole else identity.rpartition(":")[2][:12]
 
 
+def plain(text: str) -> str:
+    """Write a stranger's text on one line, so that it can neither move the cursor nor break a table."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def shorten(text: str, width: int) -> str:
     """Cut a text to `width` characters, the last of them an ellipsis when something was lost."""
     return text if len(text) <= width else text[: width - 1] + "…"

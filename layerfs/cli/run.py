@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
-from layerfs.cli.output import line
+from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser, UsageError
+from layerfs.errors import LayerfsError, ProcessError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layerfs.progress import Progress
+    from layerfs.runtime.settings import RunSettings
 
 EXIT_RUN_FAILED = 125
 
@@ -72,10 +79,12 @@ def _configure_positionals(parser: CommandParser) -> None:
 def environment(given: list[str], files: list[str]) -> list[str]:
     """Put NAME=VALUE together as docker does: files first, then options; a bare NAME takes ours.
 
+    One that we have not got takes the image's away, which a bare NAME in the result stands for.
+
     Raises:
         UsageError: a variable without a name.
     """
-    found: dict[str, str] = {}
+    found: dict[str, str | None] = {}
     lines = [text for name in files for text in _variables(Path(name))]
     for text in [*lines, *given]:
         name, equals, value = text.partition("=")
@@ -83,11 +92,8 @@ def environment(given: list[str], files: list[str]) -> list[str]:
             raise UsageError(
                 f"{text!r} sets no variable", hint="write NAME=VALUE, or NAME alone", status=EXIT_RUN_FAILED
             )
-        if equals:
-            found[name] = value
-        elif name in os.environ:
-            found[name] = os.environ[name]
-    return [f"{name}={value}" for name, value in found.items()]
+        found[name] = value if equals else os.environ.get(name)
+    return [name if value is None else f"{name}={value}" for name, value in found.items()]
 
 
 def _variables(path: Path) -> list[str]:
@@ -102,7 +108,39 @@ def _configure_run(parser: CommandParser) -> None:
 
 
 def _run(context: Context, arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    with context.open_store() as store:
+        container = store.containers.create(
+            arguments.image, name=arguments.name, settings=_settings(arguments), progress=_unpacking(context)
+        )
+        try:
+            return container.start()
+        finally:
+            if arguments.rm:
+                store.containers.remove(container.id)
+
+
+def _unpacking(context: Context) -> Progress:
+    """Show how an image is unpacked on a terminal only: elsewhere stderr belongs to the process."""
+    return context.progress(quiet=not sys.stderr.isatty())
+
+
+def _settings(arguments: argparse.Namespace) -> RunSettings:
+    from layerfs.runtime.settings import RunSettings, Volume
+
+    entrypoint = arguments.entrypoint
+    return RunSettings(
+        command=tuple(arguments.command) or None,
+        entrypoint=None if entrypoint is None else (entrypoint,) if entrypoint else (),
+        env=tuple(environment(arguments.env, arguments.env_file)),
+        working_dir=arguments.workdir,
+        user=arguments.user,
+        hostname=arguments.hostname,
+        network=arguments.network,
+        volumes=tuple(Volume.parse(text) for text in arguments.volume),
+        read_only=arguments.read_only,
+        tty=arguments.tty,
+        interactive=arguments.interactive,
+    )
 
 
 def _configure_create_alone(parser: CommandParser) -> None:
@@ -111,7 +149,15 @@ def _configure_create_alone(parser: CommandParser) -> None:
 
 
 def _create(context: Context, arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    with context.open_store() as store:
+        container = store.containers.create(
+            arguments.image, name=arguments.name, settings=_settings(arguments), progress=_unpacking(context)
+        )
+        if context.json:
+            document({"id": container.id, "name": container.name})
+        else:
+            line(container.id)
+    return 0
 
 
 def _configure_start(parser: CommandParser) -> None:
@@ -121,8 +167,75 @@ def _configure_start(parser: CommandParser) -> None:
 
 
 def _start(context: Context, arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
-    line("")
+    if arguments.attach or arguments.interactive:
+        if len(arguments.containers) != 1:
+            raise UsageError("only one container can be attached", hint="start the others without --attach")
+        with context.open_store() as store:
+            container = store.containers.get(arguments.containers[0])
+            try:
+                return container.start(interactive=arguments.interactive or None)
+            except ProcessError:
+                raise
+            except LayerfsError as error:
+                raise ProcessError(str(error), status=EXIT_RUN_FAILED, hint=error.hint) from error
+    context.become_root()
+
+    def start(name: str) -> None:
+        _start_detached(context, name)
+        line(name)
+
+    return context.each(arguments.containers, start)
+
+
+def _start_detached(context: Context, name: str) -> None:
+    """Start a container with a process of ours in the background that waits for it, and return once it runs.
+
+    The store is opened after the fork: a database connection must not cross one.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reading)
+            os.setsid()
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(null, stream)
+            _wait_for(context, name, writing)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with open(reading, encoding="utf-8", errors="replace") as report:
+        word, _, rest = report.read().partition("\n")
+    if word != "started":
+        message, _, hint = rest.partition("\n")
+        raise ProcessError(message or f"container {name} did not start", hint=hint or None)
+
+
+def _wait_for(context: Context, name: str, report: int) -> None:
+    """Run a container to its end, in the background; tell through `report` how its start went."""
+
+    def tell(text: str) -> None:
+        os.write(report, text.encode(errors="replace"))
+        os.close(report)
+
+    told = False
+
+    def started(pid: int) -> None:
+        nonlocal told
+        told = True
+        tell("started")
+
+    try:
+        with context.open_store() as store:
+            store.containers.get(name).start(tty=False, interactive=False, on_start=started)
+    except (LayerfsError, OSError) as error:
+        if not told:
+            tell(f"failed\n{error}\n{getattr(error, 'hint', None) or ''}")
 
 
 COMMANDS = {
@@ -131,7 +244,8 @@ COMMANDS = {
 Makes a container on the image, mounts its tree, and runs the command in new mount, process, host-name and
 IPC namespaces (and a network of its own unless --network host). Everything after IMAGE belongs to the
 command. The exit status is that of the process; 125 when layerfs failed, 126 for a program that cannot be
-executed, 127 for one that was not found. Without --rm the container stays for diff, commit, export, cp and start.""",
+executed, 127 for one that was not found. Without --rm the container stays for diff, commit, export, cp and
+start.""",
         examples=[
             "layerfs run --rm debian:12 cat /etc/os-release",
             "layerfs run -it --name work -e LANG=C.UTF-8 -v $PWD:/src:ro debian:12 bash",
@@ -151,9 +265,9 @@ executed, 127 for one that was not found. Without --rm the container stays for d
     ),
     "start": Command(
         description="""\
-Runs the container's command on the tree as it was left. With --attach it stays, and gives the exit status
-of the process as `layerfs run` does.""",
-        examples=["layerfs start -a job"],
+Runs the container's command on the tree as it was left, in the background and without streams; `ps` shows
+how it is, `rm -f` ends it. With --attach it stays, and gives the exit status of the process as `layerfs run` does.""",
+        examples=["layerfs start -a job", "layerfs start job"],
         configure=_configure_start,
         run=_start,
     ),

@@ -422,7 +422,7 @@ class _Upper(_Walk):
     ) -> Iterator[Change]:
         directory, opened = self._upper.top, -1
         try:
-            if stat.S_ISREG(new.st_mode) and new.st_size and not new.st_blocks:
+            if stat.S_ISREG(new.st_mode) and new.st_size:
                 metacopy = self._xattr(through_descriptor(directory, name), "metacopy")
                 if metacopy is not None:
                     parent = path.rpartition(b"/")[0]

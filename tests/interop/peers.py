@@ -139,6 +139,10 @@ class Docker:
         """Make an image of one layer."""
         self("import", "-", name, stdin=call(["tar", "-C", tree, "--numeric-owner", "-c", "."]))
 
+    def changes(self, container: str) -> list[str]:
+        """Give the lines of a container's diff; bytes that are not UTF-8 are replaced in them."""
+        return self.lines("diff", container)
+
     def build(self, context: Path, name: str) -> None:
         """Build an image, without a network."""
         self("build", "--network", "none", "--tag", name, context)
@@ -225,9 +229,8 @@ class Layerfs:
 
     def changes(self, container: str) -> list[str]:
         """Give the lines of a container's diff, unescaped."""
-        return [
-            f"{change['kind']} {change['path']}" for change in json.loads(self("--json", "diff", container))
-        ]
+        found = json.loads(self("--json", "diff", container))
+        return [f"{change['kind']} {change['path']}" for change in found]
 
     @contextlib.contextmanager
     def mounted(self, image: str, target: Path) -> Iterator[Path]:

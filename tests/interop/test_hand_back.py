@@ -15,7 +15,7 @@ from layerfs.testing.snapshot import Snapshot, differences, snapshot
 from tests.interop import peers
 from tests.interop.conftest import BuiltImage
 from tests.interop.image import context
-from tests.interop.normalise import as_docker_shows, without_root_time
+from tests.interop.normalise import as_docker_shows, as_podman_shows, without_root_time
 
 COMMITTED = "layerfs-interop/committed"
 
@@ -112,7 +112,7 @@ def test_podman_loads_and_shows_the_same_tree(
     podman.load(archive)
     with podman.mounted(committed.name) as tree:
         found = snapshot(tree)
-    expected = as_docker_shows(committed.tree)
+    expected = as_podman_shows(committed.tree)
     assert differences(without_root_time(found), without_root_time(expected)) == []
 
 

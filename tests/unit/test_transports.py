@@ -28,14 +28,12 @@ from layerfs.errors import (
     UnsupportedError,
     VerificationError,
 )
-from layerfs.oci.config import ImageConfig
 from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.manifest import Manifest
 from layerfs.oci.platform import Platform
 from layerfs.transports import Place, copy, docker_archive, oci_archive, oci_layout, parse
 from layerfs.transports.archive_sink import ArchiveSink
 from layerfs.transports.endpoint import Available, Source
-from layerfs.transports.rootfs import RootfsSource
 from layerfs.tree.budget import DEFAULT_BUDGET
 from tests.support.tiny_images import (
     INDEX,
@@ -692,40 +690,3 @@ class TestCopy:
         source = oci_layout.open_source(layout(tmp_path / "from", (image, None)))
         copy(source, oci_layout.LayoutSink(tmp_path / "to"), progress=Counting())
         assert seen == [(len(blob), len(blob)) for blob in image.blobs[:-1]]
-
-
-class TestRootfs:
-    def test_a_tar_file_becomes_the_layer_byte_for_byte(self, tmp_path: Path) -> None:
-        data = tar({"etc/hostname": b"x\n"})
-        (tmp_path / "r.tar").write_bytes(data)
-        (tmp_path / "r.tar.gz").write_bytes(gzip.compress(data))
-        config = {"Cmd": ["sh"]}
-        for name in ("r.tar", "r.tar.gz"):
-            source = RootfsSource(
-                tmp_path / name,
-                spool=spool,
-                created="2026-01-01T00:00:00Z",
-                comment="c",
-                config=config,
-                warn=quiet,
-            )
-            _, (raw, layer) = content(source)
-            assert layer == data
-            parsed = ImageConfig.parse(raw)
-            assert [str(diff_id) for diff_id in parsed.diff_ids] == [sha256(data)]
-            assert parsed.config.cmd == ("sh",)
-            assert (parsed.history[0].comment, parsed.created) == ("c", "2026-01-01T00:00:00Z")
-            source.close()
-
-    def test_a_directory_is_packed(self, tmp_path: Path) -> None:
-        write_files(tmp_path / "root", {"etc/hostname": b"x\n", "bin/sh": b"#!"})
-        source = RootfsSource(tmp_path / "root", spool=spool, warn=quiet)
-        raw, (_, layer) = content(source)
-        with tarfile.open(fileobj=stream(layer)) as archive:
-            assert {"etc/hostname", "bin/sh"} <= set(archive.getnames())
-            assert archive.extractfile("etc/hostname").read() == b"x\n"  # type: ignore[union-attr]
-        assert str(Manifest.parse(raw).layers[0].digest) == sha256(layer)
-
-    def test_nothing_is_not_a_root_file_system(self) -> None:
-        with pytest.raises(ArchiveError, match="empty"):
-            RootfsSource(stream(b""), spool=spool, warn=quiet)

@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workloads", help=f"comma-separated, of {', '.join(WORKLOADS)}; all by default")
     parser.add_argument("--scale", choices=_SCALES, default="quick", help="how large the image is")
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each")
+    parser.add_argument("--warm-up", type=int, default=1, help="runs of each before them")
     parser.add_argument(
         "--filesystem",
         choices=KINDS,
@@ -51,8 +52,8 @@ def main() -> int:
     """Run the harness; gives the exit status."""
     parser = _parser()
     arguments = parser.parse_args()
-    if arguments.runs < 1:
-        parser.error("--runs must be at least 1")
+    if arguments.runs < 1 or arguments.warm_up < 0:
+        parser.error("--runs must be at least 1, and --warm-up at least 0")
     with tempfile.TemporaryDirectory() as place:
         working = [candidate.name for candidate in plugins.explain(Path(place)) if candidate.works]
     plan = Plan(
@@ -60,6 +61,7 @@ def main() -> int:
         _chosen(arguments.workloads, list(WORKLOADS), "workload", parser),
         _SCALES[arguments.scale],
         arguments.runs,
+        warm_up=arguments.warm_up,
         filesystem=arguments.filesystem,
     )
     results = run(plan, told=lambda line: print(line, file=sys.stderr))

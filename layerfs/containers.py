@@ -28,7 +28,7 @@ from layerfs.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from layerfs.runtime.settings import RunSettings
-    from layerfs.tree.change import Change
+    from layerfs.tree.change import Change, ChangeKind
 
 CONTAINER_LABEL: Final = "layerfs.container"
 _KILL_SECONDS: Final = 10.0
@@ -122,8 +122,14 @@ class Container:
         return self._containers.start(self, tty=tty, interactive=interactive, on_start=on_start)
 
     def changes(self) -> Iterator[Change]:
-        """Give what differs from the image, in the order of a walk; the container should be at rest."""
+        """Give everything that a commit would carry, in the order of a walk; the container should be at rest."""
         return self._containers.layers_of(self.driver).changes(self.id)
+
+    def diff(self) -> Iterator[tuple[ChangeKind, bytes]]:
+        """Give what docker diff prints: A, C or D and an absolute path; the container should be at rest."""
+        from layerfs.tree.diff import listing
+
+        return listing(self.changes())
 
     def commit(
         self,

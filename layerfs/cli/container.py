@@ -23,10 +23,8 @@ def _configure_diff(parser: CommandParser) -> None:
 
 
 def _diff(context: Context, arguments: argparse.Namespace) -> int:
-    from layerfs.tree.diff import listing
-
     with context.open_store() as store:
-        lines = listing(store.containers.get(arguments.container).changes())
+        lines = store.containers.get(arguments.container).diff()
         if context.json:
             output.document(
                 [{"kind": kind.value, "path": path.decode(errors="surrogateescape")} for kind, path in lines]

@@ -266,7 +266,8 @@ start.""",
     "start": Command(
         description="""\
 Runs the container's command on the tree as it was left, in the background and without streams; `ps` shows
-how it is, `rm -f` ends it. With --attach it stays, and gives the exit status of the process as `layerfs run` does.""",
+how it is, `rm -f` ends it. With --attach it stays, and gives the exit status of the process as `layerfs run`
+does.""",
         examples=["layerfs start -a job", "layerfs start job"],
         configure=_configure_start,
         run=_start,

@@ -138,7 +138,7 @@ class TarReader:
                     return
                 self._check(block, checksum_field)
             path = self._name = name.partition(b"\0")[0]
-            if prefix[0] and magic == b"ustar\x0000":
+            if prefix[0] and magic.startswith(b"ustar\0"):
                 path = self._name = self._prefixed(path, prefix, block)
             size = sizes.get(size_field)
             if size is None:
@@ -387,8 +387,12 @@ class TarReader:
     def _extended(self, block: bytes, flag: bytes, entry: Entry, device_field: bytes) -> Entry:
         """Finish an entry of a rare type, or one that extended headers describe."""
         records = self._records or ()
+        is_sparse = False
         if records:
             entry = self._with_records(entry, records)
+            is_sparse = any([keyword.startswith(sparse.PREFIX) for keyword, _ in records])
+        if is_sparse:
+            entry = self._with_own_name(entry, records)
         if self._long_name:
             entry = entry._replace(path=self._long_name)
         if self._long_target:
@@ -405,13 +409,14 @@ class TarReader:
             self._data_end = self._next = at
             if entry.size:
                 self._skip_body(at - BLOCK, entry.size)
-            return self._special(entry._replace(size=0), device_field)
+                entry = entry._replace(size=0)
+            return self._special(entry, device_field)
         if flag == _SPARSE:
             pairs, size = sparse.read_old_map(block, self._next_block, self._budget.segments)
             self._data_end = self.offset + entry.size
             self._next = (self._data_end + 511) & -512
             return self._sparse(entry, pairs, size, entry.size)
-        if records and any(keyword.startswith(sparse.PREFIX) for keyword, _ in records):
+        if is_sparse:
             return self._pax_sparse(entry, records)
         if flag == _DUMP_DIRECTORY or (flag == b"\0" and entry.path.endswith(b"/")):
             return entry._replace(kind=Kind.DIRECTORY, size=0, target=b"")
@@ -419,7 +424,7 @@ class TarReader:
             raise LayerError("a file continued from another volume")
         if flag not in _KINDS:
             self._odd(f"the unknown type {printable(flag)!r} taken for a file")
-        return entry._replace(target=b"")
+        return entry._replace(target=b"") if entry.target else entry
 
     def _special(self, entry: Entry, device_field: bytes) -> Entry:
         """Finish an entry that is neither a plain file nor, as a rule, a directory."""
@@ -437,15 +442,15 @@ class TarReader:
         path, kind, mode, uid, gid, time, size, target, device, _, _ = entry
         xattrs: dict[bytes, bytes] = {}
         for keyword, value in records:
-            if keyword.startswith(pax.XATTR):
+            if keyword == b"mtime" and value:
+                time = pax.parse_time(value)
+            elif keyword.startswith(pax.XATTR):
                 xattrs[keyword[len(pax.XATTR) :]] = value
             elif keyword.startswith(pax.LIBARCHIVE_XATTR):
                 name, data = pax.parse_libarchive_xattr(keyword[len(pax.LIBARCHIVE_XATTR) :], value)
                 xattrs.setdefault(name, data)
             elif not value:
                 continue
-            elif keyword == b"mtime":
-                time = pax.parse_time(value)
             elif keyword == b"path":
                 self._name = path = _text(keyword, value)
             elif keyword == b"linkpath":
@@ -460,11 +465,14 @@ class TarReader:
                 self._odd(f"an access list in text form ({printable(keyword)}) ignored")
         if xattrs and (b"" in xattrs or any(b"\0" in name for name in xattrs)):
             raise LayerError("an extended attribute without a usable name")
-        # GNU's sparse files stand under another name, for readers that do not know them.
+        return Entry(path, kind, mode, uid, gid, time, size, target, device, xattrs or NO_XATTRS)
+
+    def _with_own_name(self, entry: Entry, records: sparse.Records) -> Entry:
+        """Give a sparse file its name: it stands under another one, for readers that do not know the form."""
         for keyword, value in records:
             if keyword == sparse.PREFIX + b"name" and value:
-                self._name = path = _text(keyword, value)
-        return Entry(path, kind, mode, uid, gid, time, size, target, device, xattrs or NO_XATTRS)
+                entry = entry._replace(path=_text(keyword, value))
+        return entry
 
     def _pax_sparse(self, entry: Entry, records: sparse.Records) -> Entry:
         """Read the map of a file in one of PAX's three sparse forms."""

@@ -32,6 +32,15 @@ touch -h /kinds/links/self; rm -r /kinds/names/[!a-z]*; echo x > /home/app/file;
 rm /etc/os-release
 """
 
+# How a container is run, and what it does: options, script.
+RUNS = {
+    "nothing": ([], "true"),
+    "workdir": (["--workdir", "/new/wd"], "true"),
+    "hostname": (["--hostname", "here"], "true"),
+    "mounts": ([], "echo x >> /dev/shm/x; mknod /dev/x c 1 3; echo x > /dev/y"),
+    "top": ([], "mkdir /opt; echo x > /opt/new"),
+}
+
 
 @pytest.fixture(scope="module", params=["overlay2", "vfs"])
 def ours(
@@ -121,23 +130,27 @@ def test_changes_over_many_layers_are_listed_as_docker_lists_them(
     assert sorted(found) == sorted(docker.changes(container))
 
 
-@pytest.mark.parametrize("image", [CASES_IMAGE, BARE_IMAGE])
-@pytest.mark.parametrize(
-    ("name", "options", "script"),
-    [
-        ("nothing", [], "true"),
-        ("workdir", ["--workdir", "/new/wd"], "true"),
-        ("hostname", ["--hostname", "here"], "true"),
-        ("mounts", [], "echo x >> /dev/shm/x; mknod /dev/x c 1 3; echo x > /dev/y"),
-        ("etc", [], "mkdir /etc/new; echo x > /etc/new/file"),
-    ],
-)
+@pytest.mark.parametrize("image", [CASES_IMAGE, BARE_IMAGE], ids=["changes", "bare"])
+@pytest.mark.parametrize("run", RUNS)
 def test_what_run_itself_needs_is_listed_as_docker_lists_it(
-    ours: peers.Layerfs, docker: peers.Docker, image: str, name: str, options: list[str], script: str
+    ours: peers.Layerfs, docker: peers.Docker, image: str, run: str
 ) -> None:
+    options, script = RUNS[run]
     container, _ = docker.run(image, "sh", "-c", script, options=options)
-    ours.run(image, f"{name}-{image[16:20]}", "sh", "-c", script, options=options)
-    assert sorted(ours.changes(f"{name}-{image[16:20]}")) == sorted(docker.changes(container))
+    name = f"{run}-on-{'bare' if image == BARE_IMAGE else 'changes'}"
+    ours.run(image, name, "sh", "-c", script, options=options)
+    assert sorted(ours.changes(name)) == sorted(docker.changes(container))
+
+
+def test_a_directory_that_only_docker_makes_is_added_where_docker_says_changed(
+    ours: peers.Layerfs, docker: peers.Docker
+) -> None:
+    """dockerd puts a layer of its own, with /etc in it, between the image and the container; we do not."""
+    script = "mkdir -p /etc/new"
+    container, _ = docker.run(BARE_IMAGE, "sh", "-c", script)
+    ours.run(BARE_IMAGE, "etc", "sh", "-c", script)
+    assert sorted(docker.changes(container)) == ["A /etc/new", "C /etc"]
+    assert ours.changes("etc") == ["A /etc", "A /etc/new"]
 
 
 def test_the_targets_of_volumes_are_listed_as_docker_lists_them(

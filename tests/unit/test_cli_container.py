@@ -1,0 +1,81 @@
+"""Tests of `ps`, `rm`, `diff`, `commit` and `cp`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.commandline import IMAGE, CommandLine, make_store
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+
+
+@pytest.fixture(scope="module")
+def layerfs(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    return make_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def box(layerfs: CommandLine) -> Iterator[str]:
+    layerfs.good("create", "--name", "box", IMAGE, "/bin/sh", "-c", "echo x > /x; rm /etc/group; exit 3")
+    yield "box"
+    layerfs.run("rm", "-f", "box")
+
+
+def test_a_container_is_listed_with_its_state(layerfs: CommandLine, box: str) -> None:
+    assert box not in layerfs.good("ps")
+    assert "Created" in layerfs.good("ps", "-a")
+    assert layerfs.run("start", "-a", box).status == 3
+    row = layerfs.good("ps", "-a").splitlines()[1]
+    assert "Exited (3)" in row
+    assert '"/bin/sh -c echo x >…"' in row
+    (found,) = layerfs.json("ps", "-a")
+    assert (found["name"], found["status"], found["exit_code"]) == ("box", "exited", 3)
+    assert len(layerfs.good("ps", "-aq").strip()) == 12
+
+
+def test_diff_is_dockers(layerfs: CommandLine, box: str) -> None:
+    layerfs.run("start", "-a", box)
+    assert sorted(layerfs.good("diff", box).splitlines()) == ["A /x", "C /etc", "D /etc/group"]
+    assert {"kind": "D", "path": "/etc/group"} in layerfs.json("diff", box)
+
+
+def test_a_commit_has_one_layer_more(layerfs: CommandLine, box: str) -> None:
+    layerfs.run("start", "-a", box)
+    printed = layerfs.good(
+        "commit", "-q", "-a", "Ada", "-m", "x", "-c", "ENV B=2", box, "committed:1"
+    ).strip()
+    (image,) = layerfs.json("inspect", "--type", "image", "committed:1")
+    assert image["id"] == printed
+    assert len(image["layers"]) == 2
+    assert image["config"]["author"] == "Ada"
+    assert image["config"]["config"]["Env"] == ["GREETING=hello", "B=2"]
+
+
+def test_files_are_copied_in_and_out(layerfs: CommandLine, box: str, tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("from here")
+    layerfs.good("cp", "./here", f"{box}:/srv-file", cwd=tmp_path)
+    layerfs.good("cp", f"{box}:/srv-file", tmp_path / "back")
+    assert (tmp_path / "back").read_text() == "from here"
+
+
+@pytest.mark.parametrize("ends", [("a", "b"), ("box:/a", "box:/b")])
+def test_a_copy_needs_one_end_in_a_container(layerfs: CommandLine, ends: tuple[str, str]) -> None:
+    done = layerfs.run("cp", *ends)
+    assert done.status == 2
+    assert "CONTAINER:PATH" in done.err
+
+
+def test_removing_a_container_prints_its_name(layerfs: CommandLine, box: str) -> None:
+    assert layerfs.good("rm", box) == "box\n"
+    done = layerfs.run("rm", box)
+    assert done.status == 1
+    assert done.err.splitlines()[-1].startswith("hint: ")
+
+
+def test_inspect_shows_a_container(layerfs: CommandLine, box: str) -> None:
+    (found,) = layerfs.json("inspect", box)
+    assert (found["name"], found["image"], found["status"]) == ("box", IMAGE, "created")

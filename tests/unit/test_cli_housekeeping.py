@@ -1,0 +1,71 @@
+"""Tests of `gc`, `check`, `du`, `info` and `drivers`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.commandline import IMAGE, CommandLine, make_store
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+
+
+@pytest.fixture(scope="module")
+def layerfs(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    return make_store(tmp_path_factory.mktemp("store"))
+
+
+def test_collecting_keeps_what_has_a_name_and_says_why(layerfs: CommandLine) -> None:
+    out = layerfs.good("gc", "--dry-run")
+    assert "named docker.io/library/small:1" in out
+    assert layerfs.good("gc") == ""
+    report = layerfs.json("gc", "--dry-run")
+    assert report["dry_run"]
+    assert not [item for item in report["items"] if item["removed"]]
+
+
+def test_a_sound_store_is_said_to_be_sound(layerfs: CommandLine) -> None:
+    done = layerfs.run("check")
+    assert (done.status, done.out) == (0, "")
+    assert "all sound" in done.err
+    assert layerfs.json("check")["sound"]
+
+
+def test_a_damaged_blob_is_found(tmp_path: Path) -> None:
+    layerfs = make_store(tmp_path)
+    config = layerfs.json("inspect", IMAGE)[0]["id"].partition(":")[2]
+    (layerfs.root / "blobs/sha256" / config).write_bytes(b"damaged")
+    done = layerfs.run("check")
+    assert done.status == 1
+    assert config in done.out
+
+
+def test_usage_is_shown_in_whole_and_by_image(layerfs: CommandLine) -> None:
+    assert layerfs.good("du").splitlines()[0].split() == ["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]
+    assert IMAGE in layerfs.good("du", "--verbose")
+    assert layerfs.json("du")["images"]["total"] == 1
+
+
+def test_info_describes_the_store(layerfs: CommandLine) -> None:
+    facts = layerfs.json("info")
+    assert facts["root"] == str(layerfs.root)
+    assert facts["images"] == 1
+    assert f"Driver:       {facts['driver']}\n" in layerfs.good("info")
+
+
+def test_drivers_are_explained_without_making_a_store(tmp_path: Path) -> None:
+    layerfs = CommandLine(tmp_path / "store")
+    found = {one["name"]: one for one in layerfs.json("drivers")}
+    assert found["vfs"]["works"]
+    assert "overlay2" in layerfs.good("drivers")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_driver_can_be_chosen_by_option_and_by_environment(tmp_path: Path) -> None:
+    layerfs = CommandLine(tmp_path / "store")
+    assert layerfs.json("--driver", "vfs", "info")["driver"] == "vfs"
+    done = layerfs.run("--driver", "nosuch", "info")
+    assert done.status == 1
+    assert "nosuch" in done.err

@@ -1,0 +1,59 @@
+"""Tests of `mount` and `umount`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.commandline import IMAGE, CommandLine, make_store
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+
+
+@pytest.fixture(scope="module")
+def layerfs(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    return make_store(tmp_path_factory.mktemp("store"))
+
+
+def test_a_mounted_image_keeps_what_is_written_in_its_container(layerfs: CommandLine, tmp_path: Path) -> None:
+    assert layerfs.good("mount", IMAGE, tmp_path, "--name", "edit") == "edit\n"
+    try:
+        (tmp_path / "new").write_text("new")
+        assert "mounted at" in layerfs.good("ps")
+    finally:
+        layerfs.good("umount", tmp_path)
+    assert not (tmp_path / "new").exists()
+    assert layerfs.good("diff", "edit") == "A /new\n"
+    assert layerfs.good("mount", "edit", tmp_path) == "edit\n"
+    try:
+        assert (tmp_path / "new").read_text() == "new"
+    finally:
+        layerfs.good("umount", "edit")
+
+
+def test_a_read_only_mount_refuses_writes(layerfs: CommandLine, tmp_path: Path) -> None:
+    name = layerfs.good("mount", "--read-only", IMAGE, tmp_path).strip()
+    try:
+        with pytest.raises(OSError, match="Read-only"):
+            (tmp_path / "new").touch()
+    finally:
+        layerfs.good("umount", name)
+
+
+def test_a_mount_in_the_foreground_ends_with_the_interrupt(layerfs: CommandLine, tmp_path: Path) -> None:
+    command = layerfs.words("mount", "--foreground", IMAGE, tmp_path)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "Ctrl-C" in process.stderr.readline()
+        assert (tmp_path / "etc").is_dir()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unmounting_what_is_not_mounted_fails(layerfs: CommandLine, tmp_path: Path) -> None:
+    assert layerfs.run("umount", tmp_path).status == 1

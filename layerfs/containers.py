@@ -122,7 +122,7 @@ class Container:
         return self._containers.start(self, tty=tty, interactive=interactive, on_start=on_start)
 
     def changes(self) -> Iterator[Change]:
-        """Give everything that a commit would carry, in the order of a walk; the container should be at rest."""
+        """Give everything that a commit would carry, in the order of a walk; best at rest."""
         return self._containers.layers_of(self.driver).changes(self.id)
 
     def diff(self) -> Iterator[tuple[ChangeKind, bytes]]:

@@ -572,7 +572,10 @@ class _LayerLock(Lock):
                 return self
             except InUseError as error:
                 if time.monotonic() > deadline:
-                    raise InUseError(f"{self._what} is in use by another process or thread") from error
+                    raise InUseError(
+                        f"{self._what} is in use by another process or thread",
+                        hint="layerfs ps shows what runs and what is mounted",
+                    ) from error
             time.sleep(0.005)
 
 

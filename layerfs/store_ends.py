@@ -13,7 +13,7 @@ from layerfs.blobs import CHUNK, Blobs
 from layerfs.containers import Containers
 from layerfs.database import Database
 from layerfs.digest import Digest
-from layerfs.errors import VerificationError
+from layerfs.errors import NotFoundError, VerificationError
 from layerfs.images import Image, Images, full_name
 from layerfs.leases import Lease
 from layerfs.oci.descriptor import Descriptor
@@ -43,7 +43,10 @@ class StoreSource:
     def manifest(self, image: Available | str | None = None, *, platform: Platform | None = None) -> Resolved:
         """Find one image's manifest; images here are of one platform each, so `platform` decides nothing."""
         if image is None:
-            image = self.images()[0]
+            every = self.images()
+            if len(every) != 1:
+                raise NotFoundError(f"the store has {len(every)} images: one has to be named")
+            image = every[0]
         digest = image.descriptor.digest if isinstance(image, Available) else self._images.get(image).digest
         found = self._images.get(str(digest))
         self._lease.add("image", str(found.digest))

@@ -171,6 +171,7 @@ class TarReader:
                 if flag == b"\0" and path[-1] == 0x2F:
                     # v7 had no type for directories.
                     kind, size = directory, 0
+                    self._data_end = at + BLOCK
                 yield make(
                     Entry,
                     (path, kind, mode, uid, gid, time, size, b"", (0, 0), NO_XATTRS, None),
@@ -206,16 +207,13 @@ class TarReader:
 
     def drain(self) -> None:
         """Read the stream to its end; bytes other than zeros after the end marker are warned of."""
-        at = max(self._position, 0)
-        data = self._buffer[at:]
-        odd = False
-        while data:
-            odd = odd or data != bytes(len(data))
-            self._base += at + len(data)
-            self._buffer, self._position, at = b"", 0, 0
-            data = self._read(_CHUNK)
+        data = self._buffer[self._position :]
         self._base += len(self._buffer)
         self._buffer, self._position = b"", 0
+        odd = data != bytes(len(data))
+        while data := self._read(_CHUNK):
+            self._base += len(data)
+            odd = odd or data != bytes(len(data))
         if odd and self._ended:
             self._warn("data after the end of the archive ignored")
 
@@ -373,8 +371,7 @@ class TarReader:
         if self._load(at + BLOCK, BLOCK) == BLOCK:
             block = self._buffer[self._position : self._position + BLOCK]
             if block != ZERO_BLOCK and not tar_header.has_valid_checksum(block):
-                self._data_end = at + BLOCK + size
-                self._next = (self._data_end + 511) & -512
+                self._next = (at + BLOCK + size + 511) & -512
         self._position = position + base - self._base
 
     def _prefixed(self, name: bytes, prefix: bytes, block: bytes) -> bytes:
@@ -390,7 +387,7 @@ class TarReader:
         is_sparse = False
         if records:
             entry = self._with_records(entry, records)
-            is_sparse = any([keyword.startswith(sparse.PREFIX) for keyword, _ in records])
+            is_sparse = any(keyword.startswith(sparse.PREFIX) for keyword, _ in records)
         if is_sparse:
             entry = self._with_own_name(entry, records)
         if self._long_name:
@@ -419,6 +416,7 @@ class TarReader:
         if is_sparse:
             return self._pax_sparse(entry, records)
         if flag == _DUMP_DIRECTORY or (flag == b"\0" and entry.path.endswith(b"/")):
+            self._data_end = at
             return entry._replace(kind=Kind.DIRECTORY, size=0, target=b"")
         if flag == _CONTINUED:
             raise LayerError("a file continued from another volume")

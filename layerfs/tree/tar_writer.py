@@ -40,8 +40,9 @@ class TarWriter:
     """Writes entries as a tar stream, in the order in which they are added.
 
     Times are exact to the nanosecond, extended attributes stand in SCHILY.xattr records, a file with
-    `segments` is written in GNU's sparse form 1.0. User and group names are left out: numbers alone count
-    in a layer. The output depends on nothing but the entries.
+    `segments` is written in GNU's sparse form 1.0; GNU tar itself reads that only if all segments but the
+    last are multiples of 512 bytes long. User and group names are left out: numbers alone count in a
+    layer. The output depends on nothing but the entries.
 
     Args:
         write: takes the stream piece by piece.

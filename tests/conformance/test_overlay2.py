@@ -1,4 +1,4 @@
-"""The contract, kept by the overlay2 driver, and what is its own: its mounts and the formats that it reads."""
+"""The contract, kept by the overlay2 driver, and what is its own: its mounts and what it reads."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from layerfs.testing import DriverContract
 from layerfs.testing.items import directory, file
 from layerfs.testing.snapshot import differences, snapshot
 from layerfs.testing.stack import Stack
-from layerfs.tree.diff import listing
 
 
 class TestOverlay2Driver(DriverContract):
     make_driver = Overlay2Driver
     limited = True
 
-    def test_the_mount_names_the_layers_top_first_and_sets_every_option(
-        self, stack: Stack, root: Path
-    ) -> None:
+    def test_the_mount_names_layers_top_first_and_sets_every_option(self, stack: Stack, root: Path) -> None:
         for _ in range(3):
             stack.finish(stack.create())
         low, middle, top = (root / layer / "diff" for layer in stack.layers)
@@ -53,8 +50,9 @@ class TestOverlay2Driver(DriverContract):
             assert found is not None and found.source == f"layerfs-{layer}"
 
     def test_redirects_and_metadata_only_copies_that_others_made_are_resolved(self, stack: Stack) -> None:
+        big = b"x" * 5000
         stack.apply(
-            [directory(b"a"), directory(b"a/b"), file(b"a/b/f", b"x" * 5000), file(b"g", b"y" * 5000)]
+            [directory(b"a"), directory(b"a/b"), file(b"a/b/f", big), file(b"g", big), file(b"h", big)]
         )
         layer = stack.create()
         mount = stack.driver.mount(layer, stack.layers, read_only=False)
@@ -67,18 +65,20 @@ class TestOverlay2Driver(DriverContract):
             os.rename(place / "a", place / "moved")
             (place / "moved" / "new").touch()
             (place / "g").chmod(0o600)
+            (place / "moved" / "b" / "f").chmod(0o600)
+            (place / "h").chmod(0o600)
+            os.rename(place / "h", place / "moved" / "h")
             seen = snapshot(place)
         finally:
             mounting.detach(place)
             place.rmdir()
         stack.finish(layer)
         assert stack.listed() == [
-            "D /a", "C /g", "A /moved", "A /moved/b", "A /moved/b/f", "A /moved/new",
+            "D /a", "C /g", "D /h", "A /moved", "A /moved/b", "A /moved/b/f", "A /moved/h", "A /moved/new",
         ]  # fmt: skip
         again = stack.fork(1)
         again.apply(stack.archive())
         assert differences(again.tree(), seen) == []
-        assert list(listing(stack.changes())) == list(listing(stack.compared()))
 
     def test_applying_to_more_layers_than_overlayfs_stacks_is_refused(self, stack: Stack) -> None:
         for _ in range(501):
@@ -86,9 +86,7 @@ class TestOverlay2Driver(DriverContract):
         with pytest.raises(UnsupportedError, match="501"):
             stack.apply([directory(b"d"), file(b"x/y")])
 
-    def test_overlayfs_attributes_of_the_root_below_are_not_taken_over(
-        self, stack: Stack, root: Path
-    ) -> None:
+    def test_overlayfs_attributes_of_the_root_below_stay_there(self, stack: Stack, root: Path) -> None:
         layer = stack.finish(stack.create())
         os.setxattr(root / layer / "diff", "trusted.overlay.impure", b"y")
         os.setxattr(root / layer / "diff", "user.kept", b"1")

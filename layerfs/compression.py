@@ -349,7 +349,8 @@ def _zstd_blocks(source: _Input) -> Iterator[bytes]:
             parts, blocks = [], 0
     if flags & 4:
         parts.append(source.exactly(4, "a checksum"))
-    yield b"".join(parts)
+    if parts:
+        yield b"".join(parts)
 
 
 class Compressor(Protocol):

@@ -123,7 +123,12 @@ class Container:
 
     def changes(self) -> Iterator[Change]:
         """Give everything that a commit would carry, in the order of a walk; best at rest."""
-        return self._containers.layers_of(self.driver).changes(self.id)
+        found = self._containers.layers_of(self.driver).changes(self.id)
+        if self.status != "running":
+            return found
+        from layerfs.runtime.places import without_places
+
+        return without_places(found)
 
     def diff(self) -> Iterator[tuple[ChangeKind, bytes]]:
         """Give what docker diff prints: A, C or D and an absolute path; the container should be at rest."""

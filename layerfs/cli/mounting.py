@@ -13,6 +13,8 @@ from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser
 from layerfs.errors import UnsupportedError
 
+_END = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+
 
 def _configure_mount(parser: CommandParser) -> None:
     parser.add_argument(
@@ -33,27 +35,27 @@ def _mount(context: Context, arguments: argparse.Namespace) -> int:
         )
     with context.open_store() as store:
         container = store.mount(arguments.what, target, read_only=arguments.read_only, name=arguments.name)
-        if context.json:
-            document({"container": container.name, "id": container.id, "target": str(target)})
-        else:
-            line(container.name)
-        if arguments.foreground:
-            note(f"mounted at {target}; press Ctrl-C to unmount")
-            if context.rootless:
-                note(f"enter with: nsenter --user --mount --preserve-credentials --target {os.getpid()}")
-            try:
-                _wait()
-            finally:
-                store.unmount(str(target))
+        try:
+            if context.json:
+                document({"container": container.name, "id": container.id, "target": str(target)})
+            else:
+                line(container.name)
+            if arguments.foreground:
+                _stay(target, rootless=context.rootless)
+        finally:
+            if arguments.foreground:
+                store.unmount(target)
     return 0
 
 
-def _wait() -> None:
-    """Sleep until the user or the system asks for the end."""
-    waited_for = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+def _stay(target: Path, *, rootless: bool) -> None:
+    """Sleep until the user or the system asks for the end; asking at any time from now on is heard."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _END)
     try:
-        signal.sigwait(waited_for)
+        note(f"mounted at {target}; press Ctrl-C to unmount")
+        if rootless:
+            note(f"enter with: nsenter --user --mount --preserve-credentials --target {os.getpid()}")
+        signal.sigwait(_END)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from layerfs.runtime.settings import RunSettings
 
 EXIT_RUN_FAILED = 125
+# What a pipe takes whole (POSIX: PIPE_BUF).
+_REPORT_MAXIMUM = 4096
 
 
 def _configure_create(parser: CommandParser) -> None:
@@ -209,8 +211,10 @@ def _start_detached(context: Context, name: str) -> None:
         finally:
             os._exit(status)
     os.close(writing)
-    with open(reading, encoding="utf-8", errors="replace") as report:
-        word, _, rest = report.read().partition("\n")
+    # One read, not one to the end: processes of the container may hold the other end as long as they live.
+    told = os.read(reading, _REPORT_MAXIMUM).decode(errors="replace")
+    os.close(reading)
+    word, _, rest = told.partition("\n")
     if word != "started":
         message, _, hint = rest.partition("\n")
         raise ProcessError(message or f"container {name} did not start", hint=hint or None)
@@ -220,7 +224,7 @@ def _wait_for(context: Context, name: str, report: int) -> None:
     """Run a container to its end, in the background; tell through `report` how its start went."""
 
     def tell(text: str) -> None:
-        os.write(report, text.encode(errors="replace"))
+        os.write(report, text.encode(errors="replace")[:_REPORT_MAXIMUM])
         os.close(report)
 
     told = False

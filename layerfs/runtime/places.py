@@ -9,14 +9,34 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from layerfs import linux
 from layerfs.errors import ProcessError
 from layerfs.runtime.scope import Place, find_place, open_inside
+from layerfs.tree.change import Change, ChangeKind
+from layerfs.tree.entry import Kind
 
 DIRECTORIES = (b"/proc", b"/sys", b"/dev")
 FILES = (b"/etc/hosts", b"/etc/hostname", b"/etc/resolv.conf")
+
+
+_MODE = 0o755
+
+
+def without_places(changes: Iterable[Change]) -> Iterator[Change]:
+    """Leave out of a running container's changes what was made for it to mount on."""
+    for change in changes:
+        entry = change.entry
+        made = (
+            change.kind is ChangeKind.ADDED
+            and entry.mode == _MODE
+            and not entry.size
+            and b"/" + entry.path in (DIRECTORIES if entry.kind is Kind.DIRECTORY else FILES)
+        )
+        if not made:
+            yield change
 
 
 class _Made(NamedTuple):
@@ -64,7 +84,7 @@ class Places:
     def _make_directory(self, directory: int, name: bytes) -> None:
         before = os.stat(directory)
         try:
-            os.mkdir(name, 0o755, dir_fd=directory)
+            os.mkdir(name, _MODE, dir_fd=directory)
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
@@ -88,7 +108,7 @@ class Places:
         before = os.stat(place.directory)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(place.name, flags, 0o755, dir_fd=place.directory))
+            os.close(os.open(place.name, flags, _MODE, dir_fd=place.directory))
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise

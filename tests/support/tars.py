@@ -34,8 +34,8 @@ def header(
         size = b"%011o\0" % size
     block = b"".join(
         [
-            name.ljust(100, b"\0"), mode, uid, gid, size, mtime, b" " * 8, flag, link.ljust(100, b"\0"), magic,
-            bytes(64), major, minor, rest.ljust(167, b"\0"),
+            name.ljust(100, b"\0"), mode, uid, gid, size, mtime, b" " * 8, flag, link.ljust(100, b"\0"),
+            magic, bytes(64), major, minor, rest.ljust(167, b"\0"),
         ]
     )  # fmt: skip
     assert len(block) == 512
@@ -78,7 +78,11 @@ class Trickle:
 
 
 def read_all(
-    archive: bytes, *, piece: int = 1 << 20, budget: Budget = DEFAULT_BUDGET, warnings: list[str] | None = None
+    archive: bytes,
+    *,
+    piece: int = 1 << 20,
+    budget: Budget = DEFAULT_BUDGET,
+    warnings: list[str] | None = None,
 ) -> list[tuple[Entry, bytes]]:
     """Read a whole archive: each entry with the data that it has, holes left out."""
     said: list[str] = [] if warnings is None else warnings

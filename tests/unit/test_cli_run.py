@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,9 @@ def test_options_set_up_the_process(layerfs: CommandLine, tmp_path: Path) -> Non
     (tmp_path / "variables").write_text("# comment\n\nFROM_FILE=file value\nBOTH=file\n")
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared/file").write_text("shared")
-    script = "echo $GREETING $FROM_FILE $BOTH; pwd; hostname; id -u; cat /mnt/file; touch /mnt/x 2>/dev/null || echo ro"
+    script = (
+        "echo $GREETING $FROM_FILE $BOTH; pwd; hostname; id -u; cat /mnt/file; touch /mnt/x 2>&- || echo ro"
+    )
     words = ["--env-file", tmp_path / "variables", "-e", "BOTH=option", "-w", "/work", "-u", "1000"]
     words += ["-v", f"{tmp_path}/shared:/mnt:ro", "--hostname", "box", "--rm", IMAGE, "sh", "-c", script]
     out = layerfs.good("run", *words)
@@ -73,8 +76,10 @@ def test_a_bare_name_takes_our_variable_or_takes_the_images_away(monkeypatch: py
 
 
 def test_a_created_container_starts_in_the_background(layerfs: CommandLine) -> None:
-    layerfs.good("create", "--name", "job", IMAGE, "sh", "-c", "echo done > /result; sleep 30")
+    layerfs.good("create", "--name", "job", IMAGE, "sh", "-c", "sleep 60")
+    started = time.monotonic()
     assert layerfs.good("start", "job") == "job\n"
+    assert time.monotonic() - started < 30
     try:
         assert "Up " in layerfs.good("ps")
     finally:
@@ -89,3 +94,14 @@ def test_a_start_that_fails_is_told(layerfs: CommandLine) -> None:
     assert "nosuch" in done.err
     assert layerfs.run("start", "-a", "broken").status == 127
     layerfs.good("rm", "broken")
+
+
+def test_the_mount_points_of_a_running_container_are_not_listed_as_changes(layerfs: CommandLine) -> None:
+    layerfs.good("create", "--name", "busy", IMAGE, "sh", "-c", "echo x > /made; sleep 30")
+    layerfs.good("start", "busy")
+    try:
+        deadline = time.monotonic() + 10
+        while layerfs.good("diff", "busy") != "A /made\n":
+            assert time.monotonic() < deadline
+    finally:
+        layerfs.good("rm", "-f", "busy")

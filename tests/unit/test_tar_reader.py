@@ -390,7 +390,9 @@ def test_times_are_exact_and_rounded_down(text: bytes, time: int) -> None:
     assert only(pax((b"mtime", text)) + header()).mtime_ns == time
 
 
-@pytest.mark.parametrize("text", [b"-", b".5", b"1e9", b" 1", b"1_0", b"nan", b"1.5\n", b"9" * 20, b"+1", b"1.-5"])
+@pytest.mark.parametrize(
+    "text", [b"-", b".5", b"1e9", b" 1", b"1_0", b"nan", b"1.5\n", b"9" * 20, b"+1", b"1.-5"]
+)
 def test_times_that_are_no_numbers_are_errors(text: bytes) -> None:
     error(pax((b"mtime", text)) + header() + END)
 
@@ -567,8 +569,12 @@ def test_archives_of_gnu_tar_are_read(form: str, tmp_path: Path) -> None:
     (tree / "hard").hardlink_to(tree / "file")
     if form not in ("v7", "ustar"):
         (tree / ("n" * 200)).write_bytes(b"long")
-    subprocess.run(["tar", "--sort=name", f"--format={form}", "-cf", tmp_path / "a.tar", "-C", tree, "."], check=True)
-    found = {entry.path.rstrip(b"/"): (entry, data) for entry, data in read_all((tmp_path / "a.tar").read_bytes())}
+    subprocess.run(
+        ["tar", "--sort=name", f"--format={form}", "-cf", tmp_path / "a.tar", "-C", tree, "."], check=True
+    )
+    found = {
+        entry.path.rstrip(b"/"): (entry, data) for entry, data in read_all((tmp_path / "a.tar").read_bytes())
+    }
     assert found[b"."][0].kind is Kind.DIRECTORY
     assert found[b"./file"][1] == b"hello" * 1000
     assert found[b"./hard"][0].target == b"./file"
@@ -580,7 +586,8 @@ def test_archives_of_gnu_tar_are_read(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--format=oldgnu"], ["--sparse-version=0.0"], ["--sparse-version=0.1"], ["--sparse-version=1.0"]]
+    "options",
+    [["--format=oldgnu"], ["--sparse-version=0.0"], ["--sparse-version=0.1"], ["--sparse-version=1.0"]],
 )
 def test_sparse_files_of_gnu_tar_are_read(options: list[str], tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("wb") as file:

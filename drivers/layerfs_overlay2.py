@@ -90,7 +90,7 @@ class Overlay2Driver(Driver):
 
     def changes(self, layer: str, below: Sequence[str]) -> Iterator[Change]:
         """Read the changes out of ``diff``, looking below only at the names that stand in it."""
-        from layerfs.tree.diff import overlay_changes
+        from layerfs.tree.overlay_diff import overlay_changes
 
         self._directories.require(layer, *below)
         with opened(self._diff(layer)) as upper:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -183,18 +183,23 @@ def _new_overlay(mount: Overlay) -> int:
         if mount.upper is not None and mount.work is not None:
             _set_directory(context, "upperdir", mount.upper)
             _set_directory(context, "workdir", mount.work)
-        for option in mount.options:
-            key, equals, value = option.partition("=")
-            if equals:
-                linux.fsconfig_set_string(context, key, value)
-            else:
-                linux.fsconfig_set_flag(context, key)
+        set_options(context, mount.options)
         linux.fsconfig_create(context)
         return linux.fsmount(context, linux.MOUNT_ATTR_RDONLY if mount.upper is None else 0)
     except OSError as error:
         raise _refused(f"cannot mount overlay {mount.source!r}", error, _kernel_words(context)) from error
     finally:
         os.close(context)
+
+
+def set_options(context: int, options: Iterable[str]) -> None:
+    """Give options, each ``name=value`` or a flag's name, to a file system context (fsopen(2))."""
+    for option in options:
+        key, equals, value = option.partition("=")
+        if equals:
+            linux.fsconfig_set_string(context, key, value)
+        else:
+            linux.fsconfig_set_flag(context, key)
 
 
 def _set_directory(context: int, key: str, directory: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from layerfs import linux
+from layerfs.mounting import set_options
 
 NOSUID: Final = linux.MOUNT_ATTR_NOSUID
 NODEV: Final = linux.MOUNT_ATTR_NODEV
@@ -20,12 +21,7 @@ def new(fstype: str, options: Sequence[str] = (), *, source: str | None = None, 
     context = linux.fsopen(fstype)
     try:
         linux.fsconfig_set_string(context, "source", source or fstype)
-        for option in options:
-            key, equals, value = option.partition("=")
-            if equals:
-                linux.fsconfig_set_string(context, key, value)
-            else:
-                linux.fsconfig_set_flag(context, key)
+        set_options(context, options)
         linux.fsconfig_create(context)
         return linux.fsmount(context, attributes)
     finally:

@@ -1,4 +1,4 @@
-"""write(entries) is read as the same entries, by us, Python and GNU tar; damage is never more than an error."""
+"""write(entries) reads as the same entries, by us, Python and GNU tar; damage is never more than an error."""
 
 from __future__ import annotations
 

@@ -19,9 +19,10 @@ from layerfs.mounting import open_mount
 from layerfs.testing.snapshot import snapshot
 from layerfs.testing.trees import Operation, operations, perform
 from layerfs.tree.archive import write_layer
-from layerfs.tree.diff import changes_between, listing, overlay_changes
+from layerfs.tree.diff import changes_between, listing
 from layerfs.tree.extract import extract
 from layerfs.tree.merge import unpack_in_place
+from layerfs.tree.overlay_diff import overlay_changes
 from layerfs.tree.unpack import Unpack
 from layerfs.tree.whiteouts import OverlayWhiteouts
 

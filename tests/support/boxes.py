@@ -11,7 +11,8 @@ from layerfs.mounting import open_mount
 from layerfs.runtime.launch import run
 from layerfs.runtime.process import ProcessSpec, resolve
 from layerfs.runtime.settings import RunSettings, Volume
-from layerfs.tree.diff import listing, overlay_changes
+from layerfs.tree.diff import listing
+from layerfs.tree.overlay_diff import overlay_changes
 from layerfs.tree.whiteouts import OverlayWhiteouts
 
 

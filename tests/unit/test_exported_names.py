@@ -7,12 +7,46 @@ import sys
 
 import layerfs
 
-PUBLIC = """
-    ArchiveError Bind Budget BudgetError Change ChangeKind Compression Container Descriptor Digest
-    DocumentError Driver Entry ExistsError Image ImageConfig InUseError Index InvalidError Kind LayerError
-    LayerfsError Manifest Mount MountError NotFoundError Overlay Platform ProcessError Progress Reference
-    Silent Store StoreError TransportError UnsupportedError VerificationError __version__
-""".split()
+PUBLIC = [
+    "ArchiveError",
+    "Bind",
+    "Budget",
+    "BudgetError",
+    "Change",
+    "ChangeKind",
+    "Compression",
+    "Container",
+    "Descriptor",
+    "Digest",
+    "DocumentError",
+    "Driver",
+    "Entry",
+    "ExistsError",
+    "Image",
+    "ImageConfig",
+    "InUseError",
+    "Index",
+    "InvalidError",
+    "Kind",
+    "LayerError",
+    "LayerfsError",
+    "Manifest",
+    "Mount",
+    "MountError",
+    "NotFoundError",
+    "Overlay",
+    "Platform",
+    "ProcessError",
+    "Progress",
+    "Reference",
+    "Silent",
+    "Store",
+    "StoreError",
+    "TransportError",
+    "UnsupportedError",
+    "VerificationError",
+    "__version__",
+]
 
 
 def test_the_public_names_are_these_and_no_others() -> None:

@@ -29,7 +29,7 @@ ROWS: list[set[str]] = [
         "check",
         "transports",
         "plugins",
-    },  # fmt: skip
+    },
     {"store_ends", "usage"},
     {"store"},
     {"testing"},

@@ -86,9 +86,12 @@ class Container:
             layers.unmount(target)
 
     def mounts(self) -> list[Path]:
-        """Give the directories of this mount namespace where the tree is mounted."""
+        """Give the directories of this mount namespace where the tree is mounted, none if it was removed."""
         here = liveness.mount_namespace()
-        records = self._containers.layers_of(self.driver).mounts(self.id)
+        try:
+            records = self._containers.layers_of(self.driver).mounts(self.id)
+        except NotFoundError:
+            return []
         return [
             Path(os.fsdecode(one.target))
             for one in records
@@ -353,6 +356,8 @@ class Containers:
                 layers.unmount(target)
         with contextlib.suppress(NotFoundError):
             layers.remove(container.id)
+            return
+        # It had lost its layer.
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM containers WHERE id = ?", (container.id,))
 

@@ -15,6 +15,8 @@ container's changes of state are not, as their loss undoes them as a whole. With
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sqlite3
 import threading
 import time
@@ -29,6 +31,8 @@ BUSY_SECONDS: Final = 30.0
 
 Durability = Literal["none", "commit", "full"]
 
+# What opening takes on the disk, and a little more.
+_NEEDED: Final = 128 << 10
 _SCHEMA: Final = """
 CREATE TABLE meta (
     key TEXT PRIMARY KEY,
@@ -168,6 +172,13 @@ class Database:
             self._connection = _connect(path)
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         except sqlite3.DatabaseError as error:
+            space = os.statvfs(path)
+            if space.f_bavail * space.f_frsize < _NEEDED:
+                # Even a reader needs the index of the write-ahead log, which is a file beside it.
+                raise StoreError(
+                    f"{path} cannot be read: its file system is full",
+                    hint=f"free {_NEEDED >> 10} KiB on it by other means, then use `layerfs rmi` and `gc`",
+                ) from error
             raise StoreError(f"{path} cannot be read: {error}") from error
         if version != SCHEMA_VERSION:
             self._connection.close()
@@ -199,6 +210,9 @@ class Database:
         """Run the body as one transaction; a `durable` one is on disk before this returns.
 
         An exception in the body undoes it. Not to be nested.
+
+        Raises:
+            OSError: ENOSPC, the file system is full.
         """
         with self._lock:
             connection = self._connection
@@ -206,13 +220,20 @@ class Database:
             if synced != self._synced:
                 connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
                 self._synced = synced
-            connection.execute("BEGIN IMMEDIATE")
             try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    # SQLite may have undone it by itself, and a failed COMMIT has not.
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from error
                 raise
-            connection.execute("COMMIT")
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Run one SELECT and give all of its rows."""

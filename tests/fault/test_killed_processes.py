@@ -117,6 +117,9 @@ def test_a_kill_at_any_step_leaves_a_sound_store(roots: Path, tree: Path, driver
         with Store.open(root) as store:
             assert mounting.mounts_below(root) == [], point
             assert not store.layers.table.unfinished(), point
+            for container in store.containers.list():
+                assert store.layers.has(container.id), (point, steps)
+            store.disk_usage()
             findings = store.check(contents=True)
             assert [one for one in findings.problems if one.kind != "orphan"] == [], (point, steps)
             store.collect(grace=0)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from layerfs.errors import StoreError
+from layerfs.reserve import Reserve
 
 SCHEMA_VERSION: Final = 1
 BUSY_SECONDS: Final = 30.0
@@ -33,6 +34,7 @@ Durability = Literal["none", "commit", "full"]
 
 # What opening takes on the disk, and a little more.
 _NEEDED: Final = 128 << 10
+RESERVE: Final = "layerfs.reserve"
 _SCHEMA: Final = """
 CREATE TABLE meta (
     key TEXT PRIMARY KEY,
@@ -168,18 +170,18 @@ class Database:
             raise StoreError(
                 f"{path} is missing", hint="the store is damaged: restore the file or start a new root"
             )
+        self._reserve = Reserve(path.with_name(RESERVE))
         try:
-            self._connection = _connect(path)
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            version = self._open()
         except sqlite3.DatabaseError as error:
-            space = os.statvfs(path)
-            if space.f_bavail * space.f_frsize < _NEEDED:
-                # Even a reader needs the index of the write-ahead log, which is a file beside it.
-                raise StoreError(
-                    f"{path} cannot be read: its file system is full",
-                    hint=f"free {_NEEDED >> 10} KiB on it by other means, then use `layerfs rmi` and `gc`",
-                ) from error
-            raise StoreError(f"{path} cannot be read: {error}") from error
+            # Even a reader needs the index of the write-ahead log, which is a file beside it.
+            if not (_is_full(path) and self._reserve.release()):
+                raise _unreadable(path, error) from error
+            try:
+                version = self._open()
+            except sqlite3.DatabaseError as again:
+                raise _unreadable(path, again) from again
+        self._reserve.keep()
         if version != SCHEMA_VERSION:
             self._connection.close()
             newer = "a newer layerfs made it" if version > SCHEMA_VERSION else "it is not a layerfs database"
@@ -190,6 +192,11 @@ class Database:
         level = {"none": "OFF", "commit": "NORMAL", "full": "FULL"}[durability]
         self._connection.execute(f"PRAGMA synchronous = {level}")
         self._connection.execute("PRAGMA foreign_keys = ON")
+
+    def _open(self) -> int:
+        self._connection = _connect(self._path)
+        version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        return version
 
     @classmethod
     def create(cls, path: Path) -> None:
@@ -232,6 +239,8 @@ class Database:
                     raise
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                    # What comes next may well be the removal that makes room.
+                    self._reserve.release()
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from error
                 raise
 
@@ -273,6 +282,20 @@ class Database:
 def now_ns() -> int:
     """Give the time in nanoseconds since 1970, as rows hold it."""
     return time.time_ns()
+
+
+def _is_full(path: Path) -> bool:
+    space = os.statvfs(path)
+    return space.f_bavail * space.f_frsize < _NEEDED
+
+
+def _unreadable(path: Path, error: sqlite3.DatabaseError) -> StoreError:
+    if _is_full(path):
+        return StoreError(
+            f"{path} cannot be read: its file system is full",
+            hint=f"free {_NEEDED >> 10} KiB on it by other means, then use `layerfs rmi` and `layerfs gc`",
+        )
+    return StoreError(f"{path} cannot be read: {error}")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

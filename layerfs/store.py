@@ -45,6 +45,7 @@ _OURS: Final = frozenset(
         "layerfs.db-wal",
         "layerfs.db-shm",
         "layerfs.db-journal",
+        "layerfs.reserve",
         "lost+found",
     }
 )

@@ -14,11 +14,17 @@ from layerfs.cli.parser import CommandParser
 
 def _configure_gc(parser: CommandParser) -> None:
     parser.flag("-n", "--dry-run", help="only say what would go, and why the rest stays")
+    parser.add_argument(
+        "--grace",
+        metavar="SECONDS",
+        type=float,
+        help="leave alone what is younger; an hour by default, since a pull may be about to name it",
+    )
 
 
 def _gc(context: Context, arguments: argparse.Namespace) -> int:
     with context.open_store() as store:
-        report = store.collect(dry_run=arguments.dry_run)
+        report = store.collect(dry_run=arguments.dry_run, grace=arguments.grace)
     if context.json:
         output.document(
             {
@@ -213,7 +219,7 @@ COMMANDS = {
         description="""\
 Images stay while they have a name or a container; layers while an image, a container or a mount needs
 them; what was made a moment ago stays too.""",
-        examples=["layerfs gc --dry-run", "layerfs gc"],
+        examples=["layerfs gc --dry-run", "layerfs gc --grace 0"],
         configure=_configure_gc,
         run=_gc,
     ),

@@ -350,7 +350,9 @@ class Containers:
                     f"container {container.name} is running",
                     hint="wait for its end, or remove it with --force",
                 )
-            self._kill(container)
+            # The process's own `run --rm` may be first to remove it.
+            with contextlib.suppress(NotFoundError):
+                self._kill(container)
         if force:
             for target in container.mounts():
                 layers.unmount(target)

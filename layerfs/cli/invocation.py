@@ -153,7 +153,9 @@ def _advice(error: OSError) -> str | None:
     import errno
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "make room: `layerfs gc` removes what nothing needs; `layerfs du` shows what there is"
+        return (
+            "make room: `layerfs gc --grace 0` removes what nothing needs; `layerfs du` shows what there is"
+        )
     if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
         return "run as root, or choose a store of your own with --root"
     if error.errno == errno.EROFS:

@@ -70,12 +70,14 @@ def _configure_create(parser: CommandParser) -> None:
 
 def _configure_positionals(parser: CommandParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="a name, or an id")
-    parser.add_argument(
+    command = parser.add_argument(
         "command",
         metavar="COMMAND",
         nargs=argparse.REMAINDER,
         help="the command with its arguments, whatever they look like; the image's own when left out",
     )
+    # argparse would name it among what is missing.
+    command.required = False
 
 
 def environment(given: list[str], files: list[str]) -> list[str]:

@@ -279,6 +279,8 @@ class Containers:
         """Run a container's process; see `Container.start`."""
         from layerfs.runtime import launch, process
 
+        if self.get(container.id).status == "running":
+            raise InUseError(f"container {container.name} is running already")
         settings = container.settings
         if tty is not None:
             settings = dataclasses.replace(settings, tty=tty)
@@ -402,6 +404,7 @@ class Containers:
         if name is not None:
             full_name(name)
         base = self._images.get(container.image_digest)
+        committing.check_instructions(changes)
         with Lease(self._database) as lease:
             layer: committing.NewLayer | None = committing.layer_of_changes(
                 self._blobs,

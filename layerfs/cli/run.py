@@ -185,7 +185,10 @@ def _start(context: Context, arguments: argparse.Namespace) -> int:
     context.become_root()
 
     def start(name: str) -> None:
-        _start_detached(context, name)
+        with context.open_store() as store:
+            running = store.containers.get(name).status == "running"
+        if not running:
+            _start_detached(context, name)
         line(name)
 
     return context.each(arguments.containers, start)

@@ -244,7 +244,14 @@ class _Extraction:
             if entry.kind is Kind.CHARACTER and entry.device == (0, 0):
                 raise LayerError("a character device 0:0 would hide files of older layers", entry=entry.path)
             mode, device = _NODE_TYPES[entry.kind] | 0o600, os.makedev(*entry.device)
-            self._make(tree, name, lambda: os.mknod(name, mode, device, dir_fd=directory))
+            try:
+                self._make(tree, name, lambda: os.mknod(name, mode, device, dir_fd=directory))
+            except PermissionError:
+                if entry.kind not in (Kind.CHARACTER, Kind.BLOCK):
+                    raise
+                # Nobody in a user namespace may make one, whatever it maps (user_namespaces(7)).
+                self._warn(f"device {printable(entry.path)!r} left out: only root can make it")
+                return
         uid, gid = self._owner or (entry.uid, entry.gid)
         os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
         if entry.kind is not Kind.SYMLINK:

@@ -126,3 +126,14 @@ def test_a_run_with_rm_can_be_ended_by_force(layerfs: CommandLine) -> None:
         assert (done.status, done.out, done.err) == (0, "brief\n", "")
         assert process.wait() == 137
     assert layerfs.json("ps", "-a") == []
+
+
+def test_starting_a_running_container_again_is_no_mistake(layerfs: CommandLine) -> None:
+    layerfs.good("create", "--name", "twice", IMAGE, "sleep", "30")
+    try:
+        assert layerfs.good("start", "twice") == layerfs.good("start", "twice") == "twice\n"
+        attached = layerfs.run("start", "-a", "twice")
+        assert attached.status == 125
+        assert "container twice is running already" in attached.err
+    finally:
+        layerfs.good("rm", "-f", "twice")

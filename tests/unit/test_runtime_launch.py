@@ -384,3 +384,13 @@ def test_many_runs_leave_no_descriptor(box: Box) -> None:
         with pytest.raises(ProcessError):
             box.run("nosuch")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_third_request_to_end_kills_a_process_that_does_not_heed_them(box: Box) -> None:
+    def ask(pid: int) -> None:
+        for number in range(3):
+            threading.Timer(0.2 * (number + 1), os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    began = time.monotonic()
+    assert box.run("sleep", "60", on_start=ask) == 137
+    assert time.monotonic() - began < 30

@@ -195,7 +195,11 @@ class Database:
 
     def _open(self) -> int:
         self._connection = _connect(self._path)
-        version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        try:
+            version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        except BaseException:
+            self._connection.close()
+            raise
         return version
 
     @classmethod

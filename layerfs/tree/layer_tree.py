@@ -340,7 +340,7 @@ class LayerTree:
         if self._whiteouts.is_opaque(directory):
             self._whiteouts.make_transparent(directory)
         below = []
-        for name in map(os.fsencode, os.listdir(directory)):
+        for name in _list_anew(directory):
             found = lstat(directory, name)
             if found is not None and stat.S_ISDIR(found.st_mode):
                 below.append(name)
@@ -507,6 +507,15 @@ def lstat(directory: int, name: bytes) -> os.stat_result | None:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def _list_anew(directory: int) -> list[bytes]:
+    """List a directory through a new descriptor: btrfs does not show an old one what was made since."""
+    listed = os.open(b".", OPEN_DIRECTORY, dir_fd=directory)
+    try:
+        return [os.fsencode(name) for name in os.listdir(listed)]
+    finally:
+        os.close(listed)
 
 
 def _open_child(directory: int, name: bytes) -> int:

@@ -56,7 +56,7 @@ def _attach_bind(mount: Bind, target: Path | int) -> None:
         tree = _clone_bind(mount)
     except OSError as error:
         raise _refused(f"cannot bind {mount.directory}", error) from error
-    _attach_tree(tree, target)
+    attach_tree(tree, target)
 
 
 @open_mount.register
@@ -67,7 +67,7 @@ def _open_bind(mount: Bind) -> int:
         if error.errno in (errno.EPERM, errno.ENOSYS):
             return os.open(mount.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         raise _refused(f"cannot bind {mount.directory}", error) from error
-    return _readable(tree)
+    return readable(tree)
 
 
 @attach.register
@@ -77,13 +77,13 @@ def _attach_overlay(mount: Overlay, target: Path | int) -> None:
     except UnsupportedError:
         _classic_overlay(mount, target)
         return
-    _attach_tree(tree, target)
+    attach_tree(tree, target)
 
 
 @open_mount.register
 def _open_overlay(mount: Overlay) -> int:
     try:
-        return _readable(_new_overlay(mount))
+        return readable(_new_overlay(mount))
     except UnsupportedError:
         import tempfile
 
@@ -111,7 +111,7 @@ def _clone_bind(mount: Bind) -> int:
     return tree
 
 
-def _readable(tree: int) -> int:
+def readable(tree: int) -> int:
     """Turn the O_PATH descriptor of a detached mount into one open for reading.
 
     Closing the first takes the mount out of reach; the second keeps it alive until it is closed.
@@ -122,7 +122,7 @@ def _readable(tree: int) -> int:
         os.close(tree)
 
 
-def _attach_tree(tree: int, target: Path | int) -> None:
+def attach_tree(tree: int, target: Path | int) -> None:
     """Attach a detached mount, and close its descriptor."""
     try:
         with _target(target) as directory:

@@ -1,7 +1,7 @@
-"""What drivers that keep layers in overlayfs's format share: the directories, and all that needs no mount of their own.
+"""What drivers that keep layers in overlayfs's format share: all but their mounts.
 
-On disk: ``<layer>/diff`` holds the changes (kernel documentation, filesystems/overlayfs.rst), ``<layer>/work`` is
-scratch space while the layer is mounted writable. Whatever mounts them, a layer looks the same.
+On disk: ``<layer>/diff`` holds changes (kernel documentation, filesystems/overlayfs.rst), ``<layer>/work``
+is scratch space while the layer is mounted writable. Whatever mounts them, a layer looks the same.
 """
 
 from __future__ import annotations

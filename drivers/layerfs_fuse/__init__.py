@@ -1,4 +1,4 @@
-"""Layers in overlayfs's format, merged by a FUSE server of our own where the kernel's overlayfs is not to be had."""
+"""Layers in overlayfs's format, merged by a FUSE server of our own where the kernel has no overlayfs."""
 
 from __future__ import annotations
 

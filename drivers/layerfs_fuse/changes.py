@@ -1,4 +1,4 @@
-"""What changes a union: files made, removed, renamed and given other attributes, as overlayfs would write it."""
+"""What changes a union: files made, removed, renamed and given attributes, as overlayfs writes it."""
 
 from __future__ import annotations
 
@@ -144,26 +144,22 @@ class Changes(WritableUnion):
             raise failure(errno.ENOENT)
         self.copy_up(node)
         place = self.upper(parent)
-        assert node.at is not None
         if place.stat(name) is None:
-            os.link(
-                node.at_name, name, src_dir_fd=node.at.open(), dst_dir_fd=place.open(), follow_symlinks=False
-            )
+            self._link(node, place.open(), name)
         else:
             temporary = self.temporary()
-            os.link(
-                node.at_name,
-                temporary,
-                src_dir_fd=node.at.open(),
-                dst_dir_fd=self.work,
-                follow_symlinks=False,
-            )
+            self._link(node, self.work, temporary)
             self._exchange_whiteout(temporary, place, name)
         self.nodes.share(node, self.stat(node))
         node.names.append((parent, name))
         assert parent.children is not None
         parent.children[name] = node
         return node
+
+    def _link(self, node: Node, directory: int, name: bytes) -> None:
+        assert node.at is not None
+        source = node.at.open()
+        os.link(node.at_name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
 
     def unlink(self, parent: Node, name: bytes) -> None:
         """Remove a name (unlink(2))."""

@@ -1,4 +1,4 @@
-"""Copies files of lower layers into the upper one, whole or not at all: by one rename out of the work directory."""
+"""Copies files of lower layers into the upper one, whole or not at all: by one rename."""
 
 from __future__ import annotations
 

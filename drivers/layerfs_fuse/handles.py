@@ -1,4 +1,4 @@
-"""What the kernel has open: files, which follow their node when it is copied up, and listings of directories."""
+"""What the kernel has open: files, which follow a copy-up, and listings of directories."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -75,12 +76,10 @@ def _serve(mount: FuseMount) -> int:
 
 
 def _open_work(directory: Path) -> int:
-    """Open the directory in which copies are made: ``work`` within the work directory, as overlayfs has it."""
+    """Open the directory in which copies are made, which lies in the work directory as overlayfs's does."""
     place = directory / "work"
-    try:
+    with contextlib.suppress(FileExistsError):
         os.mkdir(place, 0o700)
-    except FileExistsError:
-        pass
     return os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 

@@ -11,11 +11,11 @@ ROOT_ID = 1
 
 
 class Node:
-    """One file of the merged tree; `at` and `at_name` say where its topmost copy lies, unless it has no name."""
+    """One file of the merged tree; `at` and `at_name` say where its topmost copy lies."""
 
     __slots__ = (
-        "at", "at_name", "children", "descriptor", "id", "linked", "lookups", "name", "names", "number", "parent",
-        "places", "upper", "users",
+        "at", "at_name", "children", "descriptor", "id", "linked", "lookups", "name", "names", "number",
+        "parent", "places", "upper", "users",
     )  # fmt: skip
 
     def __init__(self, identity: int, parent: Node | None, name: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The messages of the kernel's FUSE protocol, as far as a union needs them (include/uapi/linux/fuse.h, fuse(4))."""
+"""The messages of the kernel's FUSE protocol, as far as a union needs them (linux/fuse.h, fuse(4))."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ INIT_OUT: Final = Struct("=IIIIHHIIHHIIH22x")
 FORGET_IN: Final = Struct("=Q")
 BATCH_FORGET_IN: Final = Struct("=II")
 BATCH_FORGET_ONE: Final = Struct("=QQ")
-SETATTR_IN: Final = Struct("=II4Q3q8I")
+SETATTR_IN: Final = Struct("=II3Q3q8I")
 MKNOD_IN: Final = Struct("=IIII")
 MKDIR_IN: Final = Struct("=II")
 RENAME_IN: Final = Struct("=Q")

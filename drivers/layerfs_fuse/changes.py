@@ -62,6 +62,20 @@ class Changes(WritableUnion):
 
         return self._make(parent, name, make, stat.S_IFDIR | stat.S_IMODE(mode), maker)
 
+    def tmpfile(self, parent: Node, mode: int, maker: Maker) -> Node:
+        """Make a regular file without a name (open(2), O_TMPFILE)."""
+        above = self.upper(parent).open()
+        os.umask(maker.umask)
+        temporary = self.temporary()
+        os.mknod(temporary, stat.S_IFREG | stat.S_IMODE(mode), dir_fd=self.work)
+        try:
+            self._own(above, self.work, temporary, stat.S_IFREG | mode, maker)
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(temporary, flags, dir_fd=self.work)
+        finally:
+            os.unlink(temporary, dir_fd=self.work)
+        return self.nodes.add_nameless(descriptor)
+
     def _make(
         self, parent: Node, name: bytes, make: Callable[[int, bytes], None], mode: int, maker: Maker
     ) -> Node:

@@ -108,6 +108,14 @@ class Nodes:
         parent.children[name] = node
         return node
 
+    def add_nameless(self, descriptor: int) -> Node:
+        """Make the node of a file of the upper layer that has no name, reached through `descriptor`."""
+        node = self._new(None, b"")
+        node.upper = True
+        node.descriptor = descriptor
+        node.number = self.layers.number(os.fstat(descriptor))
+        return node
+
     def share(self, node: Node, status: os.stat_result) -> None:
         """Remember a file that has come to have several names."""
         node.linked = (status.st_dev, status.st_ino)

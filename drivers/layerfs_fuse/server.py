@@ -238,6 +238,11 @@ class Server:
         made = self._changes.mknod(node, name, stat.S_IFREG | stat.S_IMODE(mode), 0, maker)
         return self._entry(made) + self._opened(made, flags)
 
+    def _tmpfile(self, node: Node, body: memoryview) -> bytes:
+        flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
+        made = self._changes.tmpfile(node, mode, self._maker._replace(umask=umask))
+        return self._entry(made) + self._opened(made, flags)
+
     def _file(self, handle: int) -> int:
         return self._files[handle].current(self._union)
 

@@ -93,6 +93,7 @@ WANTED: Final = (
     | Init.CACHE_SYMLINKS
     | Init.HANDLE_KILLPRIV_V2
     | Init.INIT_EXT
+    | Init.PASSTHROUGH
 )
 
 

@@ -12,12 +12,13 @@ from typing import Final
 from layerfs import linux
 from layerfs_fuse import protocol as p
 from layerfs_fuse.changes import Changes, Maker, failure
+from layerfs_fuse.device import Device
 from layerfs_fuse.handles import OpenDirectory, OpenFile
 from layerfs_fuse.nodes import Node
+from layerfs_fuse.passthrough import Passthrough
 from layerfs_fuse.protocol import Attribute, Op
 from layerfs_fuse.union import Union
 
-_GONE: Final = (errno.ENODEV, errno.ECONNABORTED)
 _UNKNOWN: Final = 0xFFFFFFFF
 _KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
 
@@ -28,11 +29,12 @@ class Server:
     """Serves one mount; `device` is its open /dev/fuse."""
 
     def __init__(self, device: int, union: Union) -> None:
-        self._device = device
+        self._device = Device(device)
         self._union = union
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
+        self._passthrough = Passthrough(device)
         self._maker = Maker(0, 0, 0)
         self._handlers: dict[int, Handler] = {
             op: getattr(self, f"_{op.name.lower()}") for op in Op if hasattr(self, f"_{op.name.lower()}")
@@ -40,25 +42,16 @@ class Server:
 
     def run(self) -> None:
         """Serve until the file system is unmounted."""
-        buffer = bytearray(p.BUFFER)
+        buffer, size = self._device.buffer, p.REQUEST.size
         view = memoryview(buffer)
-        device, size = self._device, p.REQUEST.size
-        while True:
-            try:
-                length = os.readv(device, [buffer])
-            except OSError as error:
-                if error.errno in _GONE:
-                    return
-                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
-                    continue
-                raise
+        while length := self._device.receive():
             _, op, unique, identity, uid, gid, _, _, _ = p.REQUEST.unpack_from(buffer)
             body = view[size:length]
             if op in (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT):
                 self._forget(op, identity, body)
                 continue
             if op == Op.DESTROY:
-                self._reply(unique, b"")
+                self._device.send(unique, b"")
                 return
             self._maker = Maker(uid, gid, 0)
             self._answer(op, unique, identity, body)
@@ -74,24 +67,16 @@ class Server:
                     raise failure(errno.ENOSYS)
                 answer = handler(self._union.nodes.get(identity), body)
         except OSError as error:
-            self._reply(unique, b"", error.errno or errno.EIO)
+            self._device.send(unique, b"", error.errno or errno.EIO)
         except Exception:
             # Whatever went wrong inside, the process that asks must get an answer, else it hangs.
-            self._reply(unique, b"", errno.EIO)
+            self._device.send(unique, b"", errno.EIO)
             self.failed()
         else:
-            self._reply(unique, answer or b"")
+            self._device.send(unique, answer or b"")
 
     def failed(self) -> None:
         """Hear of an error of our own, in the block that handles it; a place for tests to listen."""
-
-    def _reply(self, unique: int, answer: bytes, number: int = 0) -> None:
-        try:
-            os.writev(self._device, [p.REPLY.pack(p.REPLY.size + len(answer), -number, unique), answer])
-        except OSError as error:
-            # ENOENT: the process that asked has been killed.
-            if error.errno not in (errno.ENOENT, *_GONE):
-                raise
 
     @property
     def _changes(self) -> Changes:
@@ -104,9 +89,10 @@ class Server:
         if major != p.MAJOR:
             return p.INIT_OUT.pack(p.MAJOR, p.MINOR, *([0] * 11))
         agreed = p.WANTED & (flags | more << 32)
+        self._passthrough.enabled = bool(agreed & p.Init.PASSTHROUGH)
         return p.INIT_OUT.pack(
             p.MAJOR, min(minor, p.MINOR), readahead, agreed & 0xFFFFFFFF, 64, 48, p.MAX_WRITE, 1,
-            p.MAX_PAGES, 0, agreed >> 32, 0, 0,
+            p.MAX_PAGES, 0, agreed >> 32, 1, 0,
         )  # fmt: skip
 
     def _forget(self, op: int, identity: int, body: memoryview) -> None:
@@ -227,9 +213,19 @@ class Server:
 
     def _opened(self, node: Node, flags: int) -> bytes:
         handle = self._next_handle
-        self._files[handle] = OpenFile(self._union, node, flags)
         self._next_handle += 1
-        return p.OPEN_OUT.pack(handle, p.OPENED_KEEP_CACHE, 0)
+        file = self._files[handle] = OpenFile(self._union, node, flags)
+        if identity := self._passthrough.tie(node, file, guarded=self._is_guarded(node, flags)):
+            return p.OPEN_OUT.pack(handle, p.OPENED_PASSTHROUGH, identity)
+        # What the page cache holds is true, unless the file was written past it.
+        stale = node.upper and self._passthrough.enabled
+        return p.OPEN_OUT.pack(handle, 0 if stale else p.OPENED_KEEP_CACHE, 0)
+
+    def _is_guarded(self, node: Node, flags: int) -> bool:
+        """Say whether writing must take setuid or setgid away, which the kernel leaves to us."""
+        if not flags & os.O_ACCMODE:
+            return False
+        return bool(self._union.stat(node).st_mode & (stat.S_ISUID | stat.S_ISGID))
 
     def _create(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
@@ -259,7 +255,9 @@ class Server:
         return p.SIZE_OUT.pack(written, 0)
 
     def _release(self, node: Node, body: memoryview) -> None:
-        self._files.pop(p.RELEASE_IN.unpack_from(body)[0]).close()
+        file = self._files.pop(p.RELEASE_IN.unpack_from(body)[0])
+        self._passthrough.untie(node, file)
+        file.close()
         self._union.nodes.release(node)
 
     def _fsync(self, node: Node, body: memoryview) -> None:

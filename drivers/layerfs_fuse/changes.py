@@ -18,6 +18,8 @@ from layerfs_fuse.places import Found, Place
 _RENAME_WHITEOUT: Final = 4
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _LONGEST_REDIRECT: Final = 256
+# In the work directory: the whiteout that others are further names of.
+_WHITEOUT: Final = b"whiteout"
 
 
 def failure(number: int) -> OSError:
@@ -100,7 +102,7 @@ class Changes(WritableUnion):
                 with contextlib.suppress(FileNotFoundError):
                     remove_tree(above, name)
                 if hidden:
-                    os.mknod(name, stat.S_IFCHR, 0, dir_fd=above)
+                    self._hide(above, name)
                 raise
         else:
 
@@ -185,7 +187,7 @@ class Changes(WritableUnion):
         if not self._is_below(parent, name):
             os.unlink(name, dir_fd=place.open())
         elif place.stat(name) is None:
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=place.open())
+            self._hide(place.open(), name)
         else:
             temporary = self.made(self._whiteout)
             os.rename(temporary, name, src_dir_fd=self.work, dst_dir_fd=place.open())
@@ -205,7 +207,7 @@ class Changes(WritableUnion):
             temporary = self.temporary()
             os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=self.work)
         elif place.stat(name) is None:
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=place.open())
+            self._hide(place.open(), name)
         else:
             temporary = self.made(self._whiteout)
             linux.renameat2(self.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
@@ -220,7 +222,20 @@ class Changes(WritableUnion):
         return node
 
     def _whiteout(self, name: bytes) -> None:
-        os.mknod(name, stat.S_IFCHR, 0, dir_fd=self.work)
+        self._hide(self.work, name)
+
+    def _hide(self, directory: int, name: bytes) -> None:
+        """Make a whiteout: one more name of the last one, which costs less than an inode each."""
+        try:
+            os.link(_WHITEOUT, name, src_dir_fd=self.work, dst_dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EMLINK, errno.EPERM):
+                raise
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
+            with contextlib.suppress(OSError):
+                if error.errno == errno.EMLINK:
+                    os.unlink(_WHITEOUT, dir_fd=self.work)
+                os.link(name, _WHITEOUT, src_dir_fd=directory, dst_dir_fd=self.work, follow_symlinks=False)
 
     def _is_below(self, parent: Node, name: bytes) -> bool:
         """Say whether a name would show from lower layers, were it not in the upper one."""

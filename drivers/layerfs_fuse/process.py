@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import resource
@@ -45,6 +46,8 @@ def start(device: int, roots: list[int], work: int | None, *, user_xattrs: bool)
 
 def _serve(device: int, roots: list[int], work: int | None, *, user_xattrs: bool) -> None:
     gc.freeze()
+    device, *roots = (_above_standard(each) for each in (device, *roots))
+    work = None if work is None else _above_standard(work)
     _be_alone({device, *roots, *(() if work is None else (work,))})
     most = _raise_limit() - _MARGIN
     layers = Layers(roots, user_xattrs=user_xattrs, most_open=max(64, min(_MOST_OPEN, most - len(roots))))
@@ -53,6 +56,11 @@ def _serve(device: int, roots: list[int], work: int | None, *, user_xattrs: bool
     _leave_mounts()
     union = Union(layers, writable=False) if work is None else Changes(layers, work)
     Server(device, union).run()
+
+
+def _above_standard(descriptor: int) -> int:
+    """Move a descriptor that stands where a standard stream would, because the parent had closed that."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) if descriptor < 3 else descriptor
 
 
 def _be_alone(kept: set[int]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from typing import Final
 
 from layerfs_fuse.nodes import Node
 from layerfs_fuse.union import Listed, Union
 
+_MOST_LISTINGS: Final = 256
 _KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
 
@@ -48,27 +50,41 @@ def _open(union: Union, node: Node, flags: int) -> int:
         return union.open(node, flags & ~os.O_NOATIME)
 
 
-class OpenDirectory:
-    """An open directory: what was in it when its first name was asked for, or when it was rewound."""
+class Listings:
+    """What directories hold, as far as they are being read.
 
-    __slots__ = ("_listed", "node")
+    A name keeps its offset as long as it stays, whatever else comes or goes, so that several readers
+    can share a listing, and none needs to be told apart from the others.
+    """
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self._listed: list[Listed] | None = None
-        node.users += 1
+    def __init__(self, union: Union) -> None:
+        self._union = union
+        self._kept: dict[int, list[tuple[int, Listed]]] = {}
 
-    def listed(self, union: Union, offset: int) -> list[Listed]:
-        """Give all names from the beginning."""
-        if self._listed is None or offset == 0:
-            above = self.node.parent or self.node
-            self._listed = [
-                Listed(b".", self.node.number, 4),
-                Listed(b"..", above.number, 4),
-                *union.entries(self.node),
-            ]
-        return self._listed
+    def after(self, node: Node, offset: int) -> list[tuple[int, Listed]]:
+        """Give the names after an offset with their own; a reader that begins sees the directory as it is."""
+        found = self._kept.get(node.id) if offset else None
+        if found is None:
+            found = self._read(node)
+        return found[bisect.bisect_right(found, offset, key=_offset) :] if offset else found
 
-    def close(self) -> None:
-        """Forget the listing; the caller releases the node."""
-        self.node.users -= 1
+    def _read(self, node: Node) -> list[tuple[int, Listed]]:
+        above = node.parent or node
+        listed = [Listed(b".", node.number, 4), Listed(b"..", above.number, 4), *self._union.entries(node)]
+        known = {one.name: offset for offset, one in self._kept.pop(node.id, ())}
+        unused = max(known.values(), default=0) + 1
+        found = []
+        for one in listed:
+            offset = known.get(one.name)
+            if offset is None:
+                offset, unused = unused, unused + 1
+            found.append((offset, one))
+        found.sort(key=_offset)
+        self._kept[node.id] = found
+        if len(self._kept) > _MOST_LISTINGS:
+            del self._kept[next(iter(self._kept))]
+        return found
+
+
+def _offset(entry: tuple[int, Listed]) -> int:
+    return entry[0]

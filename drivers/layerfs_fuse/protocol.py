@@ -91,6 +91,7 @@ WANTED: Final = (
     | Init.POSIX_ACL
     | Init.MAX_PAGES
     | Init.CACHE_SYMLINKS
+    | Init.NO_OPENDIR_SUPPORT
     | Init.HANDLE_KILLPRIV_V2
     | Init.INIT_EXT
     | Init.PASSTHROUGH

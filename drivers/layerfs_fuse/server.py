@@ -13,7 +13,7 @@ from layerfs import linux
 from layerfs_fuse import protocol as p
 from layerfs_fuse.changes import Changes, Maker, failure
 from layerfs_fuse.device import Device
-from layerfs_fuse.handles import OpenDirectory, OpenFile
+from layerfs_fuse.handles import Listings, OpenFile
 from layerfs_fuse.nodes import Node
 from layerfs_fuse.passthrough import Passthrough
 from layerfs_fuse.protocol import Attribute, Op
@@ -32,7 +32,8 @@ class Server:
         self._device = Device(device)
         self._union = union
         self._files: dict[int, OpenFile] = {}
-        self._directories: dict[int, OpenDirectory] = {}
+        self._listings = Listings(union)
+        self._spares_opendir = False
         self._next_handle = 1
         self._passthrough = Passthrough(device)
         self._maker = Maker(0, 0, 0)
@@ -89,6 +90,7 @@ class Server:
         if major != p.MAJOR:
             return p.INIT_OUT.pack(p.MAJOR, p.MINOR, *([0] * 11))
         agreed = p.WANTED & (flags | more << 32)
+        self._spares_opendir = bool(agreed & p.Init.NO_OPENDIR_SUPPORT)
         self._passthrough.enabled = bool(agreed & p.Init.PASSTHROUGH)
         return p.INIT_OUT.pack(
             p.MAJOR, min(minor, p.MINOR), readahead, agreed & 0xFFFFFFFF, 64, 48, p.MAX_WRITE, 1,
@@ -280,42 +282,37 @@ class Server:
     # Directories.
 
     def _opendir(self, node: Node, body: memoryview) -> bytes:
-        handle = self._next_handle
-        self._directories[handle] = OpenDirectory(node)
-        self._next_handle += 1
-        return p.OPEN_OUT.pack(handle, p.OPENED_KEEP_CACHE | p.OPENED_CACHE_DIRECTORY, 0)
+        if self._spares_opendir:
+            # The kernel asks no more then, and caches listings.
+            raise failure(errno.ENOSYS)
+        return p.OPEN_OUT.pack(0, p.OPENED_KEEP_CACHE | p.OPENED_CACHE_DIRECTORY, 0)
 
     def _readdir(self, node: Node, body: memoryview) -> bytes:
-        handle, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
+        _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
         parts = bytearray()
-        listed = self._directories[handle].listed(self._union, offset)
-        for index in range(offset, len(listed)):
-            name, number, kind = listed[index]
-            one = p.dirent(number, index + 1, name, kind)
+        for place, (name, number, kind) in self._listings.after(node, offset):
+            one = p.dirent(number, place, name, kind)
             if len(parts) + len(one) > size:
                 break
             parts += one
         return bytes(parts)
 
     def _readdirplus(self, node: Node, body: memoryview) -> bytes:
-        handle, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
+        _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
         parts = bytearray()
-        listed = self._directories[handle].listed(self._union, offset)
-        for index in range(offset, len(listed)):
-            name, number, kind = listed[index]
+        for place, (name, number, kind) in self._listings.after(node, offset):
             room = len(p.NO_ENTRY) + p.DIRENT.size + (len(name) + 7) // 8 * 8
             if len(parts) + room > size:
                 break
-            found = None if index < 2 else self._union.lookup(node, name)
+            found = None if name in (b".", b"..") else self._union.lookup(node, name)
             if found is None:
-                parts += p.NO_ENTRY + p.dirent(number, index + 1, name, kind)
+                parts += p.NO_ENTRY + p.dirent(number, place, name, kind)
             else:
-                parts += self._entry(found) + p.dirent(found.number, index + 1, name, kind)
+                parts += self._entry(found) + p.dirent(found.number, place, name, kind)
         return bytes(parts)
 
     def _releasedir(self, node: Node, body: memoryview) -> None:
-        self._directories.pop(p.RELEASE_IN.unpack_from(body)[0]).close()
-        self._union.nodes.release(node)
+        """There is nothing to let go."""
 
     def _fsyncdir(self, node: Node, body: memoryview) -> None:
         if node.upper and node.places:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -42,4 +43,13 @@ def fresh(kind: str, *, size: int, where: Path | None = None) -> Iterator[Path]:
             yield target
         finally:
             os.sync()
-            subprocess.run(["umount", target], check=True)
+            _unmount(target)
+
+
+def _unmount(target: Path) -> None:
+    """Unmount; a process that came by may hold it for a moment."""
+    for _ in range(20):
+        if subprocess.run(["umount", target], check=False, stderr=subprocess.DEVNULL).returncode == 0:
+            return
+        time.sleep(0.1)
+    subprocess.run(["umount", target], check=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from layerfs import files
+from layerfs import files, linux
 from layerfs.digest import Digest
 from layerfs.errors import BudgetError, NotFoundError, VerificationError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from layerfs.database import Durability
 
 CHUNK = 1 << 20
+_WRITE_BACK = 8 << 20
 
 
 class Blobs:
@@ -184,6 +185,7 @@ class Ingest:
         self._path = ""
         self._descriptor = -1
         self._resumable = False
+        self._begun = 0
         self.offset = 0
 
     def __enter__(self) -> Ingest:
@@ -212,7 +214,7 @@ class Ingest:
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             self._hasher = (self._digest or Digest("sha256", "")).hasher()
-            self.offset = 0
+            self.offset = self._begun = 0
 
     def write(self, data: bytes | memoryview) -> int:
         """Append; gives the number of bytes, all of them.
@@ -226,6 +228,10 @@ class Ingest:
             raise VerificationError(f"{self._name()} is longer than the promised {self._size} bytes")
         self._hasher.update(data)
         files.write_all(self._descriptor, data)
+        if self.offset - self._begun >= _WRITE_BACK and self._blobs.durability != "none":
+            # The disk works while the next bytes come, and little is left for the sync at the end.
+            linux.start_writing_back(self._descriptor, self._begun, self.offset - self._begun)
+            self._begun = self.offset
         return len(data)
 
     @property

@@ -102,6 +102,15 @@ def layer_of_stream(blobs: Blobs, lease: Lease, stream: BinaryIO, *, progress: P
         return NewLayer(blob, size, Digest("sha256", hasher.hexdigest()), plain.compression)
 
 
+def check_instructions(changes: Sequence[str]) -> None:
+    """Refuse instructions that cannot be done, before anything is written.
+
+    Raises:
+        InvalidError: there is one.
+    """
+    apply_instructions({}, changes)
+
+
 def build_image(
     images: Images,
     blobs: Blobs,

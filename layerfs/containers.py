@@ -86,9 +86,12 @@ class Container:
             layers.unmount(target)
 
     def mounts(self) -> list[Path]:
-        """Give the directories of this mount namespace where the tree is mounted."""
+        """Give the directories of this mount namespace where the tree is mounted, none if it was removed."""
         here = liveness.mount_namespace()
-        records = self._containers.layers_of(self.driver).mounts(self.id)
+        try:
+            records = self._containers.layers_of(self.driver).mounts(self.id)
+        except NotFoundError:
+            return []
         return [
             Path(os.fsdecode(one.target))
             for one in records
@@ -276,6 +279,8 @@ class Containers:
         """Run a container's process; see `Container.start`."""
         from layerfs.runtime import launch, process
 
+        if self.get(container.id).status == "running":
+            raise InUseError(f"container {container.name} is running already")
         settings = container.settings
         if tty is not None:
             settings = dataclasses.replace(settings, tty=tty)
@@ -347,12 +352,16 @@ class Containers:
                     f"container {container.name} is running",
                     hint="wait for its end, or remove it with --force",
                 )
-            self._kill(container)
+            # The process's own `run --rm` may be first to remove it.
+            with contextlib.suppress(NotFoundError):
+                self._kill(container)
         if force:
             for target in container.mounts():
                 layers.unmount(target)
         with contextlib.suppress(NotFoundError):
             layers.remove(container.id)
+            return
+        # It had lost its layer.
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM containers WHERE id = ?", (container.id,))
 
@@ -395,6 +404,7 @@ class Containers:
         if name is not None:
             full_name(name)
         base = self._images.get(container.image_digest)
+        committing.check_instructions(changes)
         with Lease(self._database) as lease:
             layer: committing.NewLayer | None = committing.layer_of_changes(
                 self._blobs,

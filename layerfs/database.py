@@ -15,6 +15,8 @@ container's changes of state are not, as their loss undoes them as a whole. With
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sqlite3
 import threading
 import time
@@ -23,12 +25,16 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from layerfs.errors import StoreError
+from layerfs.reserve import Reserve
 
 SCHEMA_VERSION: Final = 1
 BUSY_SECONDS: Final = 30.0
 
 Durability = Literal["none", "commit", "full"]
 
+# What opening takes on the disk, and a little more.
+_NEEDED: Final = 128 << 10
+RESERVE: Final = "layerfs.reserve"
 _SCHEMA: Final = """
 CREATE TABLE meta (
     key TEXT PRIMARY KEY,
@@ -164,11 +170,18 @@ class Database:
             raise StoreError(
                 f"{path} is missing", hint="the store is damaged: restore the file or start a new root"
             )
+        self._reserve = Reserve(path.with_name(RESERVE))
         try:
-            self._connection = _connect(path)
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            version = self._open()
         except sqlite3.DatabaseError as error:
-            raise StoreError(f"{path} cannot be read: {error}") from error
+            # Even a reader needs the index of the write-ahead log, which is a file beside it.
+            if not (_is_full(path) and self._reserve.release()):
+                raise _unreadable(path, error) from error
+            try:
+                version = self._open()
+            except sqlite3.DatabaseError as again:
+                raise _unreadable(path, again) from again
+        self._reserve.keep()
         if version != SCHEMA_VERSION:
             self._connection.close()
             newer = "a newer layerfs made it" if version > SCHEMA_VERSION else "it is not a layerfs database"
@@ -179,6 +192,15 @@ class Database:
         level = {"none": "OFF", "commit": "NORMAL", "full": "FULL"}[durability]
         self._connection.execute(f"PRAGMA synchronous = {level}")
         self._connection.execute("PRAGMA foreign_keys = ON")
+
+    def _open(self) -> int:
+        self._connection = _connect(self._path)
+        try:
+            version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        except BaseException:
+            self._connection.close()
+            raise
+        return version
 
     @classmethod
     def create(cls, path: Path) -> None:
@@ -199,6 +221,9 @@ class Database:
         """Run the body as one transaction; a `durable` one is on disk before this returns.
 
         An exception in the body undoes it. Not to be nested.
+
+        Raises:
+            OSError: ENOSPC, the file system is full.
         """
         with self._lock:
             connection = self._connection
@@ -206,13 +231,22 @@ class Database:
             if synced != self._synced:
                 connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
                 self._synced = synced
-            connection.execute("BEGIN IMMEDIATE")
             try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    # SQLite may have undone it by itself, and a failed COMMIT has not.
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                    # What comes next may well be the removal that makes room.
+                    self._reserve.release()
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from error
                 raise
-            connection.execute("COMMIT")
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Run one SELECT and give all of its rows."""
@@ -252,6 +286,20 @@ class Database:
 def now_ns() -> int:
     """Give the time in nanoseconds since 1970, as rows hold it."""
     return time.time_ns()
+
+
+def _is_full(path: Path) -> bool:
+    space = os.statvfs(path)
+    return space.f_bavail * space.f_frsize < _NEEDED
+
+
+def _unreadable(path: Path, error: sqlite3.DatabaseError) -> StoreError:
+    if _is_full(path):
+        return StoreError(
+            f"{path} cannot be read: its file system is full",
+            hint=f"free {_NEEDED >> 10} KiB on it by other means, then use `layerfs rmi` and `layerfs gc`",
+        )
+    return StoreError(f"{path} cannot be read: {error}")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

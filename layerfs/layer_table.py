@@ -288,7 +288,7 @@ class LayerTable:
     # -- removal
 
     def mark(self, layer: Layer, *, containers: bool = True) -> None:
-        """Take a layer's name away for good; its files are to be removed next.
+        """Take a layer's name away for good, and its container with it; its files are to be removed next.
 
         Raises:
             NotFoundError: it is gone already.
@@ -313,6 +313,8 @@ class LayerTable:
             if leased(connection, "layer", layer.driver_id):
                 raise InUseError(f"layer {layer.name!r} is leased by a running operation")
             connection.execute(f"{_MARK} WHERE id = ?", (layer.row,))
+            # A container must not outlive its layer, not even if we are killed right here.
+            connection.execute("DELETE FROM containers WHERE id = ?", (layer.name,))
 
     def mark_unborn(self, row: int) -> None:
         """Take away a layer that never came to be; nobody else knows it."""

@@ -292,6 +292,14 @@ def syncfs(descriptor: int) -> None:
     _check(_libc.syncfs(ctypes.c_int(descriptor)))
 
 
+def start_writing_back(descriptor: int, offset: int, length: int) -> None:
+    """sync_file_range(2) SYNC_FILE_RANGE_WRITE: begin to write a part of a file to disk, wait for nothing."""
+    result = _libc.sync_file_range(
+        ctypes.c_int(descriptor), ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(2)
+    )
+    _check(result)
+
+
 def renameat2(from_directory: int, from_name: bytes, to_directory: int, to_name: bytes, flags: int) -> None:
     """renameat2(2)."""
     result = _libc.renameat2(

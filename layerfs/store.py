@@ -45,6 +45,7 @@ _OURS: Final = frozenset(
         "layerfs.db-wal",
         "layerfs.db-shm",
         "layerfs.db-journal",
+        "layerfs.reserve",
         "lost+found",
     }
 )
@@ -318,6 +319,7 @@ class Store:
         from layerfs import committing
 
         full_name(name)
+        committing.check_instructions(changes)
         shown = progress or Silent()
         with Lease(self._database) as lease:
             if isinstance(source, str | Path):
@@ -379,12 +381,14 @@ class Store:
             NotFoundError: nothing of this store is mounted there.
             InUseError: files below it are open.
         """
-        with contextlib.suppress(NotFoundError, InvalidError):
+        try:
             container = self.containers.get(str(what))
-            if container.mounts() or not os.path.lexists(what):
-                container.unmount()
-                return
-        self.layers.unmount(Path(what))
+        except (NotFoundError, InvalidError):
+            container = None
+        if container is not None and (container.mounts() or not os.path.lexists(what)):
+            container.unmount()
+        else:
+            self.layers.unmount(Path(what))
 
     # -- housekeeping
 

@@ -18,6 +18,7 @@ from layerfs.blobs import Blobs, Ingest
 from layerfs.digest import Digest
 from layerfs.driver import Applies, Driver, Seals, Unpack
 from layerfs.errors import VerificationError
+from layerfs.flushing import Flusher
 from layerfs.layer_table import Draft, Facts, Layer, LayerTable, Step
 from layerfs.leases import Lease
 from layerfs.progress import Progress
@@ -48,8 +49,11 @@ class Unpacking:
         self._open = contextlib.ExitStack()
         self._drafts: list[tuple[Draft, Facts, Ingest]] = []
         self._begun: list[Draft] = []
+        self._flusher: Flusher | None = None
 
     def __enter__(self) -> Unpacking:
+        if self._layers.durability != "none":
+            self._flusher = self._open.enter_context(Flusher(self._driver.root))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -77,7 +81,7 @@ class Unpacking:
 
     def commit(self) -> None:
         """Bring everything to disk, then make it visible."""
-        self._layers.sync()
+        self._sync()
         for draft, facts, ingest in self._drafts:
             del draft
             self._lease.add("blob", str(facts.toc))
@@ -89,7 +93,7 @@ class Unpacking:
 
     def replace(self, layer: Layer) -> None:
         """Give a committed layer the files that were just unpacked instead of its own, which are removed."""
-        self._layers.sync()
+        self._sync()
         ((draft, facts, ingest),) = self._drafts
         self._lease.add("blob", str(facts.toc))
         ingest.commit(synced=True)
@@ -98,6 +102,10 @@ class Unpacking:
         # What was the draft now has the old files, and goes the way of every draft that is not needed.
         self._begun = [dataclasses.replace(draft, driver_id=layer.driver_id)]
         self._drafts = []
+
+    def _sync(self) -> None:
+        if self._flusher is not None:
+            self._flusher.finish()
 
     def _fill(self, draft: Draft, below: Sequence[str], step: Step, ingest: Ingest) -> None:
         label = f"unpack {step.diff_id.hex[:12]}"

@@ -7,6 +7,7 @@ import dataclasses
 from layerfs.blobs import Blobs
 from layerfs.containers import Container, Containers
 from layerfs.database import Database
+from layerfs.errors import NotFoundError
 from layerfs.images import Image, Images
 
 
@@ -88,7 +89,10 @@ def measure(database: Database, blobs: Blobs, images: Images, containers: Contai
         )
     container_usages = []
     for container in containers.list():
-        used = containers.layers_of(container.driver).usage(container.id)
+        try:
+            used = containers.layers_of(container.driver).usage(container.id)
+        except NotFoundError:
+            continue  # it was removed a moment ago
         free = 0 if container.status == "running" or container.mounts() else used.bytes
         container_usages.append(ContainerUsage(container, used.bytes, used.inodes, free))
     referred = {blob for (blob,) in database.rows("SELECT blob FROM links")}

@@ -1,5 +1,6 @@
 """The command line: the only place that prints, exits or reads the environment."""
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -10,12 +11,33 @@ if TYPE_CHECKING:
 def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run one command line (`sys.argv` when None is given) and return its exit status."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        _open_streams()
     # The version is asked for by scripts on every start; it must not wait for argparse.
     if words == ["--version"]:
         from layerfs import __version__
 
-        sys.stdout.write(f"layerfs {__version__}\n")
-        return 0
+        try:
+            sys.stdout.write(f"layerfs {__version__}\n")
+            sys.stdout.flush()
+            return 0
+        except OSError:
+            pass  # it fails again below, where failures are told
     from layerfs.cli.invocation import invoke
 
     return invoke(words)
+
+
+def _open_streams() -> None:
+    """Occupy the numbers of standard streams that were closed, before a file of the store gets them.
+
+    What wants to read or to write there fails as on the closed ones: the modes are the wrong way round.
+    """
+    for descriptor, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDWR)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, mode), True)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)

@@ -184,6 +184,11 @@ def _cp(context: Context, arguments: argparse.Namespace) -> int:
             "one end is in a container, the other is not",
             hint="write `layerfs cp CONTAINER:PATH FILE` or `layerfs cp FILE CONTAINER:PATH`",
         )
+    if "-" in (arguments.source, arguments.destination):
+        raise UsageError(
+            "cp neither reads nor writes a tar stream",
+            hint="write ./- for a file of that name; `layerfs export` writes a whole tree as a tar file",
+        )
     with context.open_store() as store:
         if source[0] is not None:
             store.containers.get(source[0]).copy_out(os.fsencode(source[1]), destination[1])

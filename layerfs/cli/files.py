@@ -21,7 +21,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         return
     half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with half.open("xb") as file:
+        file = half.open("xb")
+    except OSError as error:
+        # The temporary name says nothing to the user.
+        error.filename = str(path)
+        raise
+    try:
+        with file:
             yield file
         half.replace(path)
     except BaseException:

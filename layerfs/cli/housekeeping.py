@@ -13,12 +13,19 @@ from layerfs.cli.parser import CommandParser
 
 
 def _configure_gc(parser: CommandParser) -> None:
-    parser.flag("-n", "--dry-run", help="only say what would go, and why the rest stays")
+    parser.flag("-n", "--dry-run", help="only say what would go")
+    parser.flag("-v", "--verbose", help="say of everything else why it stays")
+    parser.add_argument(
+        "--grace",
+        metavar="SECONDS",
+        type=float,
+        help="leave alone what is younger; an hour by default, since a pull may be about to name it",
+    )
 
 
 def _gc(context: Context, arguments: argparse.Namespace) -> int:
     with context.open_store() as store:
-        report = store.collect(dry_run=arguments.dry_run)
+        report = store.collect(dry_run=arguments.dry_run, grace=arguments.grace)
     if context.json:
         output.document(
             {
@@ -28,7 +35,7 @@ def _gc(context: Context, arguments: argparse.Namespace) -> int:
             }
         )
         return 0
-    for item in report.items if arguments.dry_run else report.removed:
+    for item in report.items if arguments.verbose else report.removed:
         done = "remove" if item.removed else "keep  "
         output.line(f"{done} {item.kind} {item.name} ({output.size(item.bytes)}): {item.reason}")
     note(f"{output.size(report.freed)} {'would be' if report.dry_run else 'were'} freed")
@@ -213,7 +220,7 @@ COMMANDS = {
         description="""\
 Images stay while they have a name or a container; layers while an image, a container or a mount needs
 them; what was made a moment ago stays too.""",
-        examples=["layerfs gc --dry-run", "layerfs gc"],
+        examples=["layerfs gc --dry-run --verbose", "layerfs gc --grace 0"],
         configure=_configure_gc,
         run=_gc,
     ),

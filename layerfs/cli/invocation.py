@@ -101,9 +101,23 @@ def _overlay(given: argparse.Namespace, arguments: argparse.Namespace) -> None:
             setattr(given, option, getattr(arguments, option))
 
 
+# Commands of docker and podman that people will try here.
+_ELSEWHERE = {
+    "build": "`layerfs run` a container, then `layerfs commit` it",
+    "exec": "not supported yet; `layerfs mount` and `layerfs cp` reach a container's files",
+    "kill": "`layerfs rm --force` ends a container and removes it",
+    "login": "registries are not supported yet; skopeo copies from one into oci:DIR",
+    "logs": "nothing is kept; `layerfs start --attach` shows what a container writes",
+    "search": "registries are not supported yet; skopeo copies from one into oci:DIR",
+    "stop": "not supported yet; `layerfs rm --force` ends a container and removes it",
+    "unmount": "did you mean umount?",
+}
+
+
 def _unknown(name: str) -> UsageError:
     close = similar(name, commands.COMMANDS)
     hint = f"did you mean {' or '.join(close)}?" if close else "`layerfs --help` lists the commands"
+    hint = _ELSEWHERE.get(name, hint)
     return UsageError(f"{name!r} is not a command of layerfs", hint=hint)
 
 
@@ -153,7 +167,9 @@ def _advice(error: OSError) -> str | None:
     import errno
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "make room: `layerfs gc` removes what nothing needs; `layerfs du` shows what there is"
+        return (
+            "make room: `layerfs gc --grace 0` removes what nothing needs; `layerfs du` shows what there is"
+        )
     if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
         return "run as root, or choose a store of your own with --root"
     if error.errno == errno.EROFS:

@@ -70,12 +70,14 @@ def _configure_create(parser: CommandParser) -> None:
 
 def _configure_positionals(parser: CommandParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="a name, or an id")
-    parser.add_argument(
+    command = parser.add_argument(
         "command",
         metavar="COMMAND",
         nargs=argparse.REMAINDER,
         help="the command with its arguments, whatever they look like; the image's own when left out",
     )
+    # argparse would name it among what is missing.
+    command.required = False
 
 
 def environment(given: list[str], files: list[str]) -> list[str]:
@@ -183,7 +185,10 @@ def _start(context: Context, arguments: argparse.Namespace) -> int:
     context.become_root()
 
     def start(name: str) -> None:
-        _start_detached(context, name)
+        with context.open_store() as store:
+            running = store.containers.get(name).status == "running"
+        if not running:
+            _start_detached(context, name)
         line(name)
 
     return context.each(arguments.containers, start)

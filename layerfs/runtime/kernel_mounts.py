@@ -106,6 +106,8 @@ def mount_sys(target: int, *, empty: int, null: int) -> None:
 def mount_dev(target: int) -> int:
     """Mount a new /dev with docker's devices, links and file systems; give a descriptor of its root.
 
+    Only these devices can be opened: there is no device cgroup to keep the container from making others.
+
     Args:
         target: an open directory; the descriptor is not closed.
     """
@@ -114,6 +116,7 @@ def mount_dev(target: int) -> int:
     for name, minor in _DEVICES.items():
         _make_device(tree, name, os.makedev(1, minor))
     _make_device(tree, "tty", os.makedev(*_TTY))
+    mounts.restrict(tree, NODEV)
     for name, link in _LINKS.items():
         os.symlink(link, name, dir_fd=tree)
     for name in ("pts", "shm", "mqueue"):
@@ -143,10 +146,13 @@ def _new_devpts(attributes: int) -> int:
 
 
 def _make_device(dev: int, name: str, device: int) -> None:
+    """Make a device that works where no other does: a mount of its own, so that /dev itself can be nodev."""
     try:
         os.mknod(name, stat.S_IFCHR | 0o666, device, dir_fd=dev)
         os.chmod(name, 0o666, dir_fd=dev)
+        node = mounts.clone(dev, name)
     except PermissionError:
         # In a user namespace nobody makes devices: the host's own appears instead.
         os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dev))
-        mounts.put(mounts.clone(linux.AT_FDCWD, f"/dev/{name}"), dev, name)
+        node = mounts.clone(linux.AT_FDCWD, f"/dev/{name}")
+    mounts.put(node, dev, name)

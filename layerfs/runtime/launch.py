@@ -35,6 +35,8 @@ _FORWARDED: Final = frozenset(
 )  # fmt: skip
 # Tells the monitor that the caller is gone; no terminal and no `kill` sends it by chance.
 _ORPHANED: Final = int(signal.SIGRTMAX)
+# How many SIGINT and SIGTERM together kill a process that stays.
+_PATIENCE: Final = 3
 _NEVER_STARTED: Final = 125
 _RECORD_MAXIMUM: Final = 4000  # below PIPE_BUF, so that records of two writers do not mix
 _NAMESPACES: Final = linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC
@@ -113,6 +115,7 @@ class _Monitor:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._status: int | None = None
+        self._asked = 0
 
     def __enter__(self) -> _Monitor:
         return self
@@ -134,7 +137,7 @@ class _Monitor:
                     terminal.register(poller)
                 ready = dict(poller.poll())
                 if signals in ready:
-                    _forward(signals, process, terminal)
+                    self._forward(signals, process, terminal)
                 if terminal is not None:
                     terminal.pass_on(ready)
                 if ended in ready:
@@ -147,17 +150,24 @@ class _Monitor:
         self._status = _exit_status(status)
         return self._status
 
+    def _forward(self, signals: int, process: int | None, terminal: Terminal | None) -> None:
+        """Pass signals on; who asks for the end a third time gets it, as with docker.
 
-def _forward(signals: int, process: int | None, terminal: Terminal | None) -> None:
-    data = os.read(signals, 64 * linux.SIGNALFD_SIZE)
-    for start in range(0, len(data), linux.SIGNALFD_SIZE):
-        number = int.from_bytes(data[start : start + 4], "little")
-        if number == signal.SIGWINCH:
-            if terminal is not None:
-                terminal.resize()
-        elif process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(process, number)
+        A process 1 that has no handler for a signal never gets it (pid_namespaces(7)).
+        """
+        data = os.read(signals, 64 * linux.SIGNALFD_SIZE)
+        for start in range(0, len(data), linux.SIGNALFD_SIZE):
+            number = int.from_bytes(data[start : start + 4], "little")
+            if number == signal.SIGWINCH:
+                if terminal is not None:
+                    terminal.resize()
+                continue
+            if number in (signal.SIGINT, signal.SIGTERM):
+                self._asked += 1
+                number = number if self._asked < _PATIENCE else signal.SIGKILL
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(process, number)
 
 
 def _exit_status(status: int) -> int:

@@ -63,6 +63,11 @@ def put(tree: int, directory: int, name: str | bytes) -> None:
         os.close(tree)
 
 
+def restrict(mount: int, attributes: int) -> None:
+    """Set attributes of an attached mount, given as a descriptor of its root."""
+    linux.mount_setattr(mount, b"", linux.AT_EMPTY_PATH, set_attributes=attributes)
+
+
 def make_read_only(mount: int, *, recursive: bool = False) -> None:
     """Refuse writes through a mount, given as a descriptor of its root."""
     flags = linux.AT_EMPTY_PATH | (linux.AT_RECURSIVE if recursive else 0)

@@ -65,6 +65,8 @@ class Rootfs:
         rootfs = cls(
             spec, os.open("root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=scratch), scratch
         )
+        # The container may make device nodes, and its image may bring some: none of them is to work.
+        mounts.restrict(rootfs.root, mounts.NODEV)
         rootfs._places.make()
         return rootfs
 
@@ -168,6 +170,9 @@ class Rootfs:
 def _open_source(volume: Volume) -> int:
     attributes = mounts.RDONLY if volume.read_only else 0
     try:
+        # A device may be given as such; but none is to be made in a directory, and then opened.
+        if os.path.isdir(volume.source):
+            attributes |= mounts.NODEV
         return mounts.clone(linux.AT_FDCWD, volume.source, attributes=attributes, recursive=True, follow=True)
     except FileNotFoundError as error:
         raise NotFoundError(

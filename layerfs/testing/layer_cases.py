@@ -45,6 +45,8 @@ def _parents(path: bytes) -> tuple[Item, ...]:
 
 _D: Final = (directory(b"d"), file(b"d/one", b"1"), file(b"d/two", b"2"))
 
+_LONG: Final = b"n" * 255
+
 _NODES: Final = (
     node(b"null", "character", (1, 3), mode=0o666),
     node(b"disk", "block", (8, 1), mode=0o660),
@@ -205,5 +207,38 @@ CASES: Final = (
     Case("a_name_of_256_bytes", (), (file(b"n" * 256),), None),
     Case("a_path_longer_than_4096_bytes", (_parents(DEEP),), (file(DEEP + b"/f", b"x"),),
          (*_parents(DEEP), file(DEEP + b"/f", b"x"))),
+    Case("whiteouts_and_then_an_opaque_marker_above_them",
+         ((*_D, directory(b"d/s"), file(b"d/s/x")),),
+         (directory(b"d"), directory(b"d/s"), whiteout(b"d/one"), whiteout(b"d/s/x"), opaque(b"d")),
+         (directory(b"d"), directory(b"d/s"))),
+    Case("opaque_markers_inside_each_other", ((directory(b"p"), directory(b"p/s"), file(b"p/s/a")),),
+         (directory(b"p"), directory(b"p/s"), opaque(b"p/s"), file(b"p/s/n"), opaque(b"p")),
+         (directory(b"p"), directory(b"p/s"), file(b"p/s/n"))),
+    Case("a_directory_in_the_place_of_a_deleted_link", ((*_D, symlink(b"s", b"d")),),
+         (whiteout(b"s"), directory(b"s"), file(b"s/x")), (*_D, directory(b"s"), file(b"s/x"))),
+    Case("a_whiteout_above_a_directory_that_an_entry_replaced",
+         ((directory(b"p"), directory(b"p/d"), file(b"p/d/x")),),
+         (directory(b"p", mode=0o700, uid=7), file(b"p/d/new"), file(b"p/d", b"f"), whiteout(b"p")),
+         (directory(b"p", mode=0o700, uid=7), file(b"p/d", b"f"))),
+    Case("names_as_long_as_can_be_beside_whiteouts", ((*_D, file(_LONG), file(_LONG[:252])),),
+         (whiteout(b"d/one"), whiteout(_LONG), file(b"d/" + _LONG, b"new"), directory(b"d")),
+         (directory(b"d"), file(b"d/two", b"2"), file(b"d/" + _LONG, b"new"), file(_LONG[:252]))),
+    Case("opaque_at_a_root_with_names_as_long_as_can_be", ((*_D, file(_LONG)),), (opaque(b""),), ()),
+    Case("hard_link_to_a_whiteout", (_D,), (whiteout(b"d/one"), hard_link(b"b", b"d/.wh.one")), None),
+    Case("hard_link_to_where_drivers_unpack", (_D,),
+         (file(b"a"), hard_link(b"b", b".wh..wh.layerfs/a")), None),
+    Case("a_link_to_a_reserved_name", (_D,), (symlink(b"s", b".wh.d"), file(b"s/x")), None),
+    Case("hard_link_that_waits_in_a_directory_that_an_entry_replaced", (),
+         (hard_link(b"e/l", b"z"), file(b"e", b"x"), file(b"z")), (file(b"e", b"x"), file(b"z"))),
+    Case("hard_link_that_waits_where_a_directory_comes", (),
+         (hard_link(b"l", b"z"), file(b"l/x"), file(b"z")), (implied(b"l"), file(b"l/x"), file(b"z"))),
+    Case("hard_link_that_waits_and_then_one_to_itself", (),
+         (hard_link(b"l", b"z"), hard_link(b"l", b"l"), file(b"z")), (file(b"z"), hard_link(b"l", b"z"))),
+    Case("hard_links_to_one_another", (_D,), (hard_link(b"a", b"b"), hard_link(b"b", b"a")), None),
+    Case("hard_link_in_the_place_of_the_directory_that_it_leads_into", (),
+         (file(b"d/x"), hard_link(b"d", b"d/x")), None),
+    Case("an_xattr_that_nothing_holds", (), (file(b"f", xattrs={b"user." + b"n" * 300: b"x"}),),
+         (file(b"f"),)),
+    Case("a_link_that_is_too_long", (), (symlink(b"s", b"x" * 4096),), None),
     Case("an_empty_layer", (_D,), (), _D),
 )  # fmt: skip

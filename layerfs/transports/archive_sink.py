@@ -129,7 +129,12 @@ class ArchiveSink:
         # An image may hold secrets: as docker save does, for its owner alone.
         self._temporary = target.with_name(f".{target.name[:200]}.{os.urandom(6).hex()}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        return open(os.open(self._temporary, flags, 0o600), "wb", buffering=0)
+        try:
+            return open(os.open(self._temporary, flags, 0o600), "wb", buffering=0)
+        except OSError as error:
+            # The temporary name says nothing to the user.
+            error.filename = str(target)
+            raise
 
     def _directory(self, name: str) -> None:
         if name not in self._directories:

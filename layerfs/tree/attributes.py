@@ -21,8 +21,11 @@ ACCESS_ACL: Final = b"system.posix_acl_access"
 # Never part of a layer: labels belong to the host's policy, and overlayfs's own steer a mount.
 _PRIVATE_PREFIXES: Final = (b"security.selinux", b"trusted.overlay.", b"user.overlay.")
 
-# What a file system answers when it cannot hold an attribute, or we may not set it.
-_REFUSALS: Final = frozenset({errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.EACCES})
+# What a file system answers when it cannot hold an attribute, or we may not set it, and the kernel when the
+# name or the value is longer than any attribute's.
+_REFUSALS: Final = frozenset(
+    {errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.EACCES, errno.ERANGE, errno.E2BIG}
+)
 
 # Seconds that every common file system holds; outside of it the result is read back.
 _SAFE_NS: Final = range((1 << 31) * 1_000_000_000)
@@ -55,7 +58,9 @@ def write_xattrs(
             os.setxattr(target, name, value, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in _REFUSALS:
-                raise
+                # A full disk, or more than the file system keeps with one file: ext4 tells neither apart.
+                what = f"xattr {printable(name)} of {printable(path)!r}"
+                raise OSError(error.errno, error.strerror, what) from error
             warn(f"xattr {printable(name)} of {printable(path)!r} refused: {os.strerror(error.errno)}")
 
 

@@ -27,6 +27,7 @@ from layerfs.tree.whiteouts import AUFS_PREFIX, OPAQUE, PREFIX, WhiteoutFormat, 
 Record = Callable[[Entry, str | None], None]
 
 _PLINKS: Final = b".wh..wh.plnk"
+_LONGEST_TARGET: Final = 4095  # PATH_MAX of <linux/limits.h>, and its NUL
 _NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE_TYPES: Final = {
     Kind.CHARACTER: stat.S_IFCHR,
@@ -160,9 +161,9 @@ class _Extraction:
         self._prefix = b"/".join(tree.here) + b"/" if tree.here else b""
 
     def _put(self, tree: LayerTree, name: bytes, entry: Entry, reader: TarReader) -> None:
-        if self._deferred:
-            self._deferred.pop((*tree.here, name), None)
         kind = entry.kind
+        if self._deferred and kind is not Kind.HARDLINK:
+            self._deferred.pop((*tree.here, name), None)
         if kind is Kind.FILE:
             self._put_file(tree, name, entry, reader)
         elif kind is Kind.DIRECTORY:
@@ -236,12 +237,21 @@ class _Extraction:
     def _put_node(self, tree: LayerTree, name: bytes, entry: Entry) -> None:
         directory = tree.directory
         if entry.kind is Kind.SYMLINK:
+            if len(entry.target) > _LONGEST_TARGET:
+                raise LayerError(f"a link to more than {_LONGEST_TARGET} bytes", entry=entry.path)
             self._make(tree, name, lambda: os.symlink(entry.target, name, dir_fd=directory))
         else:
             if entry.kind is Kind.CHARACTER and entry.device == (0, 0):
                 raise LayerError("a character device 0:0 would hide files of older layers", entry=entry.path)
             mode, device = _NODE_TYPES[entry.kind] | 0o600, os.makedev(*entry.device)
-            self._make(tree, name, lambda: os.mknod(name, mode, device, dir_fd=directory))
+            try:
+                self._make(tree, name, lambda: os.mknod(name, mode, device, dir_fd=directory))
+            except PermissionError:
+                if entry.kind not in (Kind.CHARACTER, Kind.BLOCK):
+                    raise
+                # Nobody in a user namespace may make one, whatever it maps (user_namespaces(7)).
+                self._warn(f"device {printable(entry.path)!r} left out: only root can make it")
+                return
         uid, gid = self._owner or (entry.uid, entry.gid)
         os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
         if entry.kind is not Kind.SYMLINK:
@@ -322,7 +332,12 @@ class _Extraction:
         if len(target) == 2 and target[0] == _PLINKS:
             self._put_plink_link(tree, name, entry, target[1])
             return
+        if any(part.startswith(PREFIX) for part in target):
+            raise LayerError("a hard link to nothing", entry=entry.path)
         if not self._link_own(tree, own, target, entry):
+            # An empty file keeps the place, so that what later takes it away takes the link away.
+            directory = tree.directory
+            self._make(tree, name, lambda: os.close(os.open(name, _NEW_FILE, 0o600, dir_fd=directory)))
             self._deferred[own] = entry
 
     def _put_plink_link(self, tree: LayerTree, name: bytes, entry: Entry, plink: bytes) -> None:
@@ -332,6 +347,7 @@ class _Extraction:
         path = self._prefix + name
         with tree.resolve([_PLINKS]) as place:
             source, directory = place.own, tree.directory
+            self._deferred.pop((*tree.here, name), None)
             self._make(tree, name, lambda: os.link(plink, name, src_dir_fd=source, dst_dir_fd=directory))
         if first is None:
             self._plinks[plink] = (kept, digest, path)
@@ -353,8 +369,11 @@ class _Extraction:
                 return False
             if stat.S_ISDIR(found.st_mode):
                 raise LayerError("a hard link to a directory", entry=entry.path)
+            if real[: len(own)] == own:
+                raise LayerError("a hard link in the place of a directory above its target", entry=entry.path)
             source, directory = place.own, tree.directory
             name = own[-1]
+            self._deferred.pop(own, None)
             self._make(
                 tree,
                 name,
@@ -369,27 +388,39 @@ class _Extraction:
 
     def _link_deferred(self, tree: LayerTree) -> None:
         """Make the hard links whose other name came later, or lies in an older layer."""
-        while self._deferred:
-            waiting, before = dict(self._deferred), len(self._deferred)
-            for own, entry in waiting.items():
-                if own in self._deferred:
-                    self._link_late(tree, own, entry)
-            if len(self._deferred) == before:
-                path = next(iter(waiting.values())).path
-                raise LayerError("a hard link to nothing", entry=path)
+        for own in list(self._deferred):
+            # From a link to the link that it is a link to, and so on; then back.
+            chain: dict[tuple[bytes, ...], None] = {own: None}
+            while chain:
+                last = next(reversed(chain))
+                entry = self._deferred.get(last)
+                waits = None if entry is None else self._link_late(tree, last, entry)
+                if waits is None:
+                    del chain[last]
+                elif waits in chain:
+                    raise LayerError("a hard link to nothing", entry=self._deferred[own].path)
+                else:
+                    chain[waits] = None
 
-    def _link_late(self, tree: LayerTree, own: tuple[bytes, ...], entry: Entry) -> None:
+    def _link_late(self, tree: LayerTree, own: tuple[bytes, ...], entry: Entry) -> tuple[bytes, ...] | None:
+        """Make a link that waited; gives the link that has to be made first, if there is one."""
+        if not tree.enter_own(own[:-1]) or not _is_file(tree.directory, own[-1]):
+            # A later entry has taken the place, or that of a parent.
+            del self._deferred[own]
+            return None
         target = split(entry.target, strict=self._strict, warn=self._warn)
         *parent, last = target
         with tree.resolve(parent) as place:
             real = (*place.real, last)
         if real in self._deferred and real != own:
-            return
+            return real
         del self._deferred[own]
+        os.unlink(own[-1], dir_fd=tree.directory)
         self._copy_up(tree, list(real), entry)
         self._enter(tree, list(own[:-1]))
         if not self._link_own(tree, own, target, entry):
             raise LayerError("a hard link to nothing", entry=entry.path)
+        return None
 
     def _copy_up(self, tree: LayerTree, real: list[bytes], entry: Entry) -> None:
         """Take a file of an older layer over into this one, so that a hard link can be made to it."""
@@ -444,6 +475,11 @@ class _Extraction:
                   found.st_mtime_ns, found.st_size, xattrs=xattrs),
             None,
         )  # fmt: skip
+
+
+def _is_file(directory: int, name: bytes) -> bool:
+    found = lstat(directory, name)
+    return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def _bare(error: LayerError) -> str:

@@ -22,7 +22,7 @@ from layerfs.files import remove_tree
 from layerfs.tree import attributes
 from layerfs.tree.entry import NO_XATTRS, Entry, Kind
 from layerfs.tree.ladder import OPEN_DIRECTORY, Ladder
-from layerfs.tree.whiteouts import WhiteoutFormat
+from layerfs.tree.whiteouts import PREFIX, WhiteoutFormat
 
 _LONGEST_LINK_CHAIN: Final = 40
 _UNKNOWN: Final = -2
@@ -142,6 +142,10 @@ class LayerTree:
                 real = list(place.real)
             self._make_path(real)
 
+    def enter_own(self, parts: Sequence[bytes]) -> bool:
+        """Stand in a directory that the layer itself has under exactly these names; says whether it has."""
+        return self._descend(parts)
+
     def _descend(self, parts: Sequence[bytes]) -> bool:
         """Go down through the layer's own directories; says whether they led all the way."""
         here = self.here
@@ -218,7 +222,7 @@ class LayerTree:
         directory, are taken as they are.
 
         Raises:
-            LayerError: more than 40 links on the way.
+            LayerError: more than 40 links on the way, or one to a name that is reserved for whiteouts.
         """
         place = Place(self._root, self._lower_top())
         todo = list(reversed(parts))
@@ -237,9 +241,12 @@ class LayerTree:
                 links += 1
                 if links > _LONGEST_LINK_CHAIN:
                     raise LayerError("too many levels of symbolic links", entry=b"/".join(parts))
+                names = link.split(b"/")
+                if any(part.startswith(PREFIX) for part in names):
+                    raise LayerError("a symbolic link to a name that is reserved", entry=b"/".join(parts))
                 if link.startswith(b"/"):
                     place.close()
-                todo.extend(reversed(link.split(b"/")))
+                todo.extend(reversed(names))
         except BaseException:
             place.close()
             raise
@@ -305,10 +312,44 @@ class LayerTree:
 
     def _hide_below(self, level: _Level) -> None:
         self._any_opaque = True
+        self._forget_whiteouts()
         self._whiteouts.make_opaque(self.directory)
         if level.lower >= 0 and level is not self._levels[0]:
             os.close(level.lower)
         level.lower = _NOTHING
+
+    def _forget_whiteouts(self) -> None:
+        """Take all whiteouts below us away: overlayfs lists them as files where nothing lies below."""
+        ladder = Ladder(self.directory)
+        todo = [self._unhide_all(ladder.top)]
+        try:
+            while todo:
+                if todo[-1]:
+                    ladder.push(os.open(todo[-1].pop(), OPEN_DIRECTORY, dir_fd=ladder.top))
+                    todo.append(self._unhide_all(ladder.top))
+                    continue
+                todo.pop()
+                if todo:
+                    ladder.pop()
+        finally:
+            ladder.close()
+
+    def _unhide_all(self, directory: int) -> list[bytes]:
+        """Take a directory's whiteouts away, its times kept; gives the names of its directories."""
+        before = os.fstat(directory)
+        if self._whiteouts.is_opaque(directory):
+            self._whiteouts.make_transparent(directory)
+        below = []
+        for name in _list_anew(directory):
+            found = lstat(directory, name)
+            if found is not None and stat.S_ISDIR(found.st_mode):
+                below.append(name)
+            else:
+                hidden = self._whiteouts.hidden(directory, name)
+                if hidden is not None:
+                    self._whiteouts.unhide(directory, hidden)
+        os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return below
 
     def put_directory(self, name: bytes, mtime_ns: int) -> bool:
         """Stand in the directory `name` of this one, made if need be; says whether it was there already."""
@@ -317,6 +358,7 @@ class LayerTree:
             self._inherited.discard(tuple(self.here))
             return True
         self._new_directory(name, mtime_ns, opaque=self._make_room_for_directory(name))
+        self._inherited.discard(tuple(self.here))
         return False
 
     def put_root(self, mtime_ns: int) -> None:
@@ -345,13 +387,19 @@ class LayerTree:
     def _make_room_for_directory(self, name: bytes) -> bool:
         """Take away what is no directory; says whether what lies below must stay hidden."""
         directory = self.directory
-        if self._unhide(name):
-            return True
-        found = lstat(directory, name)
-        if found is None:
-            return False
-        os.unlink(name, dir_fd=directory)
-        return (*self.here, name) in self._buried
+        hidden = self._unhide(name)
+        if not hidden:
+            if lstat(directory, name) is None:
+                return False
+            os.unlink(name, dir_fd=directory)
+            hidden = (*self.here, name) in self._buried
+        return hidden and self._has_directory_below(name)
+
+    def _has_directory_below(self, name: bytes) -> bool:
+        below = _open_child(self.lower_here(), name)
+        if below >= 0:
+            os.close(below)
+        return below >= 0
 
     def unhide(self, name: bytes) -> None:
         """Take a whiteout away from where a new file comes; what lies below stays hidden by the file."""
@@ -400,15 +448,14 @@ class LayerTree:
             self._buried.add((*self.here, name))
             return False
         if own is not None:
-            below = _open_child(lower, name)
+            below = self._has_directory_below(name)
             self._step(name)
-            if below >= 0:
-                os.close(below)
+            if below:
                 self._hide_below(self._levels[-1])
             path = tuple(self.here)
             self._climb(len(path) - 1)
             self._disinherit(path)
-            return below >= 0
+            return below
         if lower < 0 or lstat(lower, name) is None:
             return False
         self._whiteouts.hide(self.directory, name)
@@ -445,11 +492,12 @@ class LayerTree:
                 continue
             self._inherited.discard(inherited)
             keep = len(self.here)
-            self._descend(inherited)
-            self.forget_xattrs()
-            self.set_directory(*self._owner, _IMPLIED_MODE, NO_XATTRS)
-            self._levels[-1].mtime_ns = 0
-            self._record(Entry(b"/".join(inherited), Kind.DIRECTORY, _IMPLIED_MODE, *self._owner))
+            # It may be gone: another entry of the layer can have taken its place, or a parent's.
+            if self._descend(inherited):
+                self.forget_xattrs()
+                self.set_directory(*self._owner, _IMPLIED_MODE, NO_XATTRS)
+                self._levels[-1].mtime_ns = 0
+                self._record(Entry(b"/".join(inherited), Kind.DIRECTORY, _IMPLIED_MODE, *self._owner))
             self._climb(keep)
 
 
@@ -459,6 +507,15 @@ def lstat(directory: int, name: bytes) -> os.stat_result | None:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def _list_anew(directory: int) -> list[bytes]:
+    """List a directory through a new descriptor: btrfs does not show an old one what was made since."""
+    listed = os.open(b".", OPEN_DIRECTORY, dir_fd=directory)
+    try:
+        return [os.fsencode(name) for name in os.listdir(listed)]
+    finally:
+        os.close(listed)
 
 
 def _open_child(directory: int, name: bytes) -> int:

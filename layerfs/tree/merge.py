@@ -95,13 +95,14 @@ class _Level:
         _copy_attributes(source, target, found)
         names = [os.fsencode(name) for name in os.listdir(source)]
         if OPAQUE in names:
-            for hidden in os.listdir(target):
-                _remove(target, os.fsencode(hidden))
+            for below in os.listdir(target):
+                _remove(target, os.fsencode(below))
         for marker in names:
             if marker.startswith(PREFIX):
+                hidden = AufsWhiteouts().hidden(source, marker)
+                if hidden is not None:
+                    _remove(target, hidden)
                 os.unlink(marker, dir_fd=source)
-                if marker != OPAQUE:
-                    _remove(target, marker[len(PREFIX) :])
         self.names = [name for name in names if not name.startswith(PREFIX)]
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from layerfs.errors import LayerError, printable
 
 LONGEST_PART: Final = 255
+_WHITEOUT: Final = b".wh."
 
 
 def split(raw: bytes, *, strict: bool, warn: Callable[[str], None]) -> list[bytes]:
@@ -26,7 +27,11 @@ def split(raw: bytes, *, strict: bool, warn: Callable[[str], None]) -> list[byte
         parts = raw.split(b"/")
         if not parts[-1]:
             parts.pop()
-    if len(raw) > LONGEST_PART and any(len(part) > LONGEST_PART for part in parts):
+    if len(raw) > LONGEST_PART and any(
+        # A whiteout's name is never a file's, and the name that it hides may be as long as any.
+        len(part) > LONGEST_PART + (len(_WHITEOUT) if part.startswith(_WHITEOUT) else 0)
+        for part in parts
+    ):
         raise LayerError("a name of more than 255 bytes", entry=raw)
     return parts
 

@@ -8,13 +8,18 @@ overlayfs's character devices 0:0 and opaque xattr (kernel documentation, filesy
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from typing import Final, Protocol
 
+from layerfs.tree.names import LONGEST_PART
+
 PREFIX: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"
 AUFS_PREFIX: Final = b".wh..wh."
+# Names of aufs's own are in no layer's tree, so that nothing can be mistaken for one of these.
+_LONG: Final = b".wh..wh.long."
 
 
 class WhiteoutFormat(Protocol):
@@ -29,8 +34,14 @@ class WhiteoutFormat(Protocol):
     def hides(self, directory: int, name: bytes) -> bool:
         """Say whether `name` is hidden by a whiteout in this directory."""
 
+    def hidden(self, directory: int, marker: bytes) -> bytes | None:
+        """Give the name that the file `marker` of this directory hides, None when it is no whiteout."""
+
     def make_opaque(self, directory: int) -> None:
         """Hide everything that the layers below have in this directory; idempotent."""
+
+    def make_transparent(self, directory: int) -> None:
+        """Undo `make_opaque`; the directory is opaque."""
 
     def is_opaque(self, directory: int) -> bool:
         """Say whether the directory hides everything below."""
@@ -39,20 +50,41 @@ class WhiteoutFormat(Protocol):
 class AufsWhiteouts:
     """``.wh.NAME`` files and ``.wh..wh..opq``: needs no privilege and no xattrs.
 
-    A tree in this format can hold every name but those that begin with ``.wh.``.
+    A tree in this format can hold every name but those that begin with ``.wh.``. A name too long to have
+    ``.wh.`` before it stands inside a file named after its digest.
     """
 
     def hide(self, directory: int, name: bytes) -> None:
-        os.close(os.open(PREFIX + name, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=directory))
+        marker = _marker(name)
+        file = os.open(marker, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        try:
+            if marker.startswith(_LONG):
+                os.pwrite(file, name, 0)
+        finally:
+            os.close(file)
 
     def unhide(self, directory: int, name: bytes) -> None:
-        os.unlink(PREFIX + name, dir_fd=directory)
+        os.unlink(_marker(name), dir_fd=directory)
 
     def hides(self, directory: int, name: bytes) -> bool:
-        return _lstat(directory, PREFIX + name) is not None
+        return _lstat(directory, _marker(name)) is not None
+
+    def hidden(self, directory: int, marker: bytes) -> bytes | None:
+        if not marker.startswith(PREFIX) or marker == OPAQUE:
+            return None
+        if not marker.startswith(_LONG):
+            return marker[len(PREFIX) :]
+        file = os.open(marker, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            return os.read(file, LONGEST_PART)
+        finally:
+            os.close(file)
 
     def make_opaque(self, directory: int) -> None:
         os.close(os.open(OPAQUE, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=directory))
+
+    def make_transparent(self, directory: int) -> None:
+        os.unlink(OPAQUE, dir_fd=directory)
 
     def is_opaque(self, directory: int) -> bool:
         return _lstat(directory, OPAQUE) is not None
@@ -75,8 +107,14 @@ class OverlayWhiteouts:
         found = _lstat(directory, name)
         return found is not None and is_overlay_whiteout(found)
 
+    def hidden(self, directory: int, marker: bytes) -> bytes | None:
+        return marker if self.hides(directory, marker) else None
+
     def make_opaque(self, directory: int) -> None:
         os.setxattr(directory, self._opaque, b"y")
+
+    def make_transparent(self, directory: int) -> None:
+        os.removexattr(directory, self._opaque)
 
     def is_opaque(self, directory: int) -> bool:
         try:
@@ -85,6 +123,12 @@ class OverlayWhiteouts:
             if error.errno in (errno.ENODATA, errno.ENOTSUP):
                 return False
             raise
+
+
+def _marker(name: bytes) -> bytes:
+    if len(PREFIX) + len(name) <= LONGEST_PART:
+        return PREFIX + name
+    return _LONG + hashlib.sha256(name).hexdigest().encode()
 
 
 def is_overlay_whiteout(found: os.stat_result) -> bool:

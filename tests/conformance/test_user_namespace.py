@@ -13,7 +13,7 @@ import os, shutil, sys
 from pathlib import Path
 from layerfs_overlay2 import Overlay2Driver
 from layerfs.mount import Overlay
-from layerfs.testing.items import directory, file, hard_link, opaque, whiteout
+from layerfs.testing.items import directory, file, hard_link, node, opaque, whiteout
 from layerfs.testing.snapshot import differences
 from layerfs.testing.stack import Stack
 
@@ -37,6 +37,9 @@ assert sorted(stack.tree()) == [b"", b"d", b"link", b"new", b"o"]
 again = stack.fork(2)
 again.apply(stack.archive())
 assert differences(again.tree(), stack.tree()) == []
+stack.apply([node(b"null", "character", (1, 3)), file(b"last")])
+assert sorted(stack.tree()) == [b"", b"d", b"last", b"link", b"new", b"o"]
+assert any("'null'" in warning for warning in stack.warnings), stack.warnings
 for layer in stack.driver.layers():
     stack.driver.remove(layer)
 """

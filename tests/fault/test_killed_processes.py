@@ -113,10 +113,14 @@ def test_a_kill_at_any_step_leaves_a_sound_store(roots: Path, tree: Path, driver
         root = roots / f"killed{point}"
         fill(root, driver, tree)
         killed = work(root, tree, name, point)
-        assert killed.returncode == -9, (point, steps, killed.stderr)
+        # vfs touches its marker until the clock has ticked, so a run may have a step less than another.
+        assert killed.returncode == -9 or (killed.returncode == 0 and point == steps), (point, killed.stderr)
         with Store.open(root) as store:
             assert mounting.mounts_below(root) == [], point
             assert not store.layers.table.unfinished(), point
+            for container in store.containers.list():
+                assert store.layers.has(container.id), (point, steps)
+            store.disk_usage()
             findings = store.check(contents=True)
             assert [one for one in findings.problems if one.kind != "orphan"] == [], (point, steps)
             store.collect(grace=0)

@@ -1,4 +1,4 @@
-"""write(entries) reads as the same entries, by us, Python and GNU tar; damage is never more than an error."""
+"""Entries written are read the same by us, Python and GNU tar; damage is never more than an error."""
 
 from __future__ import annotations
 

@@ -48,3 +48,16 @@ def test_an_archive_that_is_none_is_told_in_one_line(layerfs: CommandLine) -> No
     assert done.status == 1
     assert done.err.startswith("layerfs: ")
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("words", [("save", "-q", IMAGE), ("export", "box")])
+def test_a_file_that_cannot_be_made_is_named_as_it_was_given(
+    layerfs: CommandLine, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    layerfs.good("create", "--name", "box", IMAGE)
+    try:
+        done = layerfs.run(*words, "-o", tmp_path / "nosuch" / "file")
+    finally:
+        layerfs.good("rm", "box")
+    assert done.status == 1
+    assert done.err.startswith(f"layerfs: {tmp_path}/nosuch/file: No such file")

@@ -79,3 +79,11 @@ def test_removing_a_container_prints_its_name(layerfs: CommandLine, box: str) ->
 def test_inspect_shows_a_container(layerfs: CommandLine, box: str) -> None:
     (found,) = layerfs.json("inspect", box)
     assert (found["name"], found["image"], found["status"]) == ("box", IMAGE, "created")
+
+
+def test_a_tar_stream_is_refused_by_cp(layerfs: CommandLine, box: str, tmp_path: Path) -> None:
+    for ends in ((f"{box}:/etc/passwd", "-"), ("-", f"{box}:/")):
+        done = layerfs.run("cp", *ends, cwd=tmp_path)
+        assert done.status == 2
+        assert "tar stream" in done.err
+    assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ def layerfs(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
 
 
 def test_collecting_keeps_what_has_a_name_and_says_why(layerfs: CommandLine) -> None:
-    out = layerfs.good("gc", "--dry-run")
+    out = layerfs.good("gc", "--dry-run", "--verbose")
     assert "named docker.io/library/small:1" in out
     assert layerfs.good("gc") == ""
     report = layerfs.json("gc", "--dry-run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -133,3 +134,20 @@ def test_an_error_of_the_system_names_the_file(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert str(tmp_path / "file") in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "words"),
+    [
+        ("--help >&-", 1, "layerfs: Bad file descriptor\n"),
+        ("--version >&-", 1, "layerfs: Bad file descriptor\n"),
+        ("load <&-", 1, "layerfs: Bad file descriptor\n"),
+        ("nosuch 2>&-", 2, ""),
+    ],
+)
+def test_a_closed_stream_is_no_fault_of_ours(command: str, status: int, words: str, tmp_path: Path) -> None:
+    line = f"{shlex.join(LAYERFS)} {command}"
+    done = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, env={**os.environ, "LAYERFS_ROOT": str(tmp_path)}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", words)

@@ -57,3 +57,10 @@ def test_a_mount_in_the_foreground_ends_with_the_interrupt(layerfs: CommandLine,
 
 def test_unmounting_what_is_not_mounted_fails(layerfs: CommandLine, tmp_path: Path) -> None:
     assert layerfs.run("umount", tmp_path).status == 1
+
+
+def test_unmounting_a_container_that_is_not_mounted_says_so(layerfs: CommandLine) -> None:
+    layerfs.good("create", "--name", "idle", IMAGE)
+    done = layerfs.run("umount", "idle")
+    assert done.status == 1
+    assert "container idle is not mounted" in done.err

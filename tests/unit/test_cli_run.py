@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -105,3 +106,34 @@ def test_the_mount_points_of_a_running_container_are_not_listed_as_changes(layer
             assert time.monotonic() < deadline
     finally:
         layerfs.good("rm", "-f", "busy")
+
+
+def test_only_the_image_is_missing_from_an_empty_command_line(layerfs: CommandLine) -> None:
+    done = layerfs.run("run")
+    assert (done.status, done.err.splitlines()[0]) == (
+        125,
+        "layerfs: the following arguments are required: IMAGE",
+    )
+
+
+def test_a_run_with_rm_can_be_ended_by_force(layerfs: CommandLine) -> None:
+    words = layerfs.words("run", "--rm", "--name", "brief", IMAGE, "sh", "-c", "echo up; sleep 60")
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        # Both want to remove it now; whoever is second must not complain.
+        done = layerfs.run("rm", "-f", "brief")
+        assert (done.status, done.out, done.err) == (0, "brief\n", "")
+        assert process.wait() == 137
+    assert layerfs.json("ps", "-a") == []
+
+
+def test_starting_a_running_container_again_is_no_mistake(layerfs: CommandLine) -> None:
+    layerfs.good("create", "--name", "twice", IMAGE, "sleep", "30")
+    try:
+        assert layerfs.good("start", "twice") == layerfs.good("start", "twice") == "twice\n"
+        attached = layerfs.run("start", "-a", "twice")
+        assert attached.status == 125
+        assert "container twice is running already" in attached.err
+    finally:
+        layerfs.good("rm", "-f", "twice")

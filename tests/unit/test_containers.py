@@ -243,3 +243,13 @@ def test_what_is_at_work_cannot_be_removed_and_exits_when_its_process_is_gone(st
     assert store.info().running == 0
     store.containers.remove("box")
     assert list(store.layers.walk(labels={"layerfs.container": "1"})) == []
+
+
+def test_an_instruction_that_cannot_be_done_is_refused_before_anything_is_written(store: Store) -> None:
+    box = store.containers.create("base")
+    with box.mounted() as tree:
+        (tree / "new").write_text("new")
+    before = set(store.blobs.list())
+    with pytest.raises(InvalidError):
+        box.commit("app:2", changes=["RUN ls"])
+    assert set(store.blobs.list()) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import sqlite3
@@ -66,6 +67,19 @@ def test_an_exception_undoes_the_transaction(database: Database) -> None:
     assert database.get("a") is None
     database.set("a", "c")
     assert database.get("a") == "c"
+
+
+def test_a_full_disk_undoes_the_transaction_and_is_called_so(database: Database) -> None:
+    database.set("key", "before")
+    (pages,) = database.row("PRAGMA page_count") or (0,)
+    database.row(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(OSError, match="No space left") as caught:
+        database.set("key", "x" * 100_000)
+    assert caught.value.errno == errno.ENOSPC
+    assert database.get("key") == "before"
+    database.row("PRAGMA max_page_count = 100000")
+    database.set("key", "after")
+    assert database.get("key") == "after"
 
 
 @pytest.mark.parametrize(

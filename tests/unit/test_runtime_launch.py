@@ -145,6 +145,18 @@ def test_devices_are_dockers(box: Box, capfd: Capture) -> None:
     assert output(box, capfd, script).split("\n")[:2] == ["3", "zzy"]
 
 
+def test_no_device_that_it_makes_can_be_opened(box: Box, tmp_path: Path, capfd: Capture) -> None:
+    (tmp_path / "volume").mkdir()
+    script = """
+    for directory in / /tmp /dev /dev/shm /volume; do
+        mknod $directory/node c 1 5 && head -c 1 $directory/node 2>/dev/null && echo opened $directory/node
+        rm $directory/node
+    done
+    echo end
+    """
+    assert output(box, capfd, script, volumes=(f"{tmp_path}/volume:/volume",)).strip() == "end"
+
+
 def test_dangerous_parts_of_proc_and_sys_are_hidden_or_fixed(box: Box, capfd: Capture) -> None:
     script = """
     for file in /proc/sys/kernel/domainname /proc/irq/x /sys/x /proc/sysrq-trigger; do
@@ -159,8 +171,8 @@ def test_dangerous_parts_of_proc_and_sys_are_hidden_or_fixed(box: Box, capfd: Ca
 
 def test_only_the_containers_mounts_are_visible(box: Box, capfd: Capture) -> None:
     table = output(box, capfd, "cat /proc/self/mountinfo").splitlines()
-    assert f" / / rw,relatime - overlay {box.mount.source} " in table[0]
-    assert len(table) < 25
+    assert f" / / rw,nodev,relatime - overlay {box.mount.source} " in table[0]
+    assert len(table) < 32
     assert all(
         line.split()[4] == "/" or line.split()[4].startswith(("/proc", "/sys", "/dev", "/etc"))
         for line in table
@@ -372,3 +384,13 @@ def test_many_runs_leave_no_descriptor(box: Box) -> None:
         with pytest.raises(ProcessError):
             box.run("nosuch")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_third_request_to_end_kills_a_process_that_does_not_heed_them(box: Box) -> None:
+    def ask(pid: int) -> None:
+        for number in range(3):
+            threading.Timer(0.2 * (number + 1), os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    began = time.monotonic()
+    assert box.run("sleep", "60", on_start=ask) == 137
+    assert time.monotonic() - began < 30

@@ -1,0 +1,85 @@
+"""A file system without a free byte: what is committed stays, removals work, and room comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.filesystem import fresh
+from layerfs.store import Store
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a file system")
+
+MEBIBYTE = 1 << 20
+
+
+@pytest.fixture
+def small() -> Iterator[Path]:
+    with fresh("ext4", size=48 * MEBIBYTE) as place:
+        yield place
+
+
+def fill(place: Path) -> None:
+    """Take every block that is left, those that only root may have included."""
+    with contextlib.suppress(OSError), open(place / "ballast", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def free(place: Path) -> int:
+    found = os.statvfs(place)
+    return found.f_bfree * found.f_frsize
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(os.urandom(6 * MEBIBYTE))
+    return tree
+
+
+def test_a_store_on_a_full_file_system_opens_and_gives_room_back(small: Path, tree: Path) -> None:
+    with Store.open(small / "store") as store:
+        store.import_tree(tree, "app:1")
+    fill(small)
+    with pytest.raises(OSError), open(small / "probe", "wb", buffering=0) as probe:
+        probe.write(bytes(4096))
+    with Store.open(small / "store") as store:
+        assert store.images.get("app:1").names == ("app:1",)
+        with contextlib.suppress(OSError):
+            store.images.remove("app:1")
+    with Store.open(small / "store") as store:
+        if store.images.list():
+            store.images.remove("app:1")
+        store.collect(grace=0)
+        assert store.images.list() == []
+        assert store.check().problems == ()
+    assert free(small) > 6 * MEBIBYTE
+
+
+@pytest.mark.parametrize("driver", ["overlay2", "vfs"])
+def test_an_import_that_does_not_fit_fails_and_leaves_the_rest_whole(
+    small: Path, tree: Path, tmp_path: Path, driver: str
+) -> None:
+    with Store.open(small / "store", driver=driver) as store:
+        store.import_tree(tree, "app:1")
+        before = free(small)
+        for number in range(4):
+            (tree / f"more{number}").write_bytes(os.urandom(6 * MEBIBYTE))
+        with pytest.raises(OSError) as caught:
+            store.import_tree(tree, "app:2")
+        assert caught.value.errno == errno.ENOSPC
+    with Store.open(small / "store") as store:
+        store.collect(grace=0)
+        assert [image.names for image in store.images.list()] == [("app:1",)]
+        assert store.check(contents=True).problems == ()
+        assert free(small) > before - MEBIBYTE
+        container = store.containers.create("app:1")
+        with container.mounted() as seen:
+            assert (seen / "file").read_bytes() == (tree / "file").read_bytes()

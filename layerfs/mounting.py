@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,6 +23,8 @@ from layerfs.mount import Bind, Mount, Overlay
 _STRING_MAXIMUM: Final = 255
 # mount(2) takes one page for all options, its final NUL included.
 _PAGE: Final = 4096
+# How long to wait, in seconds, each time that a mount to be taken away is in use.
+_PATIENCE: Final = (0.01, 0.04, 0.15, 0.3)
 
 
 @functools.singledispatch
@@ -276,6 +279,19 @@ def _refused(what: str, error: OSError, words: str = "") -> MountError:
     return MountError(f"{what}: {words or error.strerror}", errno=error.errno, hint=hint)
 
 
+def _umount(target: Path, flags: int) -> None:
+    """Unmount, with a little patience: what a process has just closed may be in use for a moment longer."""
+    for wait in _PATIENCE:
+        try:
+            linux.umount(target, flags)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        time.sleep(wait)
+    linux.umount(target, flags)
+
+
 def detach(target: Path, *, lazy: bool = False) -> None:
     """Unmount what is mounted topmost at `target`, which is not followed if it is a symlink.
 
@@ -286,7 +302,7 @@ def detach(target: Path, *, lazy: bool = False) -> None:
         MountError: nothing is mounted there (errno EINVAL), or the kernel refused.
     """
     try:
-        linux.umount(target, linux.UMOUNT_NOFOLLOW | (linux.MNT_DETACH if lazy else 0))
+        _umount(target, linux.UMOUNT_NOFOLLOW | (linux.MNT_DETACH if lazy else 0))
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise InUseError(

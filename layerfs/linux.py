@@ -312,6 +312,12 @@ def renameat2(from_directory: int, from_name: bytes, to_directory: int, to_name:
     _check(result, os.fsdecode(to_name))
 
 
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) with all its modes: the standard library's posix_fallocate has none."""
+    wide = [ctypes.c_long(a) for a in (offset, length)]
+    _check(_libc.fallocate(ctypes.c_int(descriptor), ctypes.c_int(mode), *wide))
+
+
 def clone_file(source: int, target: int) -> None:
     """ioctl(2) FICLONE: share all of the source's extents, where the file system can (reflink)."""
     fcntl.ioctl(target, FICLONE, source)

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,6 +23,8 @@ from layerfs.mount import Bind, Mount, Overlay
 _STRING_MAXIMUM: Final = 255
 # mount(2) takes one page for all options, its final NUL included.
 _PAGE: Final = 4096
+# How long to wait, in seconds, each time that a mount to be taken away is in use.
+_PATIENCE: Final = (0.01, 0.04, 0.15, 0.3)
 
 
 @functools.singledispatch
@@ -56,7 +59,7 @@ def _attach_bind(mount: Bind, target: Path | int) -> None:
         tree = _clone_bind(mount)
     except OSError as error:
         raise _refused(f"cannot bind {mount.directory}", error) from error
-    _attach_tree(tree, target)
+    attach_tree(tree, target)
 
 
 @open_mount.register
@@ -67,7 +70,7 @@ def _open_bind(mount: Bind) -> int:
         if error.errno in (errno.EPERM, errno.ENOSYS):
             return os.open(mount.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         raise _refused(f"cannot bind {mount.directory}", error) from error
-    return _readable(tree)
+    return readable(tree)
 
 
 @attach.register
@@ -77,13 +80,13 @@ def _attach_overlay(mount: Overlay, target: Path | int) -> None:
     except UnsupportedError:
         _classic_overlay(mount, target)
         return
-    _attach_tree(tree, target)
+    attach_tree(tree, target)
 
 
 @open_mount.register
 def _open_overlay(mount: Overlay) -> int:
     try:
-        return _readable(_new_overlay(mount))
+        return readable(_new_overlay(mount))
     except UnsupportedError:
         import tempfile
 
@@ -111,7 +114,7 @@ def _clone_bind(mount: Bind) -> int:
     return tree
 
 
-def _readable(tree: int) -> int:
+def readable(tree: int) -> int:
     """Turn the O_PATH descriptor of a detached mount into one open for reading.
 
     Closing the first takes the mount out of reach; the second keeps it alive until it is closed.
@@ -122,7 +125,7 @@ def _readable(tree: int) -> int:
         os.close(tree)
 
 
-def _attach_tree(tree: int, target: Path | int) -> None:
+def attach_tree(tree: int, target: Path | int) -> None:
     """Attach a detached mount, and close its descriptor."""
     try:
         with _target(target) as directory:
@@ -276,6 +279,19 @@ def _refused(what: str, error: OSError, words: str = "") -> MountError:
     return MountError(f"{what}: {words or error.strerror}", errno=error.errno, hint=hint)
 
 
+def _umount(target: Path, flags: int) -> None:
+    """Unmount, with a little patience: what a process has just closed may be in use for a moment longer."""
+    for wait in _PATIENCE:
+        try:
+            linux.umount(target, flags)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        time.sleep(wait)
+    linux.umount(target, flags)
+
+
 def detach(target: Path, *, lazy: bool = False) -> None:
     """Unmount what is mounted topmost at `target`, which is not followed if it is a symlink.
 
@@ -286,7 +302,7 @@ def detach(target: Path, *, lazy: bool = False) -> None:
         MountError: nothing is mounted there (errno EINVAL), or the kernel refused.
     """
     try:
-        linux.umount(target, linux.UMOUNT_NOFOLLOW | (linux.MNT_DETACH if lazy else 0))
+        _umount(target, linux.UMOUNT_NOFOLLOW | (linux.MNT_DETACH if lazy else 0))
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise InUseError(

@@ -20,6 +20,7 @@ GROUP: Final = "layerfs.drivers"
 
 BUILT_IN: Final[Mapping[str, str]] = {
     "overlay2": "layerfs_overlay2:Overlay2Driver",
+    "fuse": "layerfs_fuse:FuseDriver",
     "vfs": "layerfs_vfs:VfsDriver",
 }
 

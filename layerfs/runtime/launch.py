@@ -39,7 +39,7 @@ _ORPHANED: Final = int(signal.SIGRTMAX)
 _PATIENCE: Final = 3
 _NEVER_STARTED: Final = 125
 _RECORD_MAXIMUM: Final = 4000  # below PIPE_BUF, so that records of two writers do not mix
-_NAMESPACES: Final = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC
+_NAMESPACES: Final = linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC
 
 
 def run(mount: Mount, spec: ProcessSpec, *, on_start: Callable[[int], None] | None = None) -> int:
@@ -247,6 +247,8 @@ def _monitor(
         os.umask(0o022)
         linux.unshare(_NAMESPACES | (0 if spec.network == "host" else linux.CLONE_NEWNET))
         rootfs = Rootfs.attach(mount, spec)
+        # Not before: what serves the tree may be a process, and the next one forked is the container's first.
+        linux.unshare(linux.CLONE_NEWPID)
         watch, watched = os.pipe()
         pid = os.fork()
         if pid == 0:

@@ -1,0 +1,424 @@
+"""What changes a union: files made, removed, renamed and given attributes, as overlayfs writes it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from layerfs import linux
+from layerfs.files import remove_tree
+from layerfs_fuse.copy_up import WritableUnion
+from layerfs_fuse.nodes import Node
+from layerfs_fuse.places import Found, Place
+
+_RENAME_WHITEOUT: Final = 4
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_LONGEST_REDIRECT: Final = 256
+# In the work directory: the whiteout that others are further names of.
+_WHITEOUT: Final = b"whiteout"
+
+
+def failure(number: int) -> OSError:
+    """Make the error of an errno."""
+    return OSError(number, os.strerror(number))
+
+
+class Maker(NamedTuple):
+    """Who makes a file, and with which umask."""
+
+    uid: int
+    gid: int
+    umask: int
+
+
+class Changes(WritableUnion):
+    """The whole union, for writing."""
+
+    def mknod(self, parent: Node, name: bytes, mode: int, device: int, maker: Maker) -> Node:
+        """Make a regular file, a fifo, a socket or a device (mknod(2))."""
+        if stat.S_ISCHR(mode) and device == 0:
+            raise failure(errno.EPERM)  # it would be a whiteout
+
+        def make(directory: int, entry: bytes) -> None:
+            os.mknod(entry, mode, device, dir_fd=directory)
+
+        return self._make(parent, name, make, mode, maker)
+
+    def symlink(self, parent: Node, name: bytes, target: bytes, maker: Maker) -> Node:
+        """Make a symlink (symlink(2))."""
+
+        def make(directory: int, entry: bytes) -> None:
+            os.symlink(target, entry, dir_fd=directory)
+
+        return self._make(parent, name, make, 0, maker)
+
+    def mkdir(self, parent: Node, name: bytes, mode: int, maker: Maker) -> Node:
+        """Make a directory (mkdir(2)), opaque where a deleted one of a lower layer had its name."""
+
+        def make(directory: int, entry: bytes) -> None:
+            os.mkdir(entry, mode, dir_fd=directory)
+
+        return self._make(parent, name, make, stat.S_IFDIR | stat.S_IMODE(mode), maker)
+
+    def tmpfile(self, parent: Node, mode: int, maker: Maker) -> Node:
+        """Make a regular file without a name (open(2), O_TMPFILE)."""
+        above = self.upper(parent).open()
+        os.umask(maker.umask)
+        temporary = self.temporary()
+        os.mknod(temporary, stat.S_IFREG | stat.S_IMODE(mode), dir_fd=self.work)
+        try:
+            self._own(above, self.work, temporary, stat.S_IFREG | mode, maker)
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(temporary, flags, dir_fd=self.work)
+        finally:
+            os.unlink(temporary, dir_fd=self.work)
+        return self.nodes.add_nameless(descriptor)
+
+    def _make(
+        self, parent: Node, name: bytes, make: Callable[[int, bytes], None], mode: int, maker: Maker
+    ) -> Node:
+        if self.lookup(parent, name) is not None:
+            raise failure(errno.EEXIST)
+        if parent is not self.nodes.root and parent.parent is None:
+            raise failure(errno.ENOENT)
+        place = self.upper(parent)
+        above = place.open()
+        hidden = place.stat(name) is not None
+        inherits = hidden and self._default_list(above)
+        os.umask(maker.umask)
+        if not hidden or inherits:
+            if hidden:
+                os.unlink(name, dir_fd=above)
+            try:
+                make(above, name)
+                self._own(above, above, name, mode, maker)
+                if hidden and stat.S_ISDIR(mode):
+                    self._make_opaque(self.layers.through(above, name))
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    remove_tree(above, name)
+                if hidden:
+                    self._hide(above, name)
+                raise
+        else:
+
+            def prepare(temporary: bytes) -> None:
+                make(self.work, temporary)
+                self._own(above, self.work, temporary, mode, maker)
+                if stat.S_ISDIR(mode):
+                    self._make_opaque(self.layers.through(self.work, temporary))
+
+            self._exchange_whiteout(self.made(prepare), place, name)
+        return self._added(parent, place, name)
+
+    def _added(self, parent: Node, place: Place, name: bytes) -> Node:
+        found = place.stat(name)
+        if found is None:
+            raise failure(errno.EIO)
+        places = [place.below(name)] if stat.S_ISDIR(found.st_mode) else []
+        return self.nodes.add(parent, name, Found(found, place, places))
+
+    def _own(self, above: int, directory: int, name: bytes, mode: int, maker: Maker) -> None:
+        """Give a new file its owner, as the file system below would have if the maker had made it."""
+        parent = os.fstat(above)
+        inherit = parent.st_mode & stat.S_ISGID
+        gid = parent.st_gid if inherit else maker.gid
+        if maker.uid or gid:
+            os.chown(name, maker.uid, gid, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISDIR(mode) and inherit:
+            mode |= stat.S_ISGID
+        if mode & _SET_IDS:
+            now = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            os.chmod(name, stat.S_IMODE(now.st_mode) | mode & _SET_IDS, dir_fd=directory)
+
+    def _default_list(self, directory: int) -> bool:
+        try:
+            os.getxattr(directory, "system.posix_acl_default")
+        except OSError as error:
+            if error.errno in (errno.ENODATA, errno.ENOTSUP):
+                return False
+            raise
+        return True
+
+    def _make_opaque(self, path: bytes) -> None:
+        os.setxattr(path, self.layers.prefix + b"opaque", b"y")
+
+    def _exchange_whiteout(self, temporary: bytes, place: Place, name: bytes) -> None:
+        """Put something from the work directory in the stead of a whiteout, at one stroke."""
+        linux.renameat2(self.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
+        os.unlink(temporary, dir_fd=self.work)
+
+    def link(self, node: Node, parent: Node, name: bytes) -> Node:
+        """Give a file one more name (link(2)); it is copied up first."""
+        if self.lookup(parent, name) is not None:
+            raise failure(errno.EEXIST)
+        if node.parent is None:
+            raise failure(errno.ENOENT)
+        self.copy_up(node)
+        place = self.upper(parent)
+        if place.stat(name) is None:
+            self._link(node, place.open(), name)
+        else:
+            temporary = self.temporary()
+            self._link(node, self.work, temporary)
+            self._exchange_whiteout(temporary, place, name)
+        self.nodes.share(node, self.stat(node))
+        node.names.append((parent, name))
+        assert parent.children is not None
+        parent.children[name] = node
+        return node
+
+    def _link(self, node: Node, directory: int, name: bytes) -> None:
+        assert node.at is not None
+        source = node.at.open()
+        os.link(node.at_name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+
+    def unlink(self, parent: Node, name: bytes) -> None:
+        """Remove a name (unlink(2))."""
+        node = self._existing(parent, name)
+        if node.is_directory:
+            raise failure(errno.EISDIR)
+        place = self.upper(parent)
+        self._keep(node)
+        if not self._is_below(parent, name):
+            os.unlink(name, dir_fd=place.open())
+        elif place.stat(name) is None:
+            self._hide(place.open(), name)
+        else:
+            temporary = self.made(self._whiteout)
+            os.rename(temporary, name, src_dir_fd=self.work, dst_dir_fd=place.open())
+        self._unname(node, parent, name)
+
+    def rmdir(self, parent: Node, name: bytes) -> None:
+        """Remove a directory in which nothing shows (rmdir(2))."""
+        node = self._existing(parent, name)
+        if not node.is_directory:
+            raise failure(errno.ENOTDIR)
+        if not self.is_empty(node):
+            raise failure(errno.ENOTEMPTY)
+        place = self.upper(parent)
+        self._keep(node)
+        temporary = b""
+        if not self._is_below(parent, name):
+            temporary = self.temporary()
+            os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=self.work)
+        elif place.stat(name) is None:
+            self._hide(place.open(), name)
+        else:
+            temporary = self.made(self._whiteout)
+            linux.renameat2(self.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
+        if temporary:
+            remove_tree(self.work, temporary)
+        self._unname(node, parent, name)
+
+    def _existing(self, parent: Node, name: bytes) -> Node:
+        node = self.lookup(parent, name)
+        if node is None:
+            raise failure(errno.ENOENT)
+        return node
+
+    def _whiteout(self, name: bytes) -> None:
+        self._hide(self.work, name)
+
+    def _hide(self, directory: int, name: bytes) -> None:
+        """Make a whiteout: one more name of the last one, which costs less than an inode each."""
+        try:
+            os.link(_WHITEOUT, name, src_dir_fd=self.work, dst_dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EMLINK, errno.EPERM):
+                raise
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
+            with contextlib.suppress(OSError):
+                if error.errno == errno.EMLINK:
+                    os.unlink(_WHITEOUT, dir_fd=self.work)
+                os.link(name, _WHITEOUT, src_dir_fd=directory, dst_dir_fd=self.work, follow_symlinks=False)
+
+    def _is_below(self, parent: Node, name: bytes) -> bool:
+        """Say whether a name would show from lower layers, were it not in the upper one."""
+        lower = [place for place in parent.places if place.layer]
+        return bool(lower) and self.layers.merge(lower, name) is not None
+
+    def _keep(self, node: Node) -> None:
+        """Hold a file that is about to lose its last name; whoever has it open can still use it."""
+        if node.descriptor >= 0 or node.names or not (node.lookups or node.users):
+            return
+        if node.children is not None:
+            node.descriptor = os.dup(node.places[0].open())
+        elif node.upper and node.at is not None:
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            node.descriptor = os.open(node.at_name, flags, dir_fd=node.at.open())
+
+    def _unname(self, node: Node, parent: Node, name: bytes) -> None:
+        """Take a name away from a node."""
+        assert parent.children is not None
+        parent.children.pop(name, None)
+        if (parent, name) in node.names:
+            node.names.remove((parent, name))
+        elif node.names:
+            self._place(node, *node.names.pop(0))
+        else:
+            node.parent = None
+            for place in node.places:
+                place.close()
+            self.nodes.release(node)
+        self.nodes.release(parent)
+
+    def _place(self, node: Node, parent: Node, name: bytes) -> None:
+        node.parent, node.name = parent, name
+        node.at, node.at_name = parent.places[0], name
+
+    def rename(self, old: Node, old_name: bytes, new: Node, new_name: bytes, flags: int) -> None:
+        """Move a file or a directory (renameat2(2)), RENAME_NOREPLACE and RENAME_EXCHANGE understood."""
+        if flags & ~(linux.RENAME_NOREPLACE | linux.RENAME_EXCHANGE):
+            raise failure(errno.EINVAL)
+        node = self._existing(old, old_name)
+        target = self.lookup(new, new_name)
+        if flags & linux.RENAME_EXCHANGE:
+            if target is None:
+                raise failure(errno.ENOENT)
+            self._exchange(node, old, old_name, target, new, new_name)
+            return
+        if target is not None:
+            if flags & linux.RENAME_NOREPLACE:
+                raise failure(errno.EEXIST)
+            if target is node:
+                return
+            self._check_replaceable(node, target)
+        self._detach_from_below(node, old, old_name, new, new_name)
+        source, destination = self.upper(old), self.upper(new)
+        whiteout = self._is_below(old, old_name)
+        if target is not None:
+            self._keep(target)
+            if target.is_directory and destination.stat(new_name) is not None:
+                self._empty(destination, new_name, below=self._is_below(new, new_name))
+        standing = destination.stat(new_name)
+        if standing is not None and self.layers.is_whiteout(destination, new_name, standing):
+            linux.renameat2(source.open(), old_name, destination.open(), new_name, linux.RENAME_EXCHANGE)
+            if not whiteout:
+                os.unlink(old_name, dir_fd=source.open())
+        else:
+            mode = _RENAME_WHITEOUT if whiteout else 0
+            linux.renameat2(source.open(), old_name, destination.open(), new_name, mode)
+        if target is not None:
+            self._unname(target, new, new_name)
+        self._moved(node, old, old_name, new, new_name)
+
+    def _check_replaceable(self, node: Node, target: Node) -> None:
+        if target.is_directory:
+            if not node.is_directory:
+                raise failure(errno.EISDIR)
+            if not self.is_empty(target):
+                raise failure(errno.ENOTEMPTY)
+        elif node.is_directory:
+            raise failure(errno.ENOTDIR)
+
+    def _empty(self, place: Place, name: bytes, *, below: bool) -> None:
+        """Take a directory with nothing but whiteouts away, and leave a whiteout where one is needed."""
+        temporary = self.temporary()
+        if below:
+            self._whiteout(temporary)
+            linux.renameat2(self.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
+        else:
+            os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=self.work)
+        remove_tree(self.work, temporary)
+
+    def _detach_from_below(self, node: Node, old: Node, old_name: bytes, new: Node, new_name: bytes) -> None:
+        """Copy a file up; make sure that a directory shows the same wherever it is."""
+        self.copy_up(node)
+        if node.children is None:
+            return
+        path, _ = self.path(node)
+        if len(node.places) == 1:
+            if self._is_below(new, new_name):
+                self._make_opaque(path)
+            return
+        target = b"/" + node.places[1].path()
+        if self.layers.user_xattrs or len(target) > _LONGEST_REDIRECT:
+            self._copy_up_below(node)
+            self._make_opaque(path)
+            return
+        os.setxattr(path, self.layers.prefix + b"redirect", target)
+
+    def _copy_up_below(self, node: Node) -> None:
+        """Copy a whole directory up, after which the layers below serve nothing of it."""
+        todo = [node]
+        while todo:
+            directory = todo.pop()
+            self.copy_up(directory)
+            for name, _, _ in self.entries(directory):
+                child = self.lookup(directory, name)
+                if child is not None:
+                    self.copy_up(child)
+                    if child.is_directory:
+                        todo.append(child)
+            if directory is not node and len(directory.places) > 1:
+                self._make_opaque(self.path(directory)[0])
+            for place in directory.places[1:]:
+                place.close()
+            del directory.places[1:]
+
+    def _exchange(
+        self, node: Node, old: Node, old_name: bytes, target: Node, new: Node, new_name: bytes
+    ) -> None:
+        self._detach_from_below(node, old, old_name, new, new_name)
+        self._detach_from_below(target, new, new_name, old, old_name)
+        source, destination = self.upper(old), self.upper(new)
+        linux.renameat2(source.open(), old_name, destination.open(), new_name, linux.RENAME_EXCHANGE)
+        assert old.children is not None and new.children is not None
+        self._moved(node, old, old_name, new, new_name)
+        self._moved(target, new, new_name, old, old_name)
+        old.children[old_name], new.children[new_name] = target, node
+
+    def _moved(self, node: Node, old: Node, old_name: bytes, new: Node, new_name: bytes) -> None:
+        """Follow a rename of the upper layer."""
+        assert old.children is not None and new.children is not None
+        if old.children.get(old_name) is node:
+            del old.children[old_name]
+        new.children[new_name] = node
+        if (old, old_name) in node.names:
+            node.names[node.names.index((old, old_name))] = (new, new_name)
+        elif node.children is None:
+            self._place(node, new, new_name)
+        else:
+            node.parent, node.name = new, new_name
+            node.places[0].parent, node.places[0].name = new.places[0], new_name
+        self.nodes.release(old)
+
+    def set_xattr(self, node: Node, name: bytes, value: bytes, flags: int) -> None:
+        """Set an extended attribute (setxattr(2))."""
+        self.copy_up(node)
+        path, follow = self.path(node)
+        os.setxattr(path, self.stored(name), value, flags, follow_symlinks=follow)
+
+    def remove_xattr(self, node: Node, name: bytes) -> None:
+        """Remove an extended attribute (removexattr(2))."""
+        self.xattr(node, name)  # what is not there is no reason to copy up
+        self.copy_up(node)
+        path, follow = self.path(node)
+        os.removexattr(path, self.stored(name), follow_symlinks=follow)
+
+    def chmod(self, node: Node, mode: int) -> None:
+        """Change the mode (chmod(2))."""
+        self.copy_up(node)
+        os.chmod(self.path(node)[0], mode)
+
+    def chown(self, node: Node, uid: int, gid: int) -> None:
+        """Change the owner (chown(2)); -1 leaves one as it is."""
+        self.copy_up(node)
+        path, follow = self.path(node)
+        os.chown(path, uid, gid, follow_symlinks=follow)
+
+    def utime(self, node: Node, atime_ns: int, mtime_ns: int) -> None:
+        """Set both times, nanoseconds (utimensat(2))."""
+        self.copy_up(node)
+        path, follow = self.path(node)
+        os.utime(path, ns=(atime_ns, mtime_ns), follow_symlinks=follow)
+
+    def truncate(self, node: Node, size: int) -> None:
+        """Change a regular file's length (truncate(2))."""
+        self.copy_up(node, data=size > 0)
+        os.truncate(self.path(node)[0], size)

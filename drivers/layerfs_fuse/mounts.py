@@ -1,0 +1,97 @@
+"""A union as a mount: data first, and how it is made real, with a server process that is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+from pathlib import Path
+
+from layerfs import linux, mounting
+from layerfs.errors import MountError
+from layerfs.mount import Mount
+from layerfs_fuse import process
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FuseMount(Mount):
+    """Layers merged by a server of our own; the fields are those of `layerfs.mount.Overlay`."""
+
+    lower: tuple[Path, ...]
+    upper: Path | None
+    work: Path | None
+    user_xattrs: bool = False
+
+
+@mounting.attach.register
+def _attach(mount: FuseMount, target: Path | int) -> None:
+    mounting.attach_tree(_served(mount), target)
+
+
+@mounting.open_mount.register
+def _open(mount: FuseMount) -> int:
+    return mounting.readable(_served(mount))
+
+
+def _served(mount: FuseMount) -> int:
+    """Make a detached mount, start its server, and give the mount's descriptor."""
+    try:
+        return _serve(mount)
+    except OSError as error:
+        if isinstance(error, MountError):
+            raise
+        hint = {
+            errno.ENOENT: "there is no /dev/fuse, or a layer is missing: try `modprobe fuse`",
+            errno.ENODEV: "the kernel has no FUSE: try `modprobe fuse`",
+            errno.EPERM: "mounting needs root, or CAP_SYS_ADMIN in a user and mount namespace of one's own",
+            errno.EACCES: "/dev/fuse may not be opened",
+        }.get(error.errno or 0)
+        raise MountError(f"cannot mount {mount.source!r}: {error}", errno=error.errno, hint=hint) from error
+
+
+def _serve(mount: FuseMount) -> int:
+    opened: list[int] = []
+    try:
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        opened.append(device)
+        roots = []
+        for directory in mount.lower if mount.upper is None else (mount.upper, *mount.lower):
+            roots.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            opened.append(roots[-1])
+        work = None
+        if mount.work is not None:
+            work = _open_work(mount.work)
+            opened.append(work)
+        tree = _new_mount(mount, device)
+        try:
+            process.start(device, roots, work, user_xattrs=mount.user_xattrs)
+        except BaseException:
+            os.close(tree)
+            raise
+        return tree
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def _open_work(directory: Path) -> int:
+    """Open the directory in which copies are made, which lies in the work directory as overlayfs's does."""
+    place = directory / "work"
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(place, 0o700)
+    return os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _new_mount(mount: FuseMount, device: int) -> int:
+    context = linux.fsopen("fuse")
+    try:
+        options = (
+            f"source={mount.source}", "subtype=layerfs", f"fd={device}", "rootmode=40000",
+            f"user_id={os.geteuid()}", f"group_id={os.getegid()}", "allow_other", "default_permissions",
+        )  # fmt: skip
+        mounting.set_options(context, options if mount.upper is not None else ("ro", *options))
+        linux.fsconfig_create(context)
+        return linux.fsmount(context, linux.MOUNT_ATTR_RDONLY if mount.upper is None else 0)
+    finally:
+        os.close(context)

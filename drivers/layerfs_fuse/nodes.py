@@ -1,0 +1,155 @@
+"""The files that the kernel knows of: an inode each, with where it lies and how often it was looked up."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from layerfs_fuse.places import Found, Layers, Place
+
+ROOT_ID = 1
+
+
+class Node:
+    """One file of the merged tree; `at` and `at_name` say where its topmost copy lies."""
+
+    __slots__ = (
+        "at", "at_name", "children", "descriptor", "id", "linked", "lookups", "name", "names", "number",
+        "parent", "places", "upper", "users",
+    )  # fmt: skip
+
+    def __init__(self, identity: int, parent: Node | None, name: bytes) -> None:
+        self.id = identity
+        self.lookups = 0
+        self.parent = parent
+        self.name = name
+        # Further names of the same file of the upper layer.
+        self.names: list[tuple[Node, bytes]] = []
+        self.children: dict[bytes, Node] | None = None
+        # The merged directories, top first.
+        self.places: list[Place] = []
+        self.at: Place | None = None
+        self.at_name = b""
+        self.upper = False
+        # How `Nodes` finds it by its file, when that has several names.
+        self.linked: tuple[int, int] | None = None
+        # A file without a name is reached through this (O_PATH).
+        self.descriptor = -1
+        self.number = 0
+        # How many open handles there are.
+        self.users = 0
+
+    @property
+    def is_directory(self) -> bool:
+        """Say whether this is a directory."""
+        return self.children is not None
+
+
+class Nodes:
+    """Every node that the kernel holds, by its id and, below its directory, by its name."""
+
+    def __init__(self, layers: Layers, *, writable: bool) -> None:
+        self.layers = layers
+        self.writable = writable
+        self._by_id: dict[int, Node] = {}
+        self._next = ROOT_ID
+        # Files of the upper layer with several names are one node.
+        self._linked: dict[tuple[int, int], Node] = {}
+        self.root = self._new(None, b"")
+        self.root.children = {}
+        self.root.places = list(layers.roots)
+        self.root.upper = writable
+        self.root.number = layers.number(os.fstat(layers.roots[0].open()))
+        self.root.lookups = 1
+
+    def _new(self, parent: Node | None, name: bytes) -> Node:
+        node = Node(self._next, parent, name)
+        self._next += 1
+        self._by_id[node.id] = node
+        return node
+
+    def get(self, identity: int) -> Node:
+        """Find the node of a request."""
+        node = self._by_id.get(identity)
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return node
+
+    def child(self, parent: Node, name: bytes) -> Node | None:
+        """Find a node that is known already."""
+        return parent.children.get(name) if parent.children is not None else None
+
+    def add(self, parent: Node, name: bytes, found: Found) -> Node:
+        """Make the node of a name that was looked up, or find the one of another name of the same file."""
+        assert parent.children is not None
+        upper = self.writable and found.parent.layer == 0
+        status = found.status
+        linked = upper and not found.places and status.st_nlink > 1
+        if linked:
+            node = self._linked.get((status.st_dev, status.st_ino))
+            if node is not None and node.lookups:
+                if node.parent is None:
+                    node.parent, node.name = parent, name
+                    node.at, node.at_name = found.parent, name
+                elif (parent, name) != (node.parent, node.name) and (parent, name) not in node.names:
+                    node.names.append((parent, name))
+                parent.children[name] = node
+                return node
+        node = self._new(parent, name)
+        node.upper = upper
+        node.number = self.layers.number(status)
+        if found.places:
+            node.children = {}
+            node.places = found.places
+        else:
+            node.at, node.at_name = found.parent, name
+        if linked:
+            self.share(node, status)
+        parent.children[name] = node
+        return node
+
+    def add_nameless(self, descriptor: int) -> Node:
+        """Make the node of a file of the upper layer that has no name, reached through `descriptor`."""
+        node = self._new(None, b"")
+        node.upper = True
+        node.descriptor = descriptor
+        node.number = self.layers.number(os.fstat(descriptor))
+        return node
+
+    def share(self, node: Node, status: os.stat_result) -> None:
+        """Remember a file that has come to have several names."""
+        node.linked = (status.st_dev, status.st_ino)
+        self._linked[node.linked] = node
+
+    def forget(self, identity: int, count: int) -> None:
+        """Take back lookups; a node that has none and no children goes."""
+        node = self._by_id.get(identity)
+        if node is None or node is self.root:
+            return
+        node.lookups -= count
+        self.release(node)
+
+    def release(self, node: Node) -> None:
+        """Let a node go that nobody needs any longer, and those above it that it kept."""
+        current: Node | None = node
+        while current is not None and current is not self.root:
+            if current.lookups > 0 or current.children or current.users:
+                return
+            self._by_id.pop(current.id, None)
+            if current.linked is not None and self._linked.get(current.linked) is current:
+                del self._linked[current.linked]
+            above = current.parent
+            for parent, name in ((above, current.name), *current.names):
+                if (
+                    parent is not None
+                    and parent.children is not None
+                    and parent.children.get(name) is current
+                ):
+                    del parent.children[name]
+            for place in current.places:
+                place.close()
+            if current.descriptor >= 0:
+                os.close(current.descriptor)
+                current.descriptor = -1
+            current.parent = None
+            current = above

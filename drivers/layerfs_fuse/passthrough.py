@@ -1,0 +1,62 @@
+"""File data that the kernel moves itself: which open files are tied to a file below (FUSE_PASSTHROUGH).
+
+The kernel's rules: all opens of one inode at a time go to the same file below, or none does. Files of the
+upper layer qualify; those of lower layers may be copied up while they are open, so their data goes
+through the page cache.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from struct import Struct
+from typing import Final
+
+from layerfs_fuse.handles import OpenFile
+from layerfs_fuse.nodes import Node
+
+_MAP: Final = Struct("=iIQ")
+_IDENTITY: Final = Struct("=I")
+_OPEN: Final = 0x4010E501
+_CLOSE: Final = 0x4004E502
+
+
+class Passthrough:
+    """The files below that the kernel was given, and how many open files use each."""
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+        self._users: dict[int, int] = {}
+        self._identities: dict[int, int] = {}
+        self.enabled = False
+
+    def tie(self, node: Node, file: OpenFile, *, guarded: bool) -> int:
+        """Tie a file that was just opened to the one below; gives the backing id, 0 when that cannot be.
+
+        What is `guarded` is tied only where it has to be, because another open file is.
+        """
+        if not self.enabled or not node.upper:
+            return 0
+        users = self._users.get(node.id, 0)
+        if users == 0:
+            if guarded or node.users > 1:
+                return 0
+            try:
+                # With a buffer that may change, the answer is the call's own: the backing id.
+                identity = fcntl.ioctl(self._device, _OPEN, bytearray(_MAP.pack(file.descriptor, 0, 0)))
+            except OSError:
+                # No privilege, or a file system below that is stacked too deep: it will not get better.
+                self.enabled = False
+                return 0
+            self._identities[node.id] = identity
+        self._users[node.id] = users + 1
+        file.backing = self._identities[node.id]
+        return file.backing
+
+    def untie(self, node: Node, file: OpenFile) -> None:
+        """Take note that an open file is closed."""
+        if not file.backing:
+            return
+        self._users[node.id] -= 1
+        if not self._users[node.id]:
+            del self._users[node.id]
+            fcntl.ioctl(self._device, _CLOSE, _IDENTITY.pack(self._identities.pop(node.id)))

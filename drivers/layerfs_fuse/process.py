@@ -1,0 +1,98 @@
+"""The server as a process of its own, left behind by the one that mounts; it ends with the mount."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import os
+import resource
+import signal
+import warnings
+from typing import Final
+
+from layerfs import linux
+from layerfs_fuse.changes import Changes
+from layerfs_fuse.places import Layers
+from layerfs_fuse.server import Server
+from layerfs_fuse.union import Union
+
+_MOST_OPEN: Final = 4096
+_MARGIN: Final = 256
+
+
+def start(device: int, roots: list[int], work: int | None, *, user_xattrs: bool) -> None:
+    """Leave a process behind that serves a mount.
+
+    Args:
+        device: the /dev/fuse of the mount.
+        roots: the layers' directories, top first; the first one is written if there is a `work`.
+        work: the work directory.
+        user_xattrs: whether overlayfs's attributes are user.overlay.* in these layers.
+    """
+    with warnings.catch_warnings():
+        # From Python 3.12: the child of a process with threads must not need them, and does not.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        if os.fork() == 0:
+            _serve(device, roots, work, user_xattrs=user_xattrs)
+    finally:
+        os._exit(0)
+
+
+def _serve(device: int, roots: list[int], work: int | None, *, user_xattrs: bool) -> None:
+    gc.freeze()
+    device, *roots = (_above_standard(each) for each in (device, *roots))
+    work = None if work is None else _above_standard(work)
+    _be_alone({device, *roots, *(() if work is None else (work,))})
+    most = _raise_limit() - _MARGIN
+    layers = Layers(roots, user_xattrs=user_xattrs, most_open=max(64, min(_MOST_OPEN, most - len(roots))))
+    os.chdir("/proc/self/fd")
+    layers.descriptors = b""
+    _leave_mounts()
+    union = Union(layers, writable=False) if work is None else Changes(layers, work)
+    Server(device, union).run()
+
+
+def _above_standard(descriptor: int) -> int:
+    """Move a descriptor that stands where a standard stream would, because the parent had closed that."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) if descriptor < 3 else descriptor
+
+
+def _be_alone(kept: set[int]) -> None:
+    """Keep nothing of the process that mounts: no descriptor, no session, no signal handler."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    null = os.open("/dev/null", os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+    first = 3
+    for descriptor in sorted(kept):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+
+
+def _raise_limit() -> int:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _leave_mounts() -> None:
+    """Move to an empty mount namespace.
+
+    In the one where the tree is mounted, the server would keep alive what keeps the server alive. Where
+    it may not, it stays: an unmount ends it all the same.
+    """
+    with contextlib.suppress(OSError):
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        linux.umount("/", linux.MNT_DETACH)

@@ -1,0 +1,364 @@
+"""Answers the kernel's requests out of a union, one after the other."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from typing import Final
+
+from layerfs import linux
+from layerfs_fuse import protocol as p
+from layerfs_fuse.changes import Changes, Maker, failure
+from layerfs_fuse.device import Device
+from layerfs_fuse.handles import Listings, OpenFile
+from layerfs_fuse.nodes import Node
+from layerfs_fuse.passthrough import Passthrough
+from layerfs_fuse.protocol import Attribute, Op
+from layerfs_fuse.union import Union
+
+_UNKNOWN: Final = 0xFFFFFFFF
+_KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
+
+Handler = Callable[[Node, memoryview], bytes | None]
+
+
+class Server:
+    """Serves one mount; `device` is its open /dev/fuse."""
+
+    def __init__(self, device: int, union: Union) -> None:
+        self._device = Device(device)
+        self._union = union
+        self._files: dict[int, OpenFile] = {}
+        self._listings = Listings(union)
+        self._spares_opendir = False
+        self._next_handle = 1
+        self._passthrough = Passthrough(device)
+        self._maker = Maker(0, 0, 0)
+        self._handlers: dict[int, Handler] = {
+            op: getattr(self, f"_{op.name.lower()}") for op in Op if hasattr(self, f"_{op.name.lower()}")
+        }
+
+    def run(self) -> None:
+        """Serve until the file system is unmounted."""
+        buffer, size = self._device.buffer, p.REQUEST.size
+        view = memoryview(buffer)
+        while length := self._device.receive():
+            _, op, unique, identity, uid, gid, _, _, _ = p.REQUEST.unpack_from(buffer)
+            body = view[size:length]
+            if op in (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT):
+                self._forget(op, identity, body)
+                continue
+            if op == Op.DESTROY:
+                self._device.send(unique, b"")
+                return
+            self._maker = Maker(uid, gid, 0)
+            self._answer(op, unique, identity, body)
+            self._union.layers.trim()
+
+    def _answer(self, op: int, unique: int, identity: int, body: memoryview) -> None:
+        try:
+            if op == Op.INIT:
+                answer: bytes | None = self._init(body)
+            else:
+                handler = self._handlers.get(op)
+                if handler is None:
+                    raise failure(errno.ENOSYS)
+                answer = handler(self._union.nodes.get(identity), body)
+        except OSError as error:
+            self._device.send(unique, b"", error.errno or errno.EIO)
+        except Exception:
+            # Whatever went wrong inside, the process that asks must get an answer, else it hangs.
+            self._device.send(unique, b"", errno.EIO)
+            self.failed()
+        else:
+            self._device.send(unique, answer or b"")
+
+    def failed(self) -> None:
+        """Hear of an error of our own, in the block that handles it; a place for tests to listen."""
+
+    @property
+    def _changes(self) -> Changes:
+        if not isinstance(self._union, Changes):
+            raise failure(errno.EROFS)
+        return self._union
+
+    def _init(self, body: memoryview) -> bytes:
+        major, minor, readahead, flags, more = p.INIT_IN.unpack_from(body)
+        if major != p.MAJOR:
+            return p.INIT_OUT.pack(p.MAJOR, p.MINOR, *([0] * 11))
+        agreed = p.WANTED & (flags | more << 32)
+        self._spares_opendir = bool(agreed & p.Init.NO_OPENDIR_SUPPORT)
+        self._passthrough.enabled = bool(agreed & p.Init.PASSTHROUGH)
+        return p.INIT_OUT.pack(
+            p.MAJOR, min(minor, p.MINOR), readahead, agreed & 0xFFFFFFFF, 64, 48, p.MAX_WRITE, 1,
+            p.MAX_PAGES, 0, agreed >> 32, 1, 0,
+        )  # fmt: skip
+
+    def _forget(self, op: int, identity: int, body: memoryview) -> None:
+        if op == Op.FORGET:
+            self._union.nodes.forget(identity, p.FORGET_IN.unpack_from(body)[0])
+        elif op == Op.BATCH_FORGET:
+            count, _ = p.BATCH_FORGET_IN.unpack_from(body)
+            end = p.BATCH_FORGET_IN.size + count * p.BATCH_FORGET_ONE.size
+            for node, times in p.BATCH_FORGET_ONE.iter_unpack(body[p.BATCH_FORGET_IN.size : end]):
+                self._union.nodes.forget(node, times)
+
+    # Names and attributes.
+
+    def _attributes(self, node: Node) -> bytes:
+        found = self._union.stat(node)
+        # Of a merged directory nobody has counted the subdirectories: 1 says so (find(1) understands it).
+        links = 1 if len(node.places) > 1 else found.st_nlink
+        if node.parent is None and node.children is not None and node is not self._union.nodes.root:
+            links = 0
+        return p.attributes(found, node.number, links)
+
+    def _entry(self, node: Node) -> bytes:
+        attributes = self._attributes(node)
+        node.lookups += 1
+        return p.ENTRY_OUT.pack(node.id, 0, p.FOREVER, p.FOREVER, 0, 0) + attributes
+
+    def _attr_out(self, node: Node) -> bytes:
+        return p.ATTR_OUT.pack(p.FOREVER, 0, 0) + self._attributes(node)
+
+    def _lookup(self, node: Node, body: memoryview) -> bytes:
+        found = self._union.lookup(node, _name(body))
+        return p.NEGATIVE if found is None else self._entry(found)
+
+    def _getattr(self, node: Node, body: memoryview) -> bytes:
+        return self._attr_out(node)
+
+    def _setattr(self, node: Node, body: memoryview) -> bytes:
+        (valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = (
+            p.SETATTR_IN.unpack_from(body)
+        )
+        changes = self._changes
+        if valid & Attribute.SIZE:
+            changes.truncate(node, size)
+            if valid & Attribute.KILL_SUIDGID:
+                self._kill_set_ids(node)
+        if valid & (Attribute.UID | Attribute.GID):
+            changes.chown(node, uid if valid & Attribute.UID else -1, gid if valid & Attribute.GID else -1)
+        if valid & Attribute.MODE:
+            changes.chmod(node, stat.S_IMODE(mode))
+        if valid & (Attribute.ATIME | Attribute.MTIME):
+            now, found = time.time_ns(), self._union.stat(node)
+            changes.utime(
+                node,
+                _time(valid, Attribute.ATIME, Attribute.ATIME_NOW, now, atime, atime_ns, found.st_atime_ns),
+                _time(valid, Attribute.MTIME, Attribute.MTIME_NOW, now, mtime, mtime_ns, found.st_mtime_ns),
+            )
+        return self._attr_out(node)
+
+    def _kill_set_ids(self, node: Node) -> None:
+        """Take setuid, and setgid where the group may execute, from a file that somebody else writes."""
+        mode = stat.S_IMODE(self._union.stat(node).st_mode)
+        left = mode & ~stat.S_ISUID
+        if mode & _KILL_GROUP == _KILL_GROUP:
+            left &= ~stat.S_ISGID
+        if left != mode:
+            self._changes.chmod(node, left)
+
+    def _readlink(self, node: Node, body: memoryview) -> bytes:
+        return self._union.readlink(node)
+
+    def _mknod(self, node: Node, body: memoryview) -> bytes:
+        mode, device, umask, _ = p.MKNOD_IN.unpack_from(body)
+        name = _name(body[p.MKNOD_IN.size :])
+        return self._entry(self._changes.mknod(node, name, mode, device, self._maker._replace(umask=umask)))
+
+    def _mkdir(self, node: Node, body: memoryview) -> bytes:
+        mode, umask = p.MKDIR_IN.unpack_from(body)
+        name = _name(body[p.MKDIR_IN.size :])
+        return self._entry(self._changes.mkdir(node, name, mode, self._maker._replace(umask=umask)))
+
+    def _symlink(self, node: Node, body: memoryview) -> bytes:
+        name, target, _ = bytes(body).split(b"\0", 2)
+        return self._entry(self._changes.symlink(node, name, target, self._maker))
+
+    def _link(self, node: Node, body: memoryview) -> bytes:
+        source = self._union.nodes.get(p.LINK_IN.unpack_from(body)[0])
+        return self._entry(self._changes.link(source, node, _name(body[p.LINK_IN.size :])))
+
+    def _unlink(self, node: Node, body: memoryview) -> None:
+        self._changes.unlink(node, _name(body))
+
+    def _rmdir(self, node: Node, body: memoryview) -> None:
+        self._changes.rmdir(node, _name(body))
+
+    def _rename(self, node: Node, body: memoryview) -> None:
+        (directory,) = p.RENAME_IN.unpack_from(body)
+        self._move(node, directory, body[p.RENAME_IN.size :], 0)
+
+    def _rename2(self, node: Node, body: memoryview) -> None:
+        directory, flags, _ = p.RENAME2_IN.unpack_from(body)
+        self._move(node, directory, body[p.RENAME2_IN.size :], flags)
+
+    def _move(self, node: Node, directory: int, names: memoryview, flags: int) -> None:
+        old_name, new_name, _ = bytes(names).split(b"\0", 2)
+        self._changes.rename(node, old_name, self._union.nodes.get(directory), new_name, flags)
+
+    # Regular files.
+
+    def _open(self, node: Node, body: memoryview) -> bytes:
+        flags, more = p.OPEN_IN.unpack_from(body)
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            self._changes.copy_up(node, data=not flags & os.O_TRUNC)
+            if flags & os.O_TRUNC:
+                self._changes.truncate(node, 0)
+                if more & p.OPEN_KILL_SUIDGID:
+                    self._kill_set_ids(node)
+        return self._opened(node, flags)
+
+    def _opened(self, node: Node, flags: int) -> bytes:
+        handle = self._next_handle
+        self._next_handle += 1
+        file = self._files[handle] = OpenFile(self._union, node, flags)
+        if identity := self._passthrough.tie(node, file, guarded=self._is_guarded(node, flags)):
+            return p.OPEN_OUT.pack(handle, p.OPENED_PASSTHROUGH, identity)
+        # What the page cache holds is true, unless the file was written past it.
+        stale = node.upper and self._passthrough.enabled
+        return p.OPEN_OUT.pack(handle, 0 if stale else p.OPENED_KEEP_CACHE, 0)
+
+    def _is_guarded(self, node: Node, flags: int) -> bool:
+        """Say whether writing must take setuid or setgid away, which the kernel leaves to us."""
+        if not flags & os.O_ACCMODE:
+            return False
+        return bool(self._union.stat(node).st_mode & (stat.S_ISUID | stat.S_ISGID))
+
+    def _create(self, node: Node, body: memoryview) -> bytes:
+        flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
+        name = _name(body[p.CREATE_IN.size :])
+        maker = self._maker._replace(umask=umask)
+        made = self._changes.mknod(node, name, stat.S_IFREG | stat.S_IMODE(mode), 0, maker)
+        return self._entry(made) + self._opened(made, flags)
+
+    def _tmpfile(self, node: Node, body: memoryview) -> bytes:
+        flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
+        made = self._changes.tmpfile(node, mode, self._maker._replace(umask=umask))
+        return self._entry(made) + self._opened(made, flags)
+
+    def _file(self, handle: int) -> int:
+        return self._files[handle].current(self._union)
+
+    def _read(self, node: Node, body: memoryview) -> bytes:
+        handle, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
+        return os.pread(self._file(handle), size, offset)
+
+    def _write(self, node: Node, body: memoryview) -> bytes:
+        handle, offset, size, flags, _, _, _ = p.WRITE_IN.unpack_from(body)
+        data = body[p.WRITE_IN.size : p.WRITE_IN.size + size]
+        written = os.pwrite(self._file(handle), data, offset)
+        if flags & p.WRITE_KILL_SUIDGID:
+            self._kill_set_ids(node)
+        return p.SIZE_OUT.pack(written, 0)
+
+    def _release(self, node: Node, body: memoryview) -> None:
+        file = self._files.pop(p.RELEASE_IN.unpack_from(body)[0])
+        self._passthrough.untie(node, file)
+        file.close()
+        self._union.nodes.release(node)
+
+    def _fsync(self, node: Node, body: memoryview) -> None:
+        handle, data_only, _ = p.FSYNC_IN.unpack_from(body)
+        (os.fdatasync if data_only & 1 else os.fsync)(self._file(handle))
+
+    def _lseek(self, node: Node, body: memoryview) -> bytes:
+        handle, offset, whence, _ = p.LSEEK_IN.unpack_from(body)
+        return p.OFFSET_OUT.pack(os.lseek(self._file(handle), offset, whence))
+
+    def _fallocate(self, node: Node, body: memoryview) -> None:
+        handle, offset, length, mode, _ = p.FALLOCATE_IN.unpack_from(body)
+        linux.fallocate(self._file(handle), mode, offset, length)
+
+    def _copy_file_range(self, node: Node, body: memoryview) -> bytes:
+        source, at, _, target, to, length, _ = p.COPY_FILE_RANGE_IN.unpack_from(body)
+        done = os.copy_file_range(self._file(source), self._file(target), min(length, 1 << 30), at, to)
+        return p.SIZE_OUT.pack(done, 0)
+
+    # Directories.
+
+    def _opendir(self, node: Node, body: memoryview) -> bytes:
+        if self._spares_opendir:
+            # The kernel asks no more then, and caches listings.
+            raise failure(errno.ENOSYS)
+        return p.OPEN_OUT.pack(0, p.OPENED_KEEP_CACHE | p.OPENED_CACHE_DIRECTORY, 0)
+
+    def _readdir(self, node: Node, body: memoryview) -> bytes:
+        _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
+        parts = bytearray()
+        for place, (name, number, kind) in self._listings.after(node, offset):
+            one = p.dirent(number, place, name, kind)
+            if len(parts) + len(one) > size:
+                break
+            parts += one
+        return bytes(parts)
+
+    def _readdirplus(self, node: Node, body: memoryview) -> bytes:
+        _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
+        parts = bytearray()
+        for place, (name, number, kind) in self._listings.after(node, offset):
+            room = len(p.NO_ENTRY) + p.DIRENT.size + (len(name) + 7) // 8 * 8
+            if len(parts) + room > size:
+                break
+            found = None if name in (b".", b"..") else self._union.lookup(node, name)
+            if found is None:
+                parts += p.NO_ENTRY + p.dirent(number, place, name, kind)
+            else:
+                parts += self._entry(found) + p.dirent(found.number, place, name, kind)
+        return bytes(parts)
+
+    def _releasedir(self, node: Node, body: memoryview) -> None:
+        """There is nothing to let go."""
+
+    def _fsyncdir(self, node: Node, body: memoryview) -> None:
+        if node.upper and node.places:
+            os.fsync(node.places[0].open())
+
+    # Extended attributes and the file system as a whole.
+
+    def _setxattr(self, node: Node, body: memoryview) -> None:
+        size, flags = p.SETXATTR_IN.unpack_from(body)
+        name, _, rest = bytes(body[p.SETXATTR_IN.size :]).partition(b"\0")
+        self._changes.set_xattr(node, name, rest[:size], flags)
+
+    def _getxattr(self, node: Node, body: memoryview) -> bytes:
+        size, _ = p.GETXATTR_IN.unpack_from(body)
+        return _sized(self._union.xattr(node, _name(body[p.GETXATTR_IN.size :])), size)
+
+    def _listxattr(self, node: Node, body: memoryview) -> bytes:
+        size, _ = p.GETXATTR_IN.unpack_from(body)
+        return _sized(b"".join(name + b"\0" for name in self._union.xattr_names(node)), size)
+
+    def _removexattr(self, node: Node, body: memoryview) -> None:
+        self._changes.remove_xattr(node, _name(body))
+
+    def _statfs(self, node: Node, body: memoryview) -> bytes:
+        found = os.fstatvfs(self._union.layers.roots[0].open())
+        return p.STATFS_OUT.pack(
+            found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree,
+            found.f_bsize, found.f_namemax, found.f_frsize, 0,
+        )  # fmt: skip
+
+
+def _name(body: memoryview) -> bytes:
+    """Read a name that ends with a NUL."""
+    return bytes(body).partition(b"\0")[0]
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """Answer a question for an attribute's value, or for its size (`size` 0)."""
+    if size == 0:
+        return p.SIZE_OUT.pack(len(value), 0)
+    if len(value) > size:
+        raise failure(errno.ERANGE)
+    return value
+
+
+def _time(valid: int, given: int, at_once: int, now: int, seconds: int, rest: int, old: int) -> int:
+    if not valid & given:
+        return old
+    return now if valid & at_once else seconds * 1_000_000_000 + rest

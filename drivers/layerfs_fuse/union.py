@@ -1,0 +1,132 @@
+"""The union as it is read: names looked up through the layers, directories merged, attributes found."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final, NamedTuple
+
+from layerfs_fuse.nodes import Node, Nodes
+from layerfs_fuse.places import Layers, Place
+
+_OVERLAY: Final = b"overlay."
+
+
+class Listed(NamedTuple):
+    """One name of a directory, with the type bits of its mode shifted as in dirent(3)."""
+
+    name: bytes
+    number: int
+    type: int
+
+
+class Union:
+    """A merged tree; nothing of it changes through this class (`layerfs_fuse.changes` does that)."""
+
+    def __init__(self, layers: Layers, *, writable: bool) -> None:
+        self.layers = layers
+        self.nodes = Nodes(layers, writable=writable)
+
+    def lookup(self, parent: Node, name: bytes) -> Node | None:
+        """Find what a name stands for; None when there is no such file."""
+        if parent.children is None:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        node = parent.children.get(name)
+        if node is not None:
+            return node
+        found = self.layers.merge(parent.places, name)
+        return None if found is None else self.nodes.add(parent, name, found)
+
+    def stat(self, node: Node) -> os.stat_result:
+        """Read the attributes of the topmost copy; `number_links` and `Node.number` correct two of them."""
+        if node.descriptor >= 0:
+            return os.fstat(node.descriptor)
+        if node.children is not None:
+            return os.fstat(node.places[0].open())
+        assert node.at is not None
+        return os.stat(node.at_name, dir_fd=node.at.open(), follow_symlinks=False)
+
+    def path(self, node: Node) -> tuple[bytes, bool]:
+        """Name the topmost copy for calls that want a path, and say whether they must follow that."""
+        if node.descriptor >= 0:
+            return self.layers.through(node.descriptor), True
+        if node.children is not None:
+            return self.layers.through(node.places[0].open()), True
+        assert node.at is not None
+        return self.layers.through(node.at.open(), node.at_name), False
+
+    def open(self, node: Node, flags: int) -> int:
+        """Open the topmost copy of a regular file."""
+        if node.descriptor >= 0:
+            return os.open(self.layers.through(node.descriptor), flags | os.O_CLOEXEC)
+        assert node.at is not None
+        return os.open(node.at_name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.at.open())
+
+    def readlink(self, node: Node) -> bytes:
+        """Read a symlink."""
+        if node.descriptor >= 0:
+            return os.readlink(b"", dir_fd=node.descriptor)
+        assert node.at is not None
+        return os.readlink(node.at_name, dir_fd=node.at.open())
+
+    def entries(self, node: Node) -> list[Listed]:
+        """List a directory, whiteouts and what they hide left out, ``.`` and ``..`` too."""
+        assert node.children is not None
+        if node.parent is None and node is not self.nodes.root:
+            return []
+        merged = len(node.places) > 1
+        seen: set[bytes] = set()
+        found = []
+        for place in node.places:
+            with os.scandir(place.open()) as entries:
+                for entry in entries:
+                    name = os.fsencode(entry.name)
+                    if merged:
+                        if name in seen:
+                            continue
+                        seen.add(name)
+                    kind = self._type(place, name, entry)
+                    if kind:
+                        known = node.children.get(name)
+                        number = entry.inode() if known is None else known.number
+                        found.append(Listed(name, number, kind))
+        return found
+
+    def _type(self, place: Place, name: bytes, entry: os.DirEntry[str]) -> int:
+        """Give the type of an entry as in dirent(3), 0 for a whiteout."""
+        if entry.is_dir(follow_symlinks=False):
+            return stat.S_IFDIR >> 12
+        if entry.is_symlink():
+            return stat.S_IFLNK >> 12
+        if entry.is_file(follow_symlinks=False) and place.marked is False:
+            return stat.S_IFREG >> 12
+        status = entry.stat(follow_symlinks=False)
+        return 0 if self.layers.is_whiteout(place, name, status) else stat.S_IFMT(status.st_mode) >> 12
+
+    def is_empty(self, node: Node) -> bool:
+        """Say whether a directory shows no name."""
+        return not self.entries(node)
+
+    def xattr_names(self, node: Node) -> list[bytes]:
+        """List the extended attributes, overlayfs's own left out."""
+        path, follow = self.path(node)
+        names = map(os.fsencode, os.listxattr(path, follow_symlinks=follow))
+        return [shown for name in names if (shown := self._shown(name))]
+
+    def xattr(self, node: Node, name: bytes) -> bytes:
+        """Read one extended attribute."""
+        path, follow = self.path(node)
+        return os.getxattr(path, self.stored(name), follow_symlinks=follow)
+
+    def stored(self, name: bytes) -> bytes:
+        """Give the name under which a layer keeps an attribute: overlayfs's own name space is escaped."""
+        prefix = self.layers.prefix
+        return prefix + _OVERLAY + name[len(prefix) :] if name.startswith(prefix) else name
+
+    def _shown(self, name: bytes) -> bytes | None:
+        prefix = self.layers.prefix
+        if not name.startswith(prefix):
+            return name
+        escaped = prefix + _OVERLAY
+        return prefix + name[len(escaped) :] if name.startswith(escaped) else None

@@ -141,3 +141,24 @@ def test_the_same_tree_gives_the_same_bytes(first: Sequence[Operation]) -> None:
         shutil.copystat(place / "one", place / "nothing")
         nothing = place / "nothing"
         assert layer_between(nothing, place / "one") == layer_between(nothing, place / "other")
+
+
+def test_names_that_are_no_longer_links_of_one_file_are_sent_apart() -> None:
+    with workspace() as place:
+        before = place / "before"
+        before.mkdir()
+        (before / "a").write_bytes(b"same")
+        os.link(before / "a", before / "b")
+        os.utime(before, ns=(0, 0))
+        after = copied(before, place / "after")
+        shutil.copy2(after / "b", place / "apart")
+        os.rename(place / "apart", after / "b")
+        os.utime(after, ns=(0, 0))
+        layer = layer_between(before, after)
+        tree = opened(before)
+        try:
+            unpack_in_place(tree, unpacks(layer))
+        finally:
+            os.close(tree)
+        assert snapshot(before) == snapshot(after)
+        assert (before / "a").stat().st_nlink == 1

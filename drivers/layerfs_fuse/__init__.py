@@ -13,6 +13,7 @@ from layerfs.mount import Bind, Mount
 from layerfs.overlay_layers import OverlayLayers, may_set_trusted
 from layerfs.tree.whiteouts import is_overlay_whiteout
 from layerfs_fuse.mounts import FuseMount
+from layerfs_fuse.overlay_dialect import OverlayDialect
 
 __all__ = ["FuseDriver", "FuseMount"]
 
@@ -38,19 +39,23 @@ class FuseDriver(OverlayLayers):
             return Bind(source, self._diff(layer), read_only=False)
         lower = tuple(self._diff(each) for each in reversed(below))
         work = self._directories.path(layer) / "work"
-        return FuseMount(source, lower, self._diff(layer), work, self._user_xattrs)
+        return FuseMount(source, lower, self._diff(layer), work, self._dialect)
 
     def _stack(self, layers: Sequence[str]) -> Mount:
         source = f"layerfs-{layers[-1]}"
         lower = tuple(self._diff(layer) for layer in reversed(layers))
         if len(lower) == 1:
             return Bind(source, lower[0], read_only=True)
-        return FuseMount(source, lower, None, None, self._user_xattrs)
+        return FuseMount(source, lower, None, None, self._dialect)
 
     def _open_stack(self, layers: Sequence[str]) -> int:
         if len(layers) == 1:
             return os.open(self._diff(layers[0]), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         return mounting.open_mount(self._stack(layers))
+
+    @property
+    def _dialect(self) -> OverlayDialect:
+        return OverlayDialect(self._user_xattrs)
 
     def _open_merged(self, layers: Sequence[str]) -> int:
         return self._open_stack(layers)
@@ -67,7 +72,7 @@ def _try(scratch: Path) -> None:
         directory.mkdir()
     for name in ("changed", "deleted", "directory/below"):
         (lower / name).write_bytes(b"x")
-    mount = FuseMount("layerfs-check", (lower,), upper, work, not may_set_trusted(scratch))
+    mount = FuseMount("layerfs-check", (lower,), upper, work, OverlayDialect(not may_set_trusted(scratch)))
     try:
         root = mounting.open_mount(mount)
     except MountError as error:

@@ -12,16 +12,17 @@ from layerfs import linux, mounting
 from layerfs.errors import MountError
 from layerfs.mount import Mount
 from layerfs_fuse import process
+from layerfs_fuse.dialect import Dialect
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FuseMount(Mount):
-    """Layers merged by a server of our own; the fields are those of `layerfs.mount.Overlay`."""
+    """Layers merged by a server of our own; the other fields are those of `layerfs.mount.Overlay`."""
 
     lower: tuple[Path, ...]
     upper: Path | None
     work: Path | None
-    user_xattrs: bool = False
+    dialect: Dialect
 
 
 @mounting.attach.register
@@ -65,7 +66,7 @@ def _serve(mount: FuseMount) -> int:
             opened.append(work)
         tree = _new_mount(mount, device)
         try:
-            process.start(device, roots, work, user_xattrs=mount.user_xattrs)
+            process.start(device, roots, work, dialect=mount.dialect)
         except BaseException:
             os.close(tree)
             raise

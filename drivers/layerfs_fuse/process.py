@@ -13,6 +13,7 @@ from typing import Final
 
 from layerfs import linux
 from layerfs_fuse.changes import Changes
+from layerfs_fuse.dialect import Dialect
 from layerfs_fuse.places import Layers
 from layerfs_fuse.server import Server
 from layerfs_fuse.union import Union
@@ -21,14 +22,14 @@ _MOST_OPEN: Final = 4096
 _MARGIN: Final = 256
 
 
-def start(device: int, roots: list[int], work: int | None, *, user_xattrs: bool) -> None:
+def start(device: int, roots: list[int], work: int | None, *, dialect: Dialect) -> None:
     """Leave a process behind that serves a mount.
 
     Args:
         device: the /dev/fuse of the mount.
         roots: the layers' directories, top first; the first one is written if there is a `work`.
         work: the work directory.
-        user_xattrs: whether overlayfs's attributes are user.overlay.* in these layers.
+        dialect: the format of these layers.
     """
     with warnings.catch_warnings():
         # From Python 3.12: the child of a process with threads must not need them, and does not.
@@ -39,18 +40,18 @@ def start(device: int, roots: list[int], work: int | None, *, user_xattrs: bool)
         return
     try:
         if os.fork() == 0:
-            _serve(device, roots, work, user_xattrs=user_xattrs)
+            _serve(device, roots, work, dialect=dialect)
     finally:
         os._exit(0)
 
 
-def _serve(device: int, roots: list[int], work: int | None, *, user_xattrs: bool) -> None:
+def _serve(device: int, roots: list[int], work: int | None, *, dialect: Dialect) -> None:
     gc.freeze()
     device, *roots = (_above_standard(each) for each in (device, *roots))
     work = None if work is None else _above_standard(work)
     _be_alone({device, *roots, *(() if work is None else (work,))})
     most = _raise_limit() - _MARGIN
-    layers = Layers(roots, user_xattrs=user_xattrs, most_open=max(64, min(_MOST_OPEN, most - len(roots))))
+    layers = Layers(roots, dialect=dialect, most_open=max(64, min(_MOST_OPEN, most - len(roots))))
     os.chdir("/proc/self/fd")
     layers.descriptors = b""
     _leave_mounts()

@@ -17,6 +17,7 @@ from layerfs_fuse.places import Found, Place
 
 _RENAME_WHITEOUT: Final = 4
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
 _LONGEST_REDIRECT: Final = 256
 # In the work directory: the whiteout that others are further names of.
 _WHITEOUT: Final = b"whiteout"
@@ -405,6 +406,15 @@ class Changes(WritableUnion):
         """Change the mode (chmod(2))."""
         self.copy_up(node)
         os.chmod(self.path(node)[0], mode)
+
+    def kill_set_ids(self, node: Node) -> None:
+        """Take setuid, and setgid where the group may execute, from a file that somebody else writes."""
+        mode = stat.S_IMODE(self.stat(node).st_mode)
+        left = mode & ~stat.S_ISUID
+        if mode & _KILL_GROUP == _KILL_GROUP:
+            left &= ~stat.S_ISGID
+        if left != mode:
+            self.chmod(node, left)
 
     def chown(self, node: Node, uid: int, gid: int) -> None:
         """Change the owner (chown(2)); -1 leaves one as it is."""

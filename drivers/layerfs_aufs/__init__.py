@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from layerfs_fuse import FuseDriver
 from layerfs_fuse.aufs_dialect import AufsDialect
 from layerfs_fuse.mounts import FuseMount
 from layerfs_fuse.trial import try_union
@@ -40,7 +41,7 @@ class AufsDriver(StackedLayers):
             return
         with probing(root) as scratch:
             try:
-                try_union(scratch, AufsDialect(), AufsWhiteouts())
+                try_union(scratch, AufsDialect(), AufsWhiteouts(), front=FuseDriver.front)
             except UnsupportedError as error:
                 raise UnsupportedError(
                     f"{_lack(refused)}, nor can layerfs's FUSE union serve it: {error}",
@@ -73,7 +74,7 @@ class AufsDriver(StackedLayers):
         # What is more than aufs can stack, the other way can.
         if self._has_kernel and len(branches) <= MOST_BRANCHES:
             return AufsMount(source, branches, writable=upper is not None)
-        return FuseMount(source, lower, upper, work, AufsDialect())
+        return FuseMount(source, lower, upper, work, AufsDialect(), FuseDriver.front)
 
     def _is_plain(self, layer: str, *, read_only: bool) -> bool:
         """Say that of a layer to be read which has none of aufs's files; they stand in a branch's root."""

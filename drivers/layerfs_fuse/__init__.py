@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from layerfs.directories import probing
 from layerfs.mount import Mount
 from layerfs.overlay_layers import OverlayLayers, may_set_trusted
 from layerfs.tree.whiteouts import OverlayWhiteouts
-from layerfs_fuse.mounts import FuseMount
+from layerfs_fuse.mounts import Front, FuseMount
 from layerfs_fuse.overlay_dialect import OverlayDialect
 from layerfs_fuse.trial import try_union
 
@@ -20,12 +21,15 @@ class FuseDriver(OverlayLayers):
 
     name = "fuse"
 
+    front: Front = "kernel" if sys.platform == "linux" else "fusepy"
+    """What serves the trees: the kernel's own protocol, which is Linux's, or libfuse 2 through fusepy."""
+
     @classmethod
     def check(cls, root: Path) -> None:
         """Serve a scratch tree below `root`, attached nowhere, and write through it."""
         with probing(root) as scratch:
             user = not may_set_trusted(scratch)
-            try_union(scratch, OverlayDialect(user), OverlayWhiteouts(user=user))
+            try_union(scratch, OverlayDialect(user), OverlayWhiteouts(user=user), front=cls.front)
 
     def _union(self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None) -> Mount:
-        return FuseMount(source, lower, upper, work, OverlayDialect(self._user_xattrs))
+        return FuseMount(source, lower, upper, work, OverlayDialect(self._user_xattrs), self.front)

@@ -14,6 +14,7 @@ from layerfs_fuse.nodes import Node
 from layerfs_fuse.places import Found, Place
 
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
 
 
 def failure(number: int) -> OSError:
@@ -316,6 +317,15 @@ class Changes(WritableUnion):
         """Change the mode (chmod(2))."""
         self.copy_up(node)
         os.chmod(self.path(node)[0], mode)
+
+    def kill_set_ids(self, node: Node) -> None:
+        """Take setuid, and setgid where the group may execute, from a file that somebody else writes."""
+        mode = stat.S_IMODE(self.stat(node).st_mode)
+        left = mode & ~stat.S_ISUID
+        if mode & _KILL_GROUP == _KILL_GROUP:
+            left &= ~stat.S_ISGID
+        if left != mode:
+            self.chmod(node, left)
 
     def chown(self, node: Node, uid: int, gid: int) -> None:
         """Change the owner (chown(2)); -1 leaves one as it is."""

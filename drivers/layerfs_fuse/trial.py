@@ -10,16 +10,17 @@ from layerfs.directories import opened
 from layerfs.errors import MountError, UnsupportedError
 from layerfs.tree.whiteouts import WhiteoutFormat
 from layerfs_fuse.dialect import Dialect
-from layerfs_fuse.mounts import FuseMount
+from layerfs_fuse.mounts import Front, FuseMount
 
 
-def try_union(scratch: Path, dialect: Dialect, whiteouts: WhiteoutFormat) -> None:
+def try_union(scratch: Path, dialect: Dialect, whiteouts: WhiteoutFormat, *, front: Front) -> None:
     """Do once what drivers rely on: copy up, hide a file, replace a directory.
 
     Args:
         scratch: an empty directory on the file system of the layers.
         dialect: the format that the union writes.
         whiteouts: the same format, to read it back.
+        front: what serves it; see `FuseMount`.
 
     Raises:
         UnsupportedError: one of them failed.
@@ -30,7 +31,7 @@ def try_union(scratch: Path, dialect: Dialect, whiteouts: WhiteoutFormat) -> Non
     for name in ("changed", "deleted", "directory/below"):
         (lower / name).write_bytes(b"x")
     try:
-        root = mounting.open_mount(FuseMount("layerfs-check", (lower,), upper, work, dialect))
+        root = mounting.open_mount(FuseMount("layerfs-check", (lower,), upper, work, dialect, front))
     except MountError as error:
         raise UnsupportedError(str(error), errno=error.errno, hint=error.hint) from error
     step = "copy a file up"

@@ -44,6 +44,15 @@ class Union:
         assert node.at is not None
         return os.stat(node.at_name, dir_fd=node.at.open(), follow_symlinks=False)
 
+    def number_links(self, node: Node, found: os.stat_result) -> int:
+        """Count the names of a file of which `found` are the attributes."""
+        if node.children is not None:
+            if node.parent is None and node is not self.nodes.root:
+                return 0
+            # Nobody has counted the subdirectories of a merged one: 1 says so (find(1) understands it).
+            return 1 if len(node.places) > 1 else found.st_nlink
+        return found.st_nlink
+
     def path(self, node: Node) -> tuple[bytes, bool]:
         """Name the topmost copy for calls that want a path, and say whether they must follow that."""
         if node.descriptor >= 0:

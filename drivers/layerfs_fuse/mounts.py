@@ -15,6 +15,7 @@ from layerfs.errors import MountError
 from layerfs.mount import Mount
 from layerfs_fuse import libfuse, process
 from layerfs_fuse.dialect import Dialect
+from layerfs_fuse.overlay_dialect import OverlayDialect
 
 Front = Literal["kernel", "fusepy"]
 
@@ -29,7 +30,7 @@ class FuseMount(Mount):
     lower: tuple[Path, ...]
     upper: Path | None
     work: Path | None
-    dialect: Dialect
+    dialect: Dialect = OverlayDialect()  # noqa: RUF009  a frozen value
     front: Front = "kernel"
 
 

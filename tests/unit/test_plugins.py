@@ -56,7 +56,7 @@ def test_choose_takes_the_best_that_works_and_the_preferred_before_it(tmp_path: 
 def test_an_unknown_driver_is_an_error_that_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError) as raised:
         plugins.choose(tmp_path, "nothing")
-    assert raised.value.hint is not None and "overlay2, fuse, vfs" in raised.value.hint
+    assert raised.value.hint is not None and "overlay2, aufs, fuse, vfs" in raised.value.hint
 
 
 def test_a_driver_that_cannot_be_imported_is_unsupported() -> None:

@@ -140,6 +140,8 @@ def load(name: str, root: Path) -> Driver:
 def choose(root: Path, preferred: str | None = None) -> Driver:
     """Open the best driver that works here, or the preferred one and no other.
 
+    Where drivers have left layers, the best is the best of those.
+
     Args:
         root: an existing directory on the file system that will hold the layers.
         preferred: the name of a driver.
@@ -151,8 +153,11 @@ def choose(root: Path, preferred: str | None = None) -> Driver:
     if preferred is not None:
         find(preferred).load().check(root)
         return load(preferred, root)
+    held = _held(root)
     reasons = []
     for name, falls_back in PREFERENCE:
+        if held and name not in held:
+            continue
         try:
             driver = find(name).load()
             if (_fallback(driver, root) is not None) is not falls_back:
@@ -164,10 +169,21 @@ def choose(root: Path, preferred: str | None = None) -> Driver:
             reasons.append(f"{name}: {error}")
             continue
         return load(name, root)
+    if held:
+        raise UnsupportedError(
+            f"{root} holds layers of {', '.join(held)}, which does not work here: "
+            f"{'; '.join(reasons) or 'it is not installed'}",
+            hint="name a driver to use another one beside them (--driver)",
+        )
     raise UnsupportedError(
         f"no driver works in {root}: {'; '.join(reasons) or 'none is installed'}",
         hint="`layerfs drivers` explains each",
     )
+
+
+def _held(root: Path) -> list[str]:
+    """Name the drivers that have left something in their directories."""
+    return sorted(each.name for each in root.iterdir() if each.is_dir() and any(each.iterdir()))
 
 
 def explain(root: Path) -> list[Candidate]:

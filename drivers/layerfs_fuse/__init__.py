@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from layerfs import mounting
 from layerfs.directories import probing
@@ -14,7 +13,7 @@ from layerfs.errors import MountError, UnsupportedError
 from layerfs.mount import Bind, Mount
 from layerfs.overlay_layers import OverlayLayers, may_set_trusted
 from layerfs.tree.whiteouts import is_overlay_whiteout
-from layerfs_fuse.mounts import FuseMount
+from layerfs_fuse.mounts import Front, FuseMount
 from layerfs_fuse.overlay_dialect import OverlayDialect
 
 __all__ = ["FuseDriver", "FuseMount"]
@@ -25,7 +24,7 @@ class FuseDriver(OverlayLayers):
 
     name = "fuse"
 
-    front: Literal["kernel", "fusepy"] = "kernel" if sys.platform == "linux" else "fusepy"
+    front: Front = "kernel" if sys.platform == "linux" else "fusepy"
     """What serves the trees: the kernel's own protocol, which is Linux's, or libfuse 2 through fusepy."""
 
     @classmethod
@@ -66,7 +65,7 @@ class FuseDriver(OverlayLayers):
         return self._open_stack(layers)
 
 
-def _try(scratch: Path, front: Literal["kernel", "fusepy"]) -> None:
+def _try(scratch: Path, front: Front) -> None:
     """Do once what the driver relies on: copy up, hide a file, replace a directory.
 
     Raises:

@@ -293,8 +293,8 @@ class Changes(WritableUnion):
         whiteout = self._is_below(old, old_name)
         if target is not None:
             self._keep(target)
-            if target.is_directory and destination.stat(new_name) is not None:
-                self._empty(destination, new_name, below=self._is_below(new, new_name))
+            if target.is_directory and target.upper:
+                self._empty(target)
         standing = destination.stat(new_name)
         if standing is not None and self.layers.is_whiteout(destination, new_name, standing):
             linux.renameat2(source.open(), old_name, destination.open(), new_name, linux.RENAME_EXCHANGE)
@@ -316,15 +316,16 @@ class Changes(WritableUnion):
         elif node.is_directory:
             raise failure(errno.ENOTDIR)
 
-    def _empty(self, place: Place, name: bytes, *, below: bool) -> None:
-        """Take a directory with nothing but whiteouts away, and leave a whiteout where one is needed."""
-        temporary = self.temporary()
-        if below:
-            self._whiteout(temporary)
-            linux.renameat2(self.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
-        else:
-            os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=self.work)
-        remove_tree(self.work, temporary)
+    def _empty(self, target: Node) -> None:
+        """Take the whiteouts out of a directory that shows no name; a rename can then replace it."""
+        if len(target.places) > 1:
+            self._make_opaque(self.path(target)[0])
+            for place in target.places[1:]:
+                place.close()
+            del target.places[1:]
+        directory = target.places[0].open()
+        for name in os.listdir(directory):
+            os.unlink(name, dir_fd=directory)
 
     def _detach_from_below(self, node: Node, old: Node, old_name: bytes, new: Node, new_name: bytes) -> None:
         """Copy a file up; make sure that a directory shows the same wherever it is."""

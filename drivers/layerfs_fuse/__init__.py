@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from layerfs import mounting
 from layerfs.directories import probing
@@ -13,6 +15,7 @@ from layerfs.mount import Bind, Mount
 from layerfs.overlay_layers import OverlayLayers, may_set_trusted
 from layerfs.tree.whiteouts import is_overlay_whiteout
 from layerfs_fuse.mounts import FuseMount
+from layerfs_fuse.overlay_dialect import OverlayDialect
 
 __all__ = ["FuseDriver", "FuseMount"]
 
@@ -22,11 +25,14 @@ class FuseDriver(OverlayLayers):
 
     name = "fuse"
 
+    front: Literal["kernel", "fusepy"] = "kernel" if sys.platform == "linux" else "fusepy"
+    """What serves the trees: the kernel's own protocol, which is Linux's, or libfuse 2 through fusepy."""
+
     @classmethod
     def check(cls, root: Path) -> None:
         """Serve a scratch tree below `root`, attached nowhere, and write through it."""
         with probing(root) as scratch:
-            _try(scratch)
+            _try(scratch, cls.front)
 
     def mount(self, layer: str, below: Sequence[str], *, read_only: bool) -> Mount:
         """Stack the layers; a single one is bound."""
@@ -38,25 +44,29 @@ class FuseDriver(OverlayLayers):
             return Bind(source, self._diff(layer), read_only=False)
         lower = tuple(self._diff(each) for each in reversed(below))
         work = self._directories.path(layer) / "work"
-        return FuseMount(source, lower, self._diff(layer), work, self._user_xattrs)
+        return FuseMount(source, lower, self._diff(layer), work, self._dialect, self.front)
 
     def _stack(self, layers: Sequence[str]) -> Mount:
         source = f"layerfs-{layers[-1]}"
         lower = tuple(self._diff(layer) for layer in reversed(layers))
         if len(lower) == 1:
             return Bind(source, lower[0], read_only=True)
-        return FuseMount(source, lower, None, None, self._user_xattrs)
+        return FuseMount(source, lower, None, None, self._dialect, self.front)
 
     def _open_stack(self, layers: Sequence[str]) -> int:
         if len(layers) == 1:
             return os.open(self._diff(layers[0]), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         return mounting.open_mount(self._stack(layers))
 
+    @property
+    def _dialect(self) -> OverlayDialect:
+        return OverlayDialect(self._user_xattrs)
+
     def _open_merged(self, layers: Sequence[str]) -> int:
         return self._open_stack(layers)
 
 
-def _try(scratch: Path) -> None:
+def _try(scratch: Path, front: Literal["kernel", "fusepy"]) -> None:
     """Do once what the driver relies on: copy up, hide a file, replace a directory.
 
     Raises:
@@ -67,7 +77,8 @@ def _try(scratch: Path) -> None:
         directory.mkdir()
     for name in ("changed", "deleted", "directory/below"):
         (lower / name).write_bytes(b"x")
-    mount = FuseMount("layerfs-check", (lower,), upper, work, not may_set_trusted(scratch))
+    dialect = OverlayDialect(not may_set_trusted(scratch))
+    mount = FuseMount("layerfs-check", (lower,), upper, work, dialect, front)
     try:
         root = mounting.open_mount(mount)
     except MountError as error:

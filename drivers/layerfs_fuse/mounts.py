@@ -6,38 +6,54 @@ import contextlib
 import dataclasses
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from layerfs import linux, mounting
 from layerfs.errors import MountError
 from layerfs.mount import Mount
-from layerfs_fuse import process
+from layerfs_fuse import libfuse, process
+from layerfs_fuse.dialect import Dialect
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FuseMount(Mount):
-    """Layers merged by a server of our own; the fields are those of `layerfs.mount.Overlay`."""
+    """Layers merged by a server of our own; the other fields are those of `layerfs.mount.Overlay`.
+
+    `front` says which of the two ways the server speaks with the kernel: the protocol itself, or libfuse 2.
+    """
 
     lower: tuple[Path, ...]
     upper: Path | None
     work: Path | None
-    user_xattrs: bool = False
+    dialect: Dialect
+    front: Literal["kernel", "fusepy"] = "kernel"
 
 
 @mounting.attach.register
 def _attach(mount: FuseMount, target: Path | int) -> None:
+    if mount.front == "fusepy":
+        place = libfuse.directory(target)
+        with _explaining(mount), _opened(mount) as (roots, work):
+            libfuse.attach(place, roots, work, source=mount.source, dialect=mount.dialect)
+        return
     mounting.attach_tree(_served(mount), target)
 
 
 @mounting.open_mount.register
 def _open(mount: FuseMount) -> int:
+    if mount.front == "fusepy":
+        with _explaining(mount), _opened(mount) as (roots, work):
+            return libfuse.open_mount(roots, work, source=mount.source, dialect=mount.dialect)
     return mounting.readable(_served(mount))
 
 
-def _served(mount: FuseMount) -> int:
-    """Make a detached mount, start its server, and give the mount's descriptor."""
+@contextlib.contextmanager
+def _explaining(mount: FuseMount) -> Iterator[None]:
+    """Turn what the kernel refuses into an error that says what would help."""
     try:
-        return _serve(mount)
+        yield
     except OSError as error:
         if isinstance(error, MountError):
             raise
@@ -50,29 +66,35 @@ def _served(mount: FuseMount) -> int:
         raise MountError(f"cannot mount {mount.source!r}: {error}", errno=error.errno, hint=hint) from error
 
 
-def _serve(mount: FuseMount) -> int:
-    opened: list[int] = []
-    try:
-        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        opened.append(device)
+@contextlib.contextmanager
+def _opened(mount: FuseMount) -> Iterator[tuple[list[int], int | None]]:
+    """Open the layers' directories, top first, and the work directory if there is one."""
+    with contextlib.ExitStack() as opened:
         roots = []
         for directory in mount.lower if mount.upper is None else (mount.upper, *mount.lower):
             roots.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            opened.append(roots[-1])
+            opened.callback(os.close, roots[-1])
         work = None
         if mount.work is not None:
             work = _open_work(mount.work)
-            opened.append(work)
-        tree = _new_mount(mount, device)
+            opened.callback(os.close, work)
+        yield roots, work
+
+
+def _served(mount: FuseMount) -> int:
+    """Make a detached mount, start its server, and give the mount's descriptor."""
+    with _explaining(mount), _opened(mount) as (roots, work):
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         try:
-            process.start(device, roots, work, user_xattrs=mount.user_xattrs)
-        except BaseException:
-            os.close(tree)
-            raise
-        return tree
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
+            tree = _new_mount(mount, device)
+            try:
+                process.start(device, roots, work, dialect=mount.dialect)
+            except BaseException:
+                os.close(tree)
+                raise
+            return tree
+        finally:
+            os.close(device)
 
 
 def _open_work(directory: Path) -> int:

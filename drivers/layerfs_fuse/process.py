@@ -9,27 +9,45 @@ import os
 import resource
 import signal
 import warnings
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from layerfs import linux
 from layerfs_fuse.changes import Changes
+from layerfs_fuse.dialect import Dialect
 from layerfs_fuse.places import Layers
-from layerfs_fuse.server import Server
 from layerfs_fuse.union import Union
 
 _MOST_OPEN: Final = 4096
 _MARGIN: Final = 256
 
 
-def start(device: int, roots: list[int], work: int | None, *, user_xattrs: bool) -> None:
+def start(device: int, roots: list[int], work: int | None, *, dialect: Dialect) -> None:
     """Leave a process behind that serves a mount.
 
     Args:
         device: the /dev/fuse of the mount.
         roots: the layers' directories, top first; the first one is written if there is a `work`.
         work: the work directory.
-        user_xattrs: whether overlayfs's attributes are user.overlay.* in these layers.
+        dialect: the format of these layers.
     """
+
+    def serve() -> None:
+        served, *layers = above_standard([device, *roots])
+        copies = above_standard(() if work is None else (work,))
+        be_alone({served, *layers, *copies})
+        union = opened_union(layers, *copies, dialect=dialect)
+        leave_mounts()
+        # Whoever serves another way has no use for the kernel's protocol.
+        from layerfs_fuse.server import Server
+
+        Server(served, union).run()
+
+    leave_behind(serve)
+
+
+def leave_behind(serve: Callable[[], None]) -> None:
+    """Run `serve` in a process that is nobody's child, and ends with it."""
     with warnings.catch_warnings():
         # From Python 3.12: the child of a process with threads must not need them, and does not.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -39,31 +57,27 @@ def start(device: int, roots: list[int], work: int | None, *, user_xattrs: bool)
         return
     try:
         if os.fork() == 0:
-            _serve(device, roots, work, user_xattrs=user_xattrs)
+            gc.freeze()
+            serve()
     finally:
         os._exit(0)
 
 
-def _serve(device: int, roots: list[int], work: int | None, *, user_xattrs: bool) -> None:
-    gc.freeze()
-    device, *roots = (_above_standard(each) for each in (device, *roots))
-    work = None if work is None else _above_standard(work)
-    _be_alone({device, *roots, *(() if work is None else (work,))})
+def opened_union(roots: list[int], work: int | None = None, *, dialect: Dialect) -> Union:
+    """Merge open layers, with as many open directories and as short names for them as a process may have."""
     most = _raise_limit() - _MARGIN
-    layers = Layers(roots, user_xattrs=user_xattrs, most_open=max(64, min(_MOST_OPEN, most - len(roots))))
+    layers = Layers(roots, dialect=dialect, most_open=max(64, min(_MOST_OPEN, most - len(roots))))
     os.chdir("/proc/self/fd")
     layers.descriptors = b""
-    _leave_mounts()
-    union = Union(layers, writable=False) if work is None else Changes(layers, work)
-    Server(device, union).run()
+    return Union(layers, writable=False) if work is None else Changes(layers, work)
 
 
-def _above_standard(descriptor: int) -> int:
-    """Move a descriptor that stands where a standard stream would, because the parent had closed that."""
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) if descriptor < 3 else descriptor
+def above_standard(descriptors: Iterable[int]) -> list[int]:
+    """Move descriptors that stand where standard streams would, because the parent had closed those."""
+    return [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 3) if each < 3 else each for each in descriptors]
 
 
-def _be_alone(kept: set[int]) -> None:
+def be_alone(kept: set[int]) -> None:
     """Keep nothing of the process that mounts: no descriptor, no session, no signal handler."""
     os.setsid()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
@@ -86,7 +100,7 @@ def _raise_limit() -> int:
     return hard
 
 
-def _leave_mounts() -> None:
+def leave_mounts() -> None:
     """Move to an empty mount namespace.
 
     In the one where the tree is mounted, the server would keep alive what keeps the server alive. Where

@@ -20,7 +20,6 @@ from layerfs_fuse.protocol import Attribute, Op
 from layerfs_fuse.union import Union
 
 _UNKNOWN: Final = 0xFFFFFFFF
-_KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
 
 Handler = Callable[[Node, memoryview], bytes | None]
 
@@ -110,11 +109,7 @@ class Server:
 
     def _attributes(self, node: Node) -> bytes:
         found = self._union.stat(node)
-        # Of a merged directory nobody has counted the subdirectories: 1 says so (find(1) understands it).
-        links = 1 if len(node.places) > 1 else found.st_nlink
-        if node.parent is None and node.children is not None and node is not self._union.nodes.root:
-            links = 0
-        return p.attributes(found, node.number, links)
+        return p.attributes(found, node.number, self._union.number_links(node, found))
 
     def _entry(self, node: Node) -> bytes:
         attributes = self._attributes(node)
@@ -139,7 +134,7 @@ class Server:
         if valid & Attribute.SIZE:
             changes.truncate(node, size)
             if valid & Attribute.KILL_SUIDGID:
-                self._kill_set_ids(node)
+                self._changes.kill_set_ids(node)
         if valid & (Attribute.UID | Attribute.GID):
             changes.chown(node, uid if valid & Attribute.UID else -1, gid if valid & Attribute.GID else -1)
         if valid & Attribute.MODE:
@@ -152,15 +147,6 @@ class Server:
                 _time(valid, Attribute.MTIME, Attribute.MTIME_NOW, now, mtime, mtime_ns, found.st_mtime_ns),
             )
         return self._attr_out(node)
-
-    def _kill_set_ids(self, node: Node) -> None:
-        """Take setuid, and setgid where the group may execute, from a file that somebody else writes."""
-        mode = stat.S_IMODE(self._union.stat(node).st_mode)
-        left = mode & ~stat.S_ISUID
-        if mode & _KILL_GROUP == _KILL_GROUP:
-            left &= ~stat.S_ISGID
-        if left != mode:
-            self._changes.chmod(node, left)
 
     def _readlink(self, node: Node, body: memoryview) -> bytes:
         return self._union.readlink(node)
@@ -210,7 +196,7 @@ class Server:
             if flags & os.O_TRUNC:
                 self._changes.truncate(node, 0)
                 if more & p.OPEN_KILL_SUIDGID:
-                    self._kill_set_ids(node)
+                    self._changes.kill_set_ids(node)
         return self._opened(node, flags)
 
     def _opened(self, node: Node, flags: int) -> bytes:
@@ -260,7 +246,7 @@ class Server:
         if written == len(data):
             written = size
         if flags & p.WRITE_KILL_SUIDGID:
-            self._kill_set_ids(node)
+            self._changes.kill_set_ids(node)
         return p.SIZE_OUT.pack(written, 0)
 
     def _release(self, node: Node, body: memoryview) -> None:

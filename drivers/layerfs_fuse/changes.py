@@ -221,9 +221,6 @@ class Changes(WritableUnion):
         below = self._is_below(old, old_name)
         if target is not None:
             self._keep(target)
-            if target.is_directory and destination.stat(new_name) is not None:
-                hidden = self._is_below(new, new_name)
-                self.layers.dialect.remove(self, destination, new_name, below=hidden, directory=True)
         self.layers.dialect.move(
             self, source, old_name, destination, new_name, below=below, directory=node.is_directory
         )

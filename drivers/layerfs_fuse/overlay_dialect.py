@@ -217,7 +217,19 @@ class OverlayDialect(Dialect):
             if not below:
                 os.unlink(old_name, dir_fd=old)
         else:
+            if directory and standing is not None:
+                self._clear(at, destination, new_name)
             linux.renameat2(old, old_name, new, new_name, _RENAME_WHITEOUT if below else 0)
+
+    def _clear(self, at: Workspace, place: Place, name: bytes) -> None:
+        """Put an empty directory in the stead of one that shows nothing, so that it can be replaced."""
+        if not os.listdir(place.path_of(name)):
+            return
+        temporary = at.temporary()
+        os.mkdir(temporary, 0o700, dir_fd=at.work)
+        self.make_opaque(place.layers.through(at.work, temporary))
+        linux.renameat2(at.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
+        remove_tree(at.work, temporary)
 
     def make_opaque(self, path: bytes) -> None:
         os.setxattr(path, self._prefix + b"opaque", b"y")

@@ -102,7 +102,9 @@ class AufsDialect(Dialect):
         elif place.stat(name) is not None:
             temporary = at.temporary()
             os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=at.work)
-            remove_tree(at.work, temporary)
+            # What cannot be removed is cleared by the next mount.
+            with contextlib.suppress(OSError):
+                remove_tree(at.work, temporary)
 
     def vacate(self, at: Workspace, directory: Place, *, below: bool) -> None:
         assert directory.parent is not None

@@ -178,8 +178,8 @@ class OverlayDialect(Dialect):
 
         with _default_list(above, at.work):
             temporary = at.made(prepare)
-        linux.renameat2(at.work, temporary, above, name, linux.RENAME_EXCHANGE)
-        os.unlink(temporary, dir_fd=at.work)
+        with _removed(at, temporary):
+            linux.renameat2(at.work, temporary, above, name, linux.RENAME_EXCHANGE)
 
     def remove(self, at: Workspace, place: Place, name: bytes, *, below: bool, directory: bool) -> None:
         above = place.open()
@@ -187,17 +187,22 @@ class OverlayDialect(Dialect):
             self._hide(at, above, name)
         elif not directory:
             if below:
-                os.rename(self._whiteout(at), name, src_dir_fd=at.work, dst_dir_fd=above)
+                temporary = self._whiteout(at)
+                try:
+                    os.rename(temporary, name, src_dir_fd=at.work, dst_dir_fd=above)
+                except BaseException:
+                    remove_tree(at.work, temporary)
+                    raise
             else:
                 os.unlink(name, dir_fd=above)
-        else:
-            if below:
-                temporary = self._whiteout(at)
+        elif below:
+            temporary = self._whiteout(at)
+            with _removed(at, temporary):
                 linux.renameat2(at.work, temporary, above, name, linux.RENAME_EXCHANGE)
-            else:
-                temporary = at.temporary()
+        else:
+            temporary = at.temporary()
+            with _removed(at, temporary):
                 os.rename(name, temporary, src_dir_fd=above, dst_dir_fd=at.work)
-            remove_tree(at.work, temporary)
 
     def vacate(self, at: Workspace, directory: Place, *, below: bool) -> None:
         # It stands under its name until the rename itself replaces it: a kill before that loses nothing.
@@ -247,6 +252,19 @@ class OverlayDialect(Dialect):
 
 def _make_whiteout(directory: int, name: bytes) -> None:
     os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
+
+
+@contextlib.contextmanager
+def _removed(at: Workspace, name: bytes) -> Iterator[None]:
+    """Remove what is in the work directory after a block, whether that fails or not.
+
+    What cannot be removed is no reason to fail after the change was made; the next mount clears it.
+    """
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            remove_tree(at.work, name)
 
 
 @contextlib.contextmanager

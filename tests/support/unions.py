@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from layerfs_fuse import FuseDriver, FuseMount, protocol
+from layerfs_fuse.overlay_dialect import OverlayDialect
 from layerfs_fuse.server import Server
 
 from layerfs import linux, mounting
@@ -27,12 +28,13 @@ class Union:
     Attributes:
         lower, upper, work: the directories, which exist.
         place: an existing directory for the mount.
+
+    The upper and the work directory are made in `above`, else with the others.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.lower, self.upper, self.work, self.place = (
-            directory / name for name in ("lower", "upper", "work", "place")
-        )
+    def __init__(self, directory: Path, *, above: Path | None = None) -> None:
+        self.lower, self.place = directory / "lower", directory / "place"
+        self.upper, self.work = (above or directory) / "upper", (above or directory) / "work"
         for each in (self.lower, self.upper, self.work, self.place):
             each.mkdir(parents=True, exist_ok=True)
         self.lowers = (self.lower,)
@@ -43,7 +45,7 @@ class Union:
         with pytest.MonkeyPatch.context() as patch:
             if not passthrough:
                 patch.setattr(protocol, "WANTED", protocol.WANTED & ~protocol.Init.PASSTHROUGH)
-            mounting.attach(FuseMount("layerfs-test", self.lowers, upper, work), self.place)
+            mounting.attach(FuseMount("layerfs-test", self.lowers, upper, work, OverlayDialect()), self.place)
         return Serving(self.place)
 
     @contextlib.contextmanager

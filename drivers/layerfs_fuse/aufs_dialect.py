@@ -106,10 +106,6 @@ class AufsDialect(Dialect):
             with contextlib.suppress(OSError):
                 remove_tree(at.work, temporary)
 
-    def vacate(self, at: Workspace, directory: Place, *, below: bool) -> None:
-        assert directory.parent is not None
-        self.remove(at, directory.parent, directory.name, below=below, directory=True)
-
     def move(
         self,
         at: Workspace,
@@ -121,22 +117,32 @@ class AufsDialect(Dialect):
         below: bool,
         directory: bool,
     ) -> None:
+        # In no moment must the file be only where it is hidden, or a lower one show in its stead.
         old, new = source.open(), destination.open()
-        if new_name not in _hidden(destination):
-            os.rename(old_name, new_name, src_dir_fd=old, dst_dir_fd=new)
-            if below:
-                _hide(at, source, old_name)
-            return
-        # In no moment must the file be only where it is hidden.
-        _discard(new, new_name)
+        hidden = new_name in _hidden(destination)
+        if hidden:
+            _discard(new, new_name)
         if directory:
-            os.mkdir(new_name, 0o700, dir_fd=new)
+            standing = not hidden and destination.stat(new_name) is not None
+            if not (below or hidden or standing):
+                os.rename(old_name, new_name, src_dir_fd=old, dst_dir_fd=new)
+                return
+            if not standing:
+                os.mkdir(new_name, 0o700, dir_fd=new)
             self.make_opaque(destination.path_of(new_name))
-            _unhide(destination, new_name)
+            if hidden:
+                _unhide(destination, new_name)
             linux.renameat2(old, old_name, new, new_name, linux.RENAME_EXCHANGE)
-        else:
+        elif hidden:
             os.link(old_name, new_name, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
             _unhide(destination, new_name)
+        elif below:
+            temporary = at.temporary()
+            os.link(old_name, temporary, src_dir_fd=old, dst_dir_fd=at.work, follow_symlinks=False)
+            os.rename(temporary, new_name, src_dir_fd=at.work, dst_dir_fd=new)
+        else:
+            os.rename(old_name, new_name, src_dir_fd=old, dst_dir_fd=new)
+            return
         self.remove(at, source, old_name, below=below, directory=directory)
 
     def make_opaque(self, path: bytes) -> None:

@@ -221,8 +221,10 @@ class Changes(WritableUnion):
         below = self._is_below(old, old_name)
         if target is not None:
             self._keep(target)
-            if target.is_directory and target.upper:
-                self._vacate(target, below=self._is_below(new, new_name))
+            for place in target.places[1:] if target.upper else ():
+                # What it hides may be cleared away.
+                place.close()
+                target.places.remove(place)
         self.layers.dialect.move(
             self, source, old_name, destination, new_name, below=below, directory=node.is_directory
         )
@@ -238,13 +240,6 @@ class Changes(WritableUnion):
                 raise failure(errno.ENOTEMPTY)
         elif node.is_directory:
             raise failure(errno.ENOTDIR)
-
-    def _vacate(self, target: Node, *, below: bool) -> None:
-        """Let a directory that shows no name be replaced by a rename."""
-        self.layers.dialect.vacate(self, target.places[0], below=below)
-        for place in target.places[1:]:
-            place.close()
-        del target.places[1:]
 
     def _detach_from_below(self, node: Node, old: Node, old_name: bytes, new: Node, new_name: bytes) -> None:
         """Copy a file up; make sure that a directory shows the same wherever it is."""

@@ -80,16 +80,6 @@ class Dialect(abc.ABC):
         """
 
     @abc.abstractmethod
-    def vacate(self, at: Workspace, directory: Place, *, below: bool) -> None:
-        """Let a directory of the upper layer that shows no name be replaced by `move`.
-
-        Args:
-            at: room for what is needed.
-            directory: the directory.
-            below: whether the layers below have something under its name.
-        """
-
-    @abc.abstractmethod
     def move(
         self,
         at: Workspace,

@@ -15,6 +15,9 @@ from layerfs.errors import MountError
 from layerfs.mount import Mount
 from layerfs_fuse import libfuse, process
 from layerfs_fuse.dialect import Dialect
+from layerfs_fuse.overlay_dialect import OverlayDialect
+
+Front = Literal["kernel", "fusepy"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,8 +30,8 @@ class FuseMount(Mount):
     lower: tuple[Path, ...]
     upper: Path | None
     work: Path | None
-    dialect: Dialect
-    front: Literal["kernel", "fusepy"] = "kernel"
+    dialect: Dialect = OverlayDialect()  # noqa: RUF009  a frozen value
+    front: Front = "kernel"
 
 
 @mounting.attach.register

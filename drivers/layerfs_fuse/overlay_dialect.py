@@ -19,7 +19,7 @@ from layerfs import linux
 from layerfs.files import remove_tree
 from layerfs.tree.whiteouts import is_overlay_whiteout
 from layerfs_fuse.dialect import Build, Dialect, Workspace, make_shared
-from layerfs_fuse.places import Found, Place
+from layerfs_fuse.places import OPEN_DIRECTORY, Found, Place
 
 _NO_XATTR: Final = (errno.ENODATA, errno.ENOTSUP)
 _DEFAULT_LIST: Final = "system.posix_acl_default"
@@ -204,14 +204,6 @@ class OverlayDialect(Dialect):
             with _removed(at, temporary):
                 os.rename(name, temporary, src_dir_fd=above, dst_dir_fd=at.work)
 
-    def vacate(self, at: Workspace, directory: Place, *, below: bool) -> None:
-        # It stands under its name until the rename itself replaces it: a kill before that loses nothing.
-        opened = directory.open()
-        if below:
-            self.make_opaque(directory.layers.through(opened))
-        for name in os.listdir(opened):
-            os.unlink(name, dir_fd=opened)
-
     def move(
         self,
         at: Workspace,
@@ -230,7 +222,24 @@ class OverlayDialect(Dialect):
             if not below:
                 os.unlink(old_name, dir_fd=old)
         else:
+            if directory and standing is not None:
+                self._clear(destination, new_name)
             linux.renameat2(old, old_name, new, new_name, _RENAME_WHITEOUT if below else 0)
+
+    def _clear(self, place: Place, name: bytes) -> None:
+        """Take out of a directory that shows nothing what hides names, so that it can be replaced.
+
+        It stands with its attributes until that is done: a kill before the rename loses nothing.
+        """
+        directory = os.open(name, OPEN_DIRECTORY, dir_fd=place.open())
+        try:
+            hiding = os.listdir(directory)
+            if hiding:
+                self.make_opaque(place.layers.through(directory))
+            for each in hiding:
+                os.unlink(each, dir_fd=directory)
+        finally:
+            os.close(directory)
 
     def make_opaque(self, path: bytes) -> None:
         os.setxattr(path, self._prefix + b"opaque", b"y")

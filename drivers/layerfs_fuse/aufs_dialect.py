@@ -54,7 +54,7 @@ class AufsDialect(Dialect):
         for place in places:
             shown: dict[bytes, os.DirEntry[str]] = {}
             markers = []
-            with os.scandir(place.open()) as entries:
+            with os.scandir(place.rewound()) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)
                     if name.startswith(PREFIX):
@@ -155,7 +155,7 @@ class AufsDialect(Dialect):
 def _hidden(place: Place) -> set[bytes]:
     """Give the names that the whiteouts of a directory hide; the directory is read once."""
     if place.hidden is None:
-        names = os.listdir(place.open())
+        names = os.listdir(place.rewound())
         place.hidden = _read(place, [os.fsencode(name) for name in names if name.startswith(_PREFIX_TEXT)])
     return place.hidden
 

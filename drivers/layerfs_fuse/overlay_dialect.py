@@ -58,7 +58,7 @@ class OverlayDialect(Dialect):
         merged = len(places) > 1
         seen: set[bytes] = set()
         for place in places:
-            with os.scandir(place.open()) as entries:
+            with os.scandir(place.rewound()) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)
                     if merged:

@@ -16,7 +16,7 @@ import pytest
 from tests.support.union_changes import CHANGES, Traced, closest, do, lay_out, seen, steps_of
 from tests.support.unions import Union, missing
 
-# How many points of each change are tried, evenly spread; 0: every one.
+# Before how many system calls of each change the server is killed; 0: before every one.
 POINTS = int(os.environ.get("LAYERFS_KILL_POINTS", "1"))
 # How many times a server is killed at a random moment of much work.
 TIMES = int(os.environ.get("LAYERFS_KILL_TIMES", "4"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, Final
 
 from layerfs import mounting
 from layerfs.directories import probing
@@ -13,14 +14,19 @@ from layerfs.mount import Bind, Mount
 from layerfs.overlay_layers import OverlayLayers, may_set_trusted
 from layerfs.tree.whiteouts import is_overlay_whiteout
 from layerfs_fuse.mounts import FuseMount
+from layerfs_fuse.options import KNOWN, Options
 
 __all__ = ["FuseDriver", "FuseMount"]
+
+# Beside a layer's other directories: it goes with the layer.
+_LOG: Final = "server.log"
 
 
 class FuseDriver(OverlayLayers):
     """The same directories as overlay2's: what one of the two has made, the other mounts."""
 
     name = "fuse"
+    mount_options: ClassVar[Mapping[str, str]] = KNOWN
 
     @classmethod
     def check(cls, root: Path) -> None:
@@ -30,27 +36,35 @@ class FuseDriver(OverlayLayers):
 
     def mount(self, layer: str, below: Sequence[str], *, read_only: bool) -> Mount:
         """Stack the layers; a single one is bound."""
-        self._directories.require(layer, *below)
-        if read_only:
-            return self._stack((*below, layer))
-        source = f"layerfs-{layer}"
-        if not below:
-            return Bind(source, self._diff(layer), read_only=False)
-        lower = tuple(self._diff(each) for each in reversed(below))
-        work = self._directories.path(layer) / "work"
-        return FuseMount(source, lower, self._diff(layer), work, self._user_xattrs)
+        if below:
+            return self.configured(layer, below, read_only=read_only, options=())
+        self._directories.require(layer)
+        return Bind(f"layerfs-{layer}", self._diff(layer), read_only=read_only)
 
-    def _stack(self, layers: Sequence[str]) -> Mount:
-        source = f"layerfs-{layers[-1]}"
-        lower = tuple(self._diff(layer) for layer in reversed(layers))
-        if len(lower) == 1:
-            return Bind(source, lower[0], read_only=True)
-        return FuseMount(source, lower, None, None, self._user_xattrs)
+    def configured(
+        self, layer: str, below: Sequence[str], *, read_only: bool, options: Sequence[str]
+    ) -> FuseMount:
+        """Stack the layers, with options; a single one is served too."""
+        chosen = Options.parse(options)
+        self._directories.require(layer, *below)
+        source, directory = f"layerfs-{layer}", self._directories.path(layer)
+        lower = tuple(self._diff(each) for each in reversed(below))
+        log = directory / _LOG
+        if read_only:
+            return FuseMount(
+                source, (self._diff(layer), *lower), None, None, self._user_xattrs, chosen, log
+            )
+        work = directory / "work"
+        return FuseMount(source, lower, self._diff(layer), work, self._user_xattrs, chosen, log)
+
+    def logs(self) -> Iterable[Path]:
+        """List what servers wrote about errors of their own."""
+        return sorted(self.root.glob(f"*/{_LOG}"))
 
     def _open_stack(self, layers: Sequence[str]) -> int:
         if len(layers) == 1:
             return os.open(self._diff(layers[0]), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        return mounting.open_mount(self._stack(layers))
+        return mounting.open_mount(self.mount(layers[-1], layers[:-1], read_only=True))
 
     def _open_merged(self, layers: Sequence[str]) -> int:
         return self._open_stack(layers)

@@ -26,16 +26,16 @@ Handler = Callable[[Node, memoryview], bytes | None]
 
 
 class Server:
-    """Serves one mount; `device` is its open /dev/fuse."""
+    """Serves one mount."""
 
-    def __init__(self, device: int, union: Union) -> None:
-        self._device = Device(device)
+    def __init__(self, device: Device, union: Union) -> None:
+        self._device = device
         self._union = union
         self._files: dict[int, OpenFile] = {}
         self._listings = Listings(union)
         self._spares_opendir = False
         self._next_handle = 1
-        self._passthrough = Passthrough(device)
+        self._passthrough = Passthrough(device.descriptor)
         self._maker = Maker(0, 0, 0)
         self._handlers: dict[int, Handler] = {
             op: getattr(self, f"_{op.name.lower()}") for op in Op if hasattr(self, f"_{op.name.lower()}")
@@ -77,7 +77,7 @@ class Server:
             self._device.send(unique, answer or b"")
 
     def failed(self) -> None:
-        """Hear of an error of our own, in the block that handles it; a place for tests to listen."""
+        """Hear of an error of our own, in the block that handles it."""
 
     @property
     def _changes(self) -> Changes:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 ROWS: list[set[str]] = [
     {"errors"},
     {"linux", "digest", "reference", "compression", "files", "progress", "liveness", "reserve", "flushing"},
-    {"mount", "mounting", "oci"},
+    {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},
     {"tree", "driver", "directories", "overlay_layers", "blobs", "database", "leases", "ledger"},
     {"layer_table", "contents", "unpacking", "layers"},
     {
@@ -42,6 +42,8 @@ DRIVERS_MAY_IMPORT = {
     "overlay_layers",
     "mount",
     "mounting",
+    "fusermount",
+    "outside",
     "tree",
     "linux",
     "files",

@@ -18,6 +18,7 @@ _HINTS: Final = {
     "mount_max": "unmount something, or raise mount_max in /etc/fuse.conf",
     "open /dev/fuse": "`chmod 666 /dev/fuse`, as udev does where fuse3 is installed",
     "fuse device not found": "try `modprobe fuse`; a container must be given /dev/fuse",
+    "determine username": "fusermount3 wants the user to stand in /etc/passwd",
     "write access": "the directory must be yours",
     "permitted": "fusermount3 must be setuid root, and is not in a user namespace",
 }

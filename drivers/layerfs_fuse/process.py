@@ -186,13 +186,20 @@ def _raise_limit() -> int:
 
 
 def _leave_mounts() -> None:
-    """Move to an empty mount namespace.
+    """Move to a mount namespace of our own with nothing in it, and stay in the working directory.
 
     In the one where the tree is mounted, the server would keep alive what keeps the server alive. Who may
-    not leave stays, an ordinary user without a user namespace: an unmount ends the server all the same, but
-    the namespace does not end before it.
+    not leave stays, such as an ordinary user without a user namespace: an unmount ends the server all the
+    same, but the namespace does not end before that.
     """
-    with contextlib.suppress(PermissionError):
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.umount("/", linux.MNT_DETACH)
+        # In a user namespace "/" cannot be detached before there is another root (mount_namespaces(7)).
+        linux.mount("none", "/proc", "tmpfs", 0, "size=4k,mode=555")
+        os.chdir("/proc")
+        linux.pivot_root(".", ".")
+        linux.umount(".", linux.MNT_DETACH)
+    os.fchdir(here)
+    os.close(here)

@@ -162,7 +162,9 @@ class Check:
     def _check_logs(self, layers: Layers) -> None:
         for log in layers.driver.logs() if isinstance(layers.driver, Logs) else ():
             lines = log.read_text(errors="replace").strip().splitlines() or [""]
-            what = f"a process of the driver {layers.driver.name} met an error of its own: {lines[-1].strip()}"
+            what = (
+                f"a process of the driver {layers.driver.name} met an error of its own: {lines[-1].strip()}"
+            )
             self._tell("log", str(log), what, hint="read the log, tell the authors, then delete it")
 
     def _check_driver(self, layers: Layers) -> int:

@@ -12,7 +12,8 @@ The life of a layer as the driver sees it::
         --> [changes(x, below)] --> [seal(x)] --> x serves in other layers' `below` --> remove(x)
 
 What a driver can do beyond the five methods it says by having the methods of a capability protocol
-(`Applies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `Sweeps`, `Configures`, `Logs`); what it leaves out is done through its mount.
+(`Applies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `Sweeps`, `Configures`, `Logs`); what it leaves out is
+done through its mount, or not at all.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from layerfs.tree.change import Change
 from layerfs.tree.unpack import Unpack
 
 __all__ = [
-    "Applies", "Change", "Configures", "Diffs", "Driver", "Logs", "Measures", "Quotas", "Seals", "Sweeps", "Unpack",
-    "Usage",
+    "Applies", "Change", "Configures", "Diffs", "Driver", "Logs", "Measures", "Quotas", "Seals", "Sweeps",
+    "Unpack", "Usage",
 ]  # fmt: skip
 
 

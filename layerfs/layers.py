@@ -296,7 +296,8 @@ class Layers:
 
         read_only = read_only or options.read_only
         self.clear(self.ledger.at(target.resolve()))
-        target = target.resolve(strict=True)
+        # Outside, what is dead may be gone by now, while the copy of it in our namespace stays.
+        target = target.resolve(strict=self._outside is None)
         with self._reserved(name, target, read_only=read_only, held=False, options=options) as mount:
             if len(self.ledger.at(target)) > 0:
                 raise InUseError(
@@ -332,8 +333,7 @@ class Layers:
                 living.append(record)
                 continue
             target = os.fsdecode(record.target)
-            if not self.ledger.covered(record):
-                self._detach(record, Path(target), lazy=True)
+            self._detach(record, Path(target), lazy=True)
             self.ledger.forget(record.id)
             self._warn(f"the server of {target} had died; the mount is cleared away")
         return living
@@ -585,9 +585,7 @@ class Layers:
             stack = stack[:-1]
         if options is not None and (options.own or self._outside is not None):
             if isinstance(self.driver, Configures):
-                return self.driver.configured(
-                    stack[-1], stack[:-1], read_only=read_only, options=options.own
-                )
+                return self.driver.configured(stack[-1], stack[:-1], read_only=read_only, options=options.own)
             if options.own:
                 known = ", ".join(GENERAL)
                 raise InvalidError(
@@ -608,10 +606,11 @@ class Layers:
         from layerfs import mounting
 
         for record in self.clear(self.ledger.live(layer.row)):
-            if record.target and not record.read_only and self.ledger.near(record):
-                # What is mounted outside need not have come to our namespace too.
-                if not self.ledger.is_outside(record) or shown(record, mounting.mount_table()):
-                    return record
+            if not record.target or record.read_only or not self.ledger.near(record):
+                continue
+            # What is mounted outside need not have come to our namespace too.
+            if not self.ledger.is_outside(record) or shown(record, mounting.mount_table()):
+                return record
         return None
 
     def _refuse_live(self, layer: Layer, *, writable_only: bool = False) -> None:

@@ -102,13 +102,20 @@ class Ledger:
         return self._outside is not None and record.namespace == self._outside.namespace
 
     def dead(self, record: Record) -> bool:
-        """Say whether a mount that is there, near and not held has lost the process that served it."""
-        info = self._shown(record) if self.near(record) and not record.held else None
-        if info is None or not info.fstype.startswith("fuse"):
+        """Say whether a mount that is there, near and not held has lost the process that served it.
+
+        Of one that another mount hides nobody can say.
+        """
+        if record.held or not self.near(record):
+            return False
+        top = None
+        for info in self._table(record):
+            top = info if info.target == record.target else top
+        if top is None or not top.fstype.startswith("fuse") or shown(record, [top]) is None:
             return False
         try:
             # The one question that no cache of the kernel answers.
-            os.statvfs(info.target)
+            os.statvfs(record.target)
         except OSError as error:
             return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
         return False
@@ -137,13 +144,6 @@ class Ledger:
 
             return shown(record, mounting.mount_table(pid)) is not None
         return False
-
-    def covered(self, record: Record) -> bool:
-        """Say whether something else is mounted topmost at a record's target, or nothing."""
-        info = None
-        for each in self._table(record):
-            info = each if each.target == record.target else info
-        return info is None or shown(record, [info]) is None
 
     def _shown(self, record: Record) -> MountInfo | None:
         return shown(record, self._table(record))

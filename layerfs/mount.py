@@ -41,7 +41,7 @@ class Overlay(Mount):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Restricted(Mount):
-    """Another mount with attributes of its own: MOUNT_ATTR_ flags to set, after those to clear (mount_setattr(2))."""
+    """Another mount with other attributes: MOUNT_ATTR_ flags, set after some cleared (mount_setattr(2))."""
 
     mount: Mount
     added: int

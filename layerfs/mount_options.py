@@ -1,4 +1,4 @@
-"""Options of a mount as users write them after -o: those that hold for any file system, and a driver's own."""
+"""Options of a mount as users write them after -o: for any file system, and a driver's own."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def attach_outside(mount: Mount, target: Path, outside: Outside, options: Sequen
     """
     raise UnsupportedError(
         "what an ordinary user mounts with this driver is seen only inside the process that mounted it",
-        hint="use the driver fuse (--driver fuse), --foreground, which tells how to enter, `layerfs run`, or root",
+        hint="use --driver fuse, or --foreground, which tells how to enter, or `layerfs run`, or root",
     )
 
 
@@ -417,7 +417,7 @@ def mount_table(pid: int | str = "self") -> list[MountInfo]:
 
 
 def parse_table(table: int) -> list[MountInfo]:
-    """Read an open /proc/PID/mountinfo from its beginning: the namespace of that process when it was opened."""
+    """Read an open /proc/PID/mountinfo from its beginning; its namespace is that of when it was opened."""
     os.lseek(table, 0, os.SEEK_SET)
     text = b""
     while part := os.read(table, _TABLE_AT_ONCE):

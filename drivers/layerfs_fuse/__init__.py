@@ -51,9 +51,7 @@ class FuseDriver(OverlayLayers):
         lower = tuple(self._diff(each) for each in reversed(below))
         log = directory / _LOG
         if read_only:
-            return FuseMount(
-                source, (self._diff(layer), *lower), None, None, self._user_xattrs, chosen, log
-            )
+            return FuseMount(source, (self._diff(layer), *lower), None, None, self._user_xattrs, chosen, log)
         work = directory / "work"
         return FuseMount(source, lower, self._diff(layer), work, self._user_xattrs, chosen, log)
 

@@ -116,7 +116,7 @@ class AdjustedDevice(Device):
     def _adjust_xattr(self, op: Op, unique: int, length: int) -> int:
         start = p.REQUEST.size + _NAME_AT[op]
         end = self.buffer.index(0, start, length)
-        if self.buffer[start:end] not in _ACL:
+        if bytes(self.buffer[start:end]) not in _ACL:
             return 0
         if self._options.no_acl:
             return errno.EOPNOTSUPP

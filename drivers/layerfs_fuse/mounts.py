@@ -1,7 +1,7 @@
 """A union as a mount: data first, and how it is made real, with a server process that is left behind.
 
-Three ways to mount, each taken when the one before it is not to be had: the new mount API (fsopen(2)), mount(2),
-and fusermount3(1) for users who may do neither.
+Three ways to mount, each taken when the one before it is not to be had: the new mount API (fsopen(2)),
+mount(2), and fusermount3(1) for users who may do neither.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import errno
 import os
 import resource
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -120,7 +120,13 @@ def _attach_at_once(mount: FuseMount, target: Path | int) -> None:
                 raise
         else:
             return
-    _attach_by_fusermount(mount, place, fusermount.mount, [])
+    with _explained(mount):
+        device = fusermount.mount(place, _words(mount, ()))
+        try:
+            with _undone(place):
+                serve(device, mount)
+        finally:
+            os.close(device)
 
 
 @mounting.attach_outside.register
@@ -132,41 +138,36 @@ def _attach_outside(mount: FuseMount, target: Path, outside: Outside, options: S
     if chosen.gids is None:
         chosen = dataclasses.replace(chosen, gids=map_of_namespace("/proc/self/gid_map"))
     mount = dataclasses.replace(mount, options=chosen)
-    _attach_by_fusermount(mount, str(target), outside.mount, options, outside)
+    with _explained(mount):
+        outside.mount(str(target), _words(mount, options), serve, mount)
 
 
-def _attach_by_fusermount(
-    mount: FuseMount,
-    target: str,
-    make: Callable[[str, Sequence[str]], int],
-    options: Sequence[str],
-    outside: Outside | None = None,
-) -> None:
-    words = [f"fsname={mount.source}", "subtype=layerfs", "default_permissions", *options]
-    if mount.upper is None and "ro" not in words:
-        words.append("ro")
-    if mount.options.allow_other:
-        words.append("allow_other")
-    with _explained(mount), _Parts(mount) as parts:
-        device = make(target, words)
-        try:
-            with _undone(target, outside):
-                parts.serve(device)
-        finally:
-            os.close(device)
+def serve(device: int, mount: FuseMount) -> None:
+    """Start the server of a mount that is made; it has what it needs when this returns.
+
+    Raises:
+        OSError: it could not start, or a layer is missing.
+    """
+    with _Parts(mount) as parts:
+        parts.serve(device)
+
+
+def _words(mount: FuseMount, options: Sequence[str]) -> list[str]:
+    """Give the options for fusermount3(1)."""
+    words = [f"fsname={mount.source}", "subtype=layerfs", "default_permissions"]
+    words += [word for word in options if word not in ("defaults", "ro")]
+    words += ["ro"] if mount.upper is None else []
+    return [*words, "allow_other"] if mount.options.allow_other else words
 
 
 @contextlib.contextmanager
-def _undone(target: str, outside: Outside | None = None) -> Iterator[None]:
+def _undone(target: str) -> Iterator[None]:
     """Take the mount at `target` away again when the block fails."""
     try:
         yield
     except BaseException:
         with contextlib.suppress(MountError):
-            if outside is None:
-                mounting.detach(Path(target), lazy=True)
-            else:
-                outside.unmount(target, lazy=True)
+            mounting.detach(Path(target), lazy=True)
         raise
 
 
@@ -186,8 +187,8 @@ def _opened_device() -> Iterator[int]:
 
 def _options(device: int) -> tuple[str, ...]:
     return (
-        f"fd={device}", "rootmode=40000", f"user_id={os.geteuid()}", f"group_id={os.getegid()}", "allow_other",
-        "default_permissions",
+        f"fd={device}", "rootmode=40000", f"user_id={os.geteuid()}", f"group_id={os.getegid()}",
+        "allow_other", "default_permissions",
     )  # fmt: skip
 
 
@@ -209,7 +210,10 @@ class _Parts:
             for directory in directories:
                 self._roots.append(_open_directory(directory, opened))
             if mount.work is not None:
-                self._work = _open_work(mount.work, opened)
+                # Copies are made in a directory of the work directory's, as overlayfs does.
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(mount.work / "work", 0o700)
+                self._work = _open_directory(mount.work / "work", opened)
             if mount.log is not None:
                 self._log = _open_directory(mount.log.parent, opened)
             self._opened = opened.pop_all()
@@ -227,18 +231,10 @@ class _Parts:
         )
 
 
-def _open_directory(directory: Path, opened: contextlib.ExitStack, flags: int = 0) -> int:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | flags)
+def _open_directory(directory: Path, opened: contextlib.ExitStack) -> int:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     opened.callback(os.close, descriptor)
     return descriptor
-
-
-def _open_work(directory: Path, opened: contextlib.ExitStack) -> int:
-    """Open the directory in which copies are made, which lies in the work directory as overlayfs's does."""
-    place = directory / "work"
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(place, 0o700)
-    return _open_directory(place, opened, os.O_NOFOLLOW)
 
 
 @contextlib.contextmanager

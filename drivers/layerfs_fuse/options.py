@@ -68,7 +68,9 @@ class Options:
                     found[field] = read(value)
                 except ValueError as error:
                     shape = next(each for each in KNOWN if each.partition("=")[0] == name)
-                    raise InvalidError(f"the mount option {word!r} makes no sense", hint=f"write {shape}") from error
+                    raise InvalidError(
+                        f"the mount option {word!r} makes no sense", hint=f"write {shape}"
+                    ) from error
             elif word not in _VOID:
                 hint = f"the driver fuse takes {', '.join(KNOWN)}, and what holds for any file system"
                 if name in ("lowerdir", "upperdir", "workdir"):

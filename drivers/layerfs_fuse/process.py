@@ -192,14 +192,17 @@ def _leave_mounts() -> None:
     not leave stays, such as an ordinary user without a user namespace: an unmount ends the server all the
     same, but the namespace does not end before that.
     """
-    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     with contextlib.suppress(OSError):
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        # In a user namespace "/" cannot be detached before there is another root (mount_namespaces(7)).
-        linux.mount("none", "/proc", "tmpfs", 0, "size=4k,mode=555")
-        os.chdir("/proc")
-        linux.pivot_root(".", ".")
-        linux.umount(".", linux.MNT_DETACH)
-    os.fchdir(here)
-    os.close(here)
+        here = linux.open_tree(linux.AT_FDCWD, ".", linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
+        try:
+            # In a user namespace "/" cannot be detached before there is another root, and all that was copied
+            # from outside holds together: one use of any part keeps the whole (mount_namespaces(7)).
+            linux.mount("none", "/proc", "tmpfs", 0, "size=4k,mode=555")
+            os.chdir("/proc")
+            linux.pivot_root(".", ".")
+            linux.umount(".", linux.MNT_DETACH)
+        finally:
+            os.fchdir(here)
+            os.close(here)

@@ -305,6 +305,8 @@ class Server:
             if len(parts) + room > size:
                 break
             found = None if name in (b".", b"..") else self._union.lookup(node, name)
+            # Of many subdirectories in many layers not all can be open at once.
+            self._union.layers.trim()
             if found is None:
                 parts += p.NO_ENTRY + p.dirent(number, place, name, kind)
             else:

@@ -19,7 +19,7 @@ _DEVICE = os.makedev(10, 229)
 
 
 class Login:
-    """A user who may read this interpreter and these sources, and has a home, a root of stores and /dev/fuse."""
+    """A user who may read this interpreter and these sources, and has a home with a store."""
 
     def __init__(self, uid: int, home: Path, holder: int) -> None:
         self.uid = uid
@@ -30,14 +30,18 @@ class Login:
         """Run a command as the user."""
         command = self.command(*words)
         done = subprocess.run(command, capture_output=True, text=True, check=False, **how)  # type: ignore[call-overload]
-        assert not check or done.returncode == 0, (done.args, done.stdout, done.stderr)
+        assert not check or done.returncode == 0, done.stderr
         assert isinstance(done, subprocess.CompletedProcess)
         return done
 
     def command(self, *words: object) -> list[str]:
         enter = ["nsenter", f"--mount=/proc/{self.holder}/ns/mnt"]
         become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"]
-        variables = [f"PYTHONPATH={ROOT}:{ROOT / 'drivers'}", f"HOME={self.home}", f"PATH={os.environ['PATH']}"]
+        variables = [
+            f"PYTHONPATH={ROOT}:{ROOT / 'drivers'}",
+            f"HOME={self.home}",
+            f"PATH={os.environ['PATH']}",
+        ]
         return [*enter, *become, "env", "-i", "-C", str(self.home), *variables, *map(str, words)]
 
     def layerfs(self, *words: object, check: bool = True, **how: object) -> subprocess.CompletedProcess[str]:
@@ -118,7 +122,7 @@ def _prepare(files: dict[str, str], *, device: bool) -> None:
 
 
 def _open_way(needed: Path) -> None:
-    """Let everybody reach a directory: what shuts others out on the way is replaced by what leads there alone."""
+    """Let everybody reach a directory: what shuts others out is replaced by the way there alone."""
     for above in reversed(needed.parents):
         if not above.stat().st_mode & stat.S_IXOTH:
             tree = linux.open_tree(

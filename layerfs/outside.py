@@ -1,9 +1,9 @@
 """The way out of the user namespace that an ordinary user's layerfs lives in: mounts that the user sees.
 
 In its namespace layerfs is root, but what it mounts there nobody else sees; and fusermount3(1) has its power
-only outside. So a child that never enters stays behind, and calls it when it is asked to. It starts the servers of
-such mounts too: one that came from in here would keep alive what this mount namespace has copied of the
-user's mounts, and with that their servers.
+only outside. So a child that never enters stays behind, and calls it when it is asked to. It starts the
+servers of such mounts too: one that came from in here would keep alive what this mount namespace has copied
+of the user's mounts, and with that their servers.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Outside:
         Args:
             target: a directory of the user's.
             options: for fusermount3.
-            serve: a function of a module, called with the mount's /dev/fuse and `argument` in a process that is in
-                our user namespace, and outside of our mount namespace; it leaves a server behind.
+            serve: a function of a module, called with the mount's /dev/fuse and `argument` in a process that
+                is in our user namespace, and outside of our mount namespace; it leaves a server behind.
             argument: anything that pickle takes.
 
         Raises:
@@ -118,15 +118,15 @@ def _wait_upon(channel: int) -> None:
             if not request:
                 return
             what, arguments = pickle.loads(request)
-            stream.send(pickle.dumps(_done(lambda: what(*arguments, *descriptors))))
+            stream.send(pickle.dumps(_done(what, *arguments, *descriptors)))
             for descriptor in descriptors:
                 os.close(descriptor)
 
 
-def _done(work: Callable[[], None]) -> tuple[type | None, str, str | None, int | None]:
+def _done(work: Callable[..., None], *arguments: object) -> tuple[type | None, str, str | None, int | None]:
     """Do something and describe the error, if there is one."""
     try:
-        work()
+        work(*arguments)
     except LayerfsError as error:
         kind = InUseError if isinstance(error, InUseError) else MountError
         return kind, str(error), error.hint, getattr(error, "errno", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -65,9 +66,9 @@ def test_without_fsopen_the_mount_is_made_by_mount(stack: Stack, number: int) ->
             assert info is not None
             assert (info.source, info.fstype) == (f"layerfs-{layer}", "fuse.layerfs")
             (place / "d" / "f").write_text("changed")
-        with stack.mounted(layer, stack.layers, read_only=True) as place:
-            with pytest.raises(OSError, match="Read-only"):
-                (place / "new").touch()
+        shown_only = stack.mounted(layer, stack.layers, read_only=True)
+        with shown_only as place, pytest.raises(OSError, match="Read-only"):
+            (place / "new").touch()
         root = mounting.open_mount(stack.driver.mount(layer, stack.layers, read_only=True))
         assert sorted(os.listdir(root)) == ["d"]
         os.close(root)
@@ -162,7 +163,7 @@ def test_mapped_owners_are_stored_as_they_are_in_the_layers(stack: Stack) -> Non
         os.chown(place / "d/f", 1003, 1004)
         with pytest.raises(OSError, match="Invalid"):
             os.chown(place / "d/f", 3, 3)
-        in_child(lambda: _make_as(1002, 0, place / "d" / "new"))
+        in_child(functools.partial(_make_as, 1002, 0, place / "d" / "new"))
         assert (place / "d/f").stat().st_uid == 1003
     diff = stack.driver.root / sorted(set(os.listdir(stack.driver.root)) - set(stack.layers))[0] / "diff"
     found = (diff / "d/f").stat(), (diff / "d/new").stat()

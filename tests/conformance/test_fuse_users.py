@@ -1,4 +1,4 @@
-"""FUSE mounts of ordinary users: through fusermount3, seen by all that the user runs, served from a user namespace."""
+"""FUSE mounts of ordinary users: made by fusermount3, seen by all that the user runs."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def servers(directory: Path) -> set[int]:
-    """Give the numbers of the servers that have something below a directory open, or in their command line."""
+    """Give the servers that have something below a directory open, or name it in their command line."""
     found = set()
     for process in filter(str.isdigit, os.listdir("/proc")):
         about = Path(f"/proc/{process}")

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,9 @@ def login(
             os.close(write)
             signal.pause()
             status = 0
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
         finally:
             os._exit(status)
     os.close(write)
@@ -106,7 +110,9 @@ def _prepare(files: dict[str, str], *, device: bool) -> None:
     # Else a mount of another test would live as long as this namespace.
     for info in mounting.mount_table():
         if info.fstype.startswith("fuse."):
-            linux.umount(info.target, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+            # One below another went with that.
+            with contextlib.suppress(OSError):
+                linux.umount(info.target, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
     for needed in (Path(sys.base_prefix), Path(sys.prefix), ROOT):
         _open_way(needed)
     own = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")

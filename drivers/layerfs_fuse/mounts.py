@@ -14,15 +14,19 @@ import resource
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from layerfs import fusermount, linux, mounting
 from layerfs.errors import MountError, UnsupportedError
 from layerfs.mount import Mount
 from layerfs.outside import Outside
-from layerfs_fuse import process
+from layerfs_fuse import libfuse, process
 from layerfs_fuse.adjusted import map_of_namespace
+from layerfs_fuse.dialect import Dialect
 from layerfs_fuse.options import Options
+from layerfs_fuse.overlay_dialect import OverlayDialect
+
+Front = Literal["kernel", "fusepy"]
 
 _DEVICE: Final = "/dev/fuse"
 _HINTS: Final = {
@@ -40,19 +44,26 @@ _NO_FSOPEN: Final = (errno.ENOSYS, errno.EPERM)
 class FuseMount(Mount):
     """Layers merged by a server of our own; the first fields are those of `layerfs.mount.Overlay`.
 
-    `log` is where the server writes down errors of its own.
+    `front` says which of the two ways the server speaks with the kernel: the protocol itself, or libfuse 2.
+    The other fields are for the first way: `log` is where the server writes down errors of its own.
     """
 
     lower: tuple[Path, ...]
     upper: Path | None
     work: Path | None
-    user_xattrs: bool = False
+    dialect: Dialect = OverlayDialect()  # noqa: RUF009  a frozen value
+    front: Front = "kernel"
     options: Options = Options()  # noqa: RUF009  a frozen value
     log: Path | None = None
 
 
 @mounting.attach.register
 def _attach(mount: FuseMount, target: Path | int) -> None:
+    if mount.front == "fusepy":
+        place = libfuse.directory(target)
+        with _explained(mount), _Parts(mount) as parts:
+            libfuse.attach(place, parts.roots, parts.work, source=mount.source, dialect=mount.dialect)
+        return
     try:
         tree = _detached(mount)
     except UnsupportedError:
@@ -63,6 +74,9 @@ def _attach(mount: FuseMount, target: Path | int) -> None:
 
 @mounting.open_mount.register
 def _open(mount: FuseMount) -> int:
+    if mount.front == "fusepy":
+        with _explained(mount), _Parts(mount) as parts:
+            return libfuse.open_mount(parts.roots, parts.work, source=mount.source, dialect=mount.dialect)
     try:
         return mounting.readable(_detached(mount))
     except UnsupportedError:
@@ -81,6 +95,8 @@ def _detached(mount: FuseMount) -> int:
     Raises:
         UnsupportedError: that cannot be had here.
     """
+    if mount.front == "fusepy":
+        raise UnsupportedError("libfuse attaches what it mounts")
     with _explained(mount), _opened_device() as device, _Parts(mount) as parts:
         try:
             context = linux.fsopen("fuse")
@@ -198,8 +214,8 @@ class _Parts:
     def __init__(self, mount: FuseMount) -> None:
         self._mount = mount
         self._opened = contextlib.ExitStack()
-        self._roots: list[int] = []
-        self._work: int | None = None
+        self.roots: list[int] = []
+        self.work: int | None = None
         self._log: int | None = None
 
     def __enter__(self) -> _Parts:
@@ -208,12 +224,12 @@ class _Parts:
         with contextlib.ExitStack() as opened:
             opened.enter_context(_room_for(len(directories)))
             for directory in directories:
-                self._roots.append(_open_directory(directory, opened))
+                self.roots.append(_open_directory(directory, opened))
             if mount.work is not None:
                 # Copies are made in a directory of the work directory's, as overlayfs does.
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(mount.work / "work", 0o700)
-                self._work = _open_directory(mount.work / "work", opened)
+                self.work = _open_directory(mount.work / "work", opened)
             if mount.log is not None:
                 self._log = _open_directory(mount.log.parent, opened)
             self._opened = opened.pop_all()
@@ -226,9 +242,7 @@ class _Parts:
         """Start the server; it has what it needs when this returns."""
         mount = self._mount
         log = None if self._log is None or mount.log is None else process.Log(self._log, mount.log.name)
-        process.start(
-            device, self._roots, self._work, user_xattrs=mount.user_xattrs, options=mount.options, log=log
-        )
+        process.start(device, self.roots, self.work, dialect=mount.dialect, options=mount.options, log=log)
 
 
 def _open_directory(directory: Path, opened: contextlib.ExitStack) -> int:

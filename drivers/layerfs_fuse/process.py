@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import os
@@ -11,20 +12,20 @@ import signal
 import time
 import traceback
 import warnings
-from typing import Final, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from layerfs import linux
-from layerfs_fuse.adjusted import AdjustedDevice
 from layerfs_fuse.changes import Changes
-from layerfs_fuse.device import Device
+from layerfs_fuse.dialect import Dialect
 from layerfs_fuse.options import Options
 from layerfs_fuse.places import Layers
-from layerfs_fuse.server import Server
 from layerfs_fuse.union import Union
 
 NAME: Final = b"layerfs-fuse"
 """What ps(1) calls the process."""
 
+_READY: Final = b"ready"
 _MOST_OPEN: Final = 4096
 _LEAST_OPEN: Final = 8
 # Descriptors for requests at hand, and standard streams.
@@ -53,23 +54,12 @@ class Log:
                 os.close(file)
 
 
-class _Server(Server):
-    """A server with a log."""
-
-    log: Log | None = None
-
-    def failed(self) -> None:
-        """Write down an error of our own, in the block that handles it."""
-        if self.log is not None:
-            self.log.write(traceback.format_exc())
-
-
 def start(
     device: int,
     roots: list[int],
     work: int | None,
     *,
-    user_xattrs: bool,
+    dialect: Dialect,
     options: Options = Options(),  # noqa: B008  a frozen value
     log: Log | None = None,
 ) -> None:
@@ -79,7 +69,7 @@ def start(
         device: the /dev/fuse of the mount.
         roots: the layers' directories, top first; the first one is written if there is a `work`.
         work: the work directory.
-        user_xattrs: whether overlayfs's attributes are user.overlay.* in these layers.
+        dialect: the format of these layers.
         options: how the mount differs from a plain one.
         log: where the server writes down errors of its own.
 
@@ -87,96 +77,114 @@ def start(
         OSError: it could not start.
     """
     report, told = os.pipe()
-    try:
-        with warnings.catch_warnings():
-            # From Python 3.12: the child of a process with threads must not need them, and does not.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if child == 0:
-            try:
-                if os.fork() == 0:
-                    _live(told, device, roots, work, user_xattrs=user_xattrs, options=options, log=log)
-            finally:
-                os._exit(0)
-    finally:
-        os.close(told)
-    try:
-        os.waitpid(child, 0)
-        answer = os.read(report, 256)
-    finally:
-        os.close(report)
-    if answer != b"ready":
-        number = int(answer or 0)
-        raise OSError(number, os.strerror(number) if number else "the server did not start")
+
+    def serve() -> None:
+        try:
+            _serve(told, device, roots, work, dialect=dialect, options=options, log=log)
+        except BaseException:
+            if log is not None:
+                log.write(traceback.format_exc())
+
+    with open(report, "rb", buffering=0) as stream:
+        try:
+            leave_behind(serve)
+        finally:
+            os.close(told)
+        answer = stream.read(16)
+    if answer != _READY:
+        number = int(answer or errno.EIO)
+        raise OSError(number, os.strerror(number))
 
 
-def _live(
+def _serve(
     told: int,
     device: int,
     roots: list[int],
     work: int | None,
     *,
-    user_xattrs: bool,
+    dialect: Dialect,
     options: Options,
     log: Log | None,
-) -> NoReturn:
-    """Live as the server: tell whether it could start, then serve until the end of the mount."""
+) -> None:
+    """Tell whether the server could start, then serve until the end of the mount."""
+    told, device, *roots = above_standard([told, device, *roots])
+    copies = above_standard(() if work is None else (work,))
+    kept = {told, device, *roots, *copies}
+    if log is not None:
+        (log.directory,) = above_standard((log.directory,))
+        kept.add(log.directory)
+    be_alone(kept)
     try:
-        try:
+        union = opened_union(roots, *copies, dialect=dialect)
+    except OSError as error:
+        os.write(told, b"%d" % (error.errno or errno.EIO))
+        raise
+    leave_mounts()
+    # Whoever serves another way has no use for the kernel's protocol.
+    from layerfs_fuse.adjusted import AdjustedDevice
+    from layerfs_fuse.device import Device
+    from layerfs_fuse.server import Server
+
+    plain = options == Options(allow_other=options.allow_other)
+    server = Server(Device(device) if plain else AdjustedDevice(device, options), union)
+    if log is not None:
+        server.log = log.write
+    # Whoever mounts may be gone by now; the mount is not.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(told, _READY)
+    os.close(told)
+    server.run()
+
+
+def leave_behind(serve: Callable[[], None]) -> None:
+    """Run `serve` in a process that is nobody's child, and ends with it."""
+    with warnings.catch_warnings():
+        # From Python 3.12: the child of a process with threads must not need them, and does not.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        if os.fork() == 0:
             gc.freeze()
-            kept = [told, device, *roots]
-            kept += [] if work is None else [work]
-            kept += [] if log is None else [log.directory]
-            numbers = dict(zip(kept, _be_alone(kept), strict=True))
-            told, device, roots = numbers[told], numbers[device], [numbers[root] for root in roots]
-            work = None if work is None else numbers[work]
-            if log is not None:
-                log.directory = numbers[log.directory]
-            hard = _raise_limit()
-            most = max(_LEAST_OPEN, min(_MOST_OPEN, (hard - len(kept) - _MARGIN) // 2))
-            layers = Layers(roots, user_xattrs=user_xattrs, most_open=most)
-            os.chdir("/proc/self/fd")
-            layers.descriptors = b""
-            _leave_mounts()
-            union = Union(layers, writable=False) if work is None else Changes(layers, work)
-            plain = options == Options(allow_other=options.allow_other)
-            server = _Server(Device(device) if plain else AdjustedDevice(device, options), union)
-            server.log = log
-        except OSError as error:
-            os.write(told, b"%d" % (error.errno or 0))
-            raise
-        # Whoever mounts may be gone by now; the mount is not.
-        with contextlib.suppress(BrokenPipeError):
-            os.write(told, b"ready")
-        os.close(told)
-        server.run()
-    except BaseException:
-        if log is not None:
-            log.write(traceback.format_exc())
+            serve()
     finally:
         os._exit(0)
 
 
-def _be_alone(kept: list[int]) -> list[int]:
-    """Keep nothing of the process that mounts but these descriptors; give their numbers from now on."""
+def opened_union(roots: list[int], work: int | None = None, *, dialect: Dialect) -> Union:
+    """Merge open layers, with as many open directories and as short names for them as a process may have."""
+    most = max(_LEAST_OPEN, min(_MOST_OPEN, (_raise_limit() - len(roots) - _MARGIN) // 2))
+    layers = Layers(roots, dialect=dialect, most_open=most)
+    os.chdir("/proc/self/fd")
+    layers.descriptors = b""
+    return Union(layers, writable=False) if work is None else Changes(layers, work)
+
+
+def above_standard(descriptors: Iterable[int]) -> list[int]:
+    """Move descriptors that stand where standard streams would, because the parent had closed those."""
+    return [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 3) if each < 3 else each for each in descriptors]
+
+
+def be_alone(kept: set[int]) -> None:
+    """Keep nothing of the process that mounts: no descriptor, no session, no signal handler, no name."""
     os.setsid()
     linux.set_process_name(NAME)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # Some may stand where standard streams would, because the process that mounts had closed those.
-    moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 3) if each < 3 else each for each in kept]
     # Of numbers above a limit that was lowered meanwhile, only this list knows.
     for name in os.listdir("/proc/self/fd"):
-        if int(name) not in moved:
+        if int(name) not in kept:
             with contextlib.suppress(OSError):
                 os.close(int(name))
     null = os.open("/dev/null", os.O_RDWR)
     for standard in range(3):
-        if standard != null:
-            os.dup2(null, standard)
-    return moved
+        os.dup2(null, standard)
+    if null > 2:
+        os.close(null)
 
 
 def _raise_limit() -> int:
@@ -185,7 +193,7 @@ def _raise_limit() -> int:
     return hard
 
 
-def _leave_mounts() -> None:
+def leave_mounts() -> None:
     """Move to a mount namespace of our own with nothing in it, and stay in the working directory.
 
     In the one where the tree is mounted, the server would keep alive what keeps the server alive. Who may

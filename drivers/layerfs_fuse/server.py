@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import time
+import traceback
 from collections.abc import Callable
 from typing import Final
 
@@ -20,15 +21,15 @@ from layerfs_fuse.protocol import Attribute, Op
 from layerfs_fuse.union import Union
 
 _UNKNOWN: Final = 0xFFFFFFFF
-_KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
 
 Handler = Callable[[Node, memoryview], bytes | None]
 
 
 class Server:
-    """Serves one mount."""
+    """Serves one mount; `log` takes the words about an error of our own."""
 
     def __init__(self, device: Device, union: Union) -> None:
+        self.log: Callable[[str], None] | None = None
         self._device = device
         self._union = union
         self._files: dict[int, OpenFile] = {}
@@ -77,7 +78,9 @@ class Server:
             self._device.send(unique, answer or b"")
 
     def failed(self) -> None:
-        """Hear of an error of our own, in the block that handles it."""
+        """Hear of an error of our own, in the block that handles it; a place for tests to listen."""
+        if self.log is not None:
+            self.log(traceback.format_exc())
 
     @property
     def _changes(self) -> Changes:
@@ -110,11 +113,7 @@ class Server:
 
     def _attributes(self, node: Node) -> bytes:
         found = self._union.stat(node)
-        # Of a merged directory nobody has counted the subdirectories: 1 says so (find(1) understands it).
-        links = 1 if len(node.places) > 1 else found.st_nlink
-        if node.parent is None and node.children is not None and node is not self._union.nodes.root:
-            links = 0
-        return p.attributes(found, node.number, links)
+        return p.attributes(found, node.number, self._union.number_links(node, found))
 
     def _entry(self, node: Node) -> bytes:
         attributes = self._attributes(node)
@@ -139,7 +138,7 @@ class Server:
         if valid & Attribute.SIZE:
             changes.truncate(node, size)
             if valid & Attribute.KILL_SUIDGID:
-                self._kill_set_ids(node)
+                self._changes.kill_set_ids(node)
         if valid & (Attribute.UID | Attribute.GID):
             changes.chown(node, uid if valid & Attribute.UID else -1, gid if valid & Attribute.GID else -1)
         if valid & Attribute.MODE:
@@ -152,15 +151,6 @@ class Server:
                 _time(valid, Attribute.MTIME, Attribute.MTIME_NOW, now, mtime, mtime_ns, found.st_mtime_ns),
             )
         return self._attr_out(node)
-
-    def _kill_set_ids(self, node: Node) -> None:
-        """Take setuid, and setgid where the group may execute, from a file that somebody else writes."""
-        mode = stat.S_IMODE(self._union.stat(node).st_mode)
-        left = mode & ~stat.S_ISUID
-        if mode & _KILL_GROUP == _KILL_GROUP:
-            left &= ~stat.S_ISGID
-        if left != mode:
-            self._changes.chmod(node, left)
 
     def _readlink(self, node: Node, body: memoryview) -> bytes:
         return self._union.readlink(node)
@@ -210,7 +200,7 @@ class Server:
             if flags & os.O_TRUNC:
                 self._changes.truncate(node, 0)
                 if more & p.OPEN_KILL_SUIDGID:
-                    self._kill_set_ids(node)
+                    self._changes.kill_set_ids(node)
         return self._opened(node, flags)
 
     def _opened(self, node: Node, flags: int) -> bytes:
@@ -251,9 +241,16 @@ class Server:
     def _write(self, node: Node, body: memoryview) -> bytes:
         handle, offset, size, flags, _, _, _ = p.WRITE_IN.unpack_from(body)
         data = body[p.WRITE_IN.size : p.WRITE_IN.size + size]
-        written = os.pwrite(self._file(handle), data, offset)
+        descriptor = self._file(handle)
+        if flags & p.WRITE_CACHE:
+            # Pages written in memory never make a file longer; these may have been sent before it was
+            # truncated by an open, for which the kernel does not hold them back.
+            data = data[: max(0, os.fstat(descriptor).st_size - offset)]
+        written = os.pwrite(descriptor, data, offset)
+        if written == len(data):
+            written = size
         if flags & p.WRITE_KILL_SUIDGID:
-            self._kill_set_ids(node)
+            self._changes.kill_set_ids(node)
         return p.SIZE_OUT.pack(written, 0)
 
     def _release(self, node: Node, body: memoryview) -> None:
@@ -268,7 +265,21 @@ class Server:
 
     def _lseek(self, node: Node, body: memoryview) -> bytes:
         handle, offset, whence, _ = p.LSEEK_IN.unpack_from(body)
-        return p.OFFSET_OUT.pack(os.lseek(self._file(handle), offset, whence))
+        descriptor = self._file(handle)
+        if self._may_be_mapped(node):
+            # The kernel may hold data that we have not been sent, so what is a hole to us need not be one.
+            size = os.fstat(descriptor).st_size
+            if not 0 <= offset < size:
+                raise failure(errno.ENXIO)
+            return p.OFFSET_OUT.pack(offset if whence == os.SEEK_DATA else size)
+        return p.OFFSET_OUT.pack(os.lseek(descriptor, offset, whence))
+
+    def _may_be_mapped(self, node: Node) -> bool:
+        """Say whether somebody may write a file in memory (mmap(2)) whose pages the kernel caches for us."""
+        return any(
+            file.node is node and not file.backing and file.flags & os.O_ACCMODE == os.O_RDWR
+            for file in self._files.values()
+        )
 
     def _fallocate(self, node: Node, body: memoryview) -> None:
         handle, offset, length, mode, _ = p.FALLOCATE_IN.unpack_from(body)

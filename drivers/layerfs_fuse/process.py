@@ -119,12 +119,12 @@ def _serve(
     except OSError as error:
         os.write(told, b"%d" % (error.errno or errno.EIO))
         raise
-    leave_mounts()
-    # Whoever serves another way has no use for the kernel's protocol.
+    # Whoever serves another way has no use for the kernel's protocol; without mounts there are no modules.
     from layerfs_fuse.adjusted import AdjustedDevice
     from layerfs_fuse.device import Device
     from layerfs_fuse.server import Server
 
+    leave_mounts()
     plain = options == Options(allow_other=options.allow_other)
     server = Server(Device(device) if plain else AdjustedDevice(device, options), union)
     if log is not None:

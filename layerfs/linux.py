@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import os
 import struct
+import sys
 from collections.abc import Iterable
 from typing import Final
 
@@ -72,6 +73,9 @@ PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 FICLONE: Final = 0x40049409
+FS_IOC_GETFLAGS: Final = 0x80086601
+FS_IOC_SETFLAGS: Final = 0x40086602
+FS_IOC_FSGETXATTR: Final = 0x801C581F
 _FS_IOC_GETFSUUID: Final = 0x80111500
 _MAX_HANDLE_SZ: Final = 128
 
@@ -350,6 +354,21 @@ def open_by_handle_at(mount: int, kind: int, handle: bytes, flags: int) -> int:
     """open_by_handle_at(2): open a file of the file system that holds `mount`."""
     whole = struct.pack("=Ii", len(handle), kind) + handle
     return _check(_libc.open_by_handle_at(ctypes.c_int(mount), whole, ctypes.c_int(flags)))
+
+
+def file_flags(descriptor: int) -> int:
+    """ioctl(2) FS_IOC_GETFLAGS: the flags of an open file or directory that chattr(1) sets."""
+    return int.from_bytes(fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, bytes(8))[:4], sys.byteorder)
+
+
+def file_attributes(descriptor: int) -> bytes:
+    """ioctl(2) FS_IOC_FSGETXATTR: the struct fsxattr of an open file or directory."""
+    return fcntl.ioctl(descriptor, FS_IOC_FSGETXATTR, bytes(28))
+
+
+def set_file_flags(descriptor: int, flags: int) -> None:
+    """ioctl(2) FS_IOC_SETFLAGS."""
+    fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, flags.to_bytes(4, sys.byteorder) + bytes(4))
 
 
 def file_system_uuid(descriptor: int) -> bytes:

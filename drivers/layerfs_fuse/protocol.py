@@ -50,6 +50,7 @@ class Op(enum.IntEnum):
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
+    IOCTL = 39
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
@@ -151,6 +152,7 @@ FSYNC_IN: Final = Struct("=QII")
 SETXATTR_IN: Final = Struct("=II")
 SETXATTR_EXT_IN: Final = Struct("=IIII")
 GETXATTR_IN: Final = Struct("=II")
+IOCTL_IN: Final = Struct("=QIIQII")
 LSEEK_IN: Final = Struct("=QqII")
 FALLOCATE_IN: Final = Struct("=QQQII")
 COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ")
@@ -160,6 +162,7 @@ ENTRY_OUT: Final = Struct("=4Q2I")
 ATTR_OUT: Final = Struct("=QII")
 OPEN_OUT: Final = Struct("=QIi")
 SIZE_OUT: Final = Struct("=II")
+IOCTL_OUT: Final = Struct("=iIII")
 OFFSET_OUT: Final = Struct("=q")
 STATFS_OUT: Final = Struct("=5Q4I24x")
 DIRENT: Final = Struct("=QQII")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable
 from typing import Final
@@ -301,6 +302,22 @@ class Server:
         done = os.copy_file_range(self._file(source), self._file(target), min(length, 1 << 30), at, to)
         self._kill_unless_root(self._files[target].node)
         return p.SIZE_OUT.pack(done, 0)
+
+    def _ioctl(self, node: Node, body: memoryview) -> bytes:
+        _, _, command, _, size, _ = p.IOCTL_IN.unpack_from(body)
+        answer = b""
+        if command == linux.FS_IOC_GETFLAGS:
+            with self._union.opened(node) as file:
+                answer = linux.file_flags(file).to_bytes(4, sys.byteorder)
+        elif command == linux.FS_IOC_FSGETXATTR:
+            with self._union.opened(node) as file:
+                answer = linux.file_attributes(file)
+        elif command == linux.FS_IOC_SETFLAGS and size >= 4:
+            given = body[p.IOCTL_IN.size : p.IOCTL_IN.size + 4]
+            self._changes.set_file_flags(node, int.from_bytes(given, sys.byteorder))
+        else:
+            raise failure(errno.ENOTTY)
+        return p.IOCTL_OUT.pack(0, 0, 0, 0) + answer
 
     # Directories.
 

@@ -114,6 +114,9 @@ class PullsZstd(Protocol):
 class Keeps(Protocol):
     """Keeps images under names, as a store does and a floor does not."""
 
+    def holds(self, image: Image) -> bool:
+        """Say whether the image is here."""
+
     def have(self, image: Image) -> None:
         """Have an image ready; again does nothing."""
 
@@ -186,6 +189,9 @@ class Pushes(Protocol):
 
     def push(self, image: Image, target: Path) -> None:
         """Write the layout."""
+
+    def forget_packed(self, image: Image) -> None:
+        """Delete what `have_packed` has made."""
 
 
 @runtime_checkable

@@ -71,6 +71,10 @@ class Layerfs(Subject):
 
     # -- images
 
+    def holds(self, image: Image) -> bool:
+        """Say whether the image is here."""
+        return self._has(image.reference)
+
     def have(self, image: Image) -> None:
         """Load the image unless it is here."""
         self.fill(image)
@@ -79,6 +83,10 @@ class Layerfs(Subject):
         """Pull the gzip layout unless that is here."""
         if not self._has(_packed(image)):
             self.store.pull(f"oci:{image.layout('gzip')}:{TAG}", _packed(image))
+
+    def forget_packed(self, image: Image) -> None:
+        """Remove it, and what only it needs."""
+        self.call("rmi", _packed(image))
 
     def pull_gzip(self, image: Image) -> None:
         """Pull the layout."""
@@ -90,9 +98,8 @@ class Layerfs(Subject):
 
     def forget(self, image: Image) -> None:
         """Remove the image, and its layers and blobs with it."""
-        for name in (image.reference, _packed(image)):
-            if self._has(name):
-                self.call("rmi", name)
+        if self._has(image.reference):
+            self.call("rmi", image.reference)
 
     def images(self) -> None:
         """List the images."""

@@ -25,6 +25,8 @@ _PEERS: Final = ("#9fb8c8", "#c8b49f", "#a8c4a2", "#c4a8bd", "#b3aecb", "#c9c3a0
 _FLOORS: Final = "#cccccc"
 _FLOOR_NAMES: Final = ("bare", "tar", "cp", "dd", "python")
 _GROWING: Final = re.compile(r"(.+)-(\d+)")
+# It would name places elsewhere, and the day.
+_NO_METADATA: Final = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _STYLE: Final = {
     "svg.fonttype": "none",
     # Names inside the SVG do not change from one drawing to the next.
@@ -67,7 +69,7 @@ def _colours(subjects: Sequence[str]) -> dict[str, str]:
 
 def _to_svg(figure: Figure) -> str:
     text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(text, format="svg", bbox_inches="tight", metadata=_NO_METADATA)
     # What stands before the element is for files, not for pages.
     drawn = text.getvalue()
     return drawn[drawn.index("<svg") :]

@@ -73,6 +73,12 @@ class Trees(Protocol):
     def unmount(self, key: str) -> None:
         """Take the tree away."""
 
+    def enter(self, key: str) -> Path:
+        """Mount in the fastest way there is; the mount's server may not be the one that users have."""
+
+    def leave(self, key: str) -> None:
+        """Unmount in the fastest way there is."""
+
     def remove(self, key: str) -> None:
         """Delete the writable layer."""
 

@@ -48,14 +48,28 @@ class Layerfs(Subject):
 
     def mount(self, key: str) -> Path:
         """Mount a container's tree."""
-        target = self.place / f"mounted-{key}"
-        target.mkdir(exist_ok=True)
+        target = self._target(key)
         self.call("mount", key, target)
         return target
 
     def unmount(self, key: str) -> None:
         """Unmount it."""
-        self.call("umount", self.place / f"mounted-{key}")
+        self.call("umount", self._target(key))
+
+    def enter(self, key: str) -> Path:
+        """Mount it through the library: its server would be larger, begun by a larger process."""
+        target = self._target(key)
+        self.store.containers.get(key).mount(target)
+        return target
+
+    def leave(self, key: str) -> None:
+        """Unmount it through the library."""
+        self.store.containers.get(key).unmount()
+
+    def _target(self, key: str) -> Path:
+        target = self.place / f"mounted-{key}"
+        target.mkdir(exist_ok=True)
+        return target
 
     def remove(self, key: str) -> None:
         """Remove the container."""

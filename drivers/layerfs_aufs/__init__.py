@@ -23,7 +23,7 @@ from layerfs.errors import MountError, UnsupportedError
 from layerfs.mount import Mount
 from layerfs.tree.whiteouts import PREFIX, AufsWhiteouts
 from layerfs_aufs.mounts import MOST_BRANCHES, AufsMount
-from layerfs_aufs.trial import try_kernel
+from layerfs_aufs.trial import is_known, try_kernel
 
 __all__ = ["AufsDriver", "AufsMount"]
 
@@ -95,6 +95,8 @@ class AufsDriver(ServedLayers):
 
 def _refused(root: Path) -> MountError | None:
     """Try the kernel's aufs on a scratch directory; give its refusal, None when it serves."""
+    if not is_known():
+        return MountError("this kernel has no aufs", errno=errno.ENODEV)
     with probing(root) as scratch:
         try:
             try_kernel(scratch)
@@ -105,7 +107,4 @@ def _refused(root: Path) -> MountError | None:
 
 def _lack(refused: MountError) -> str:
     """Say in one clause what the kernel's aufs lacks."""
-    name = errno.errorcode.get(refused.errno or 0, "no errno")
-    if refused.errno == errno.ENODEV:
-        return f"this kernel has no aufs ({name})"
-    return f"the kernel's aufs cannot be used here ({name}: {refused})"
+    return f"{refused} ({errno.errorcode.get(refused.errno or 0, 'no errno')})"

@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Final
 
@@ -27,17 +28,18 @@ Handler = Callable[[Node, memoryview], bytes | None]
 
 
 class Server:
-    """Serves one mount; `device` is its open /dev/fuse."""
+    """Serves one mount; `log` takes the words about an error of our own."""
 
-    def __init__(self, device: int, union: Union) -> None:
-        self._device = Device(device)
+    def __init__(self, device: Device, union: Union) -> None:
+        self.log: Callable[[str], None] | None = None
+        self._device = device
         self._union = union
         self._files: dict[int, OpenFile] = {}
         self._listings = Listings(union)
         self._spares_opendir = False
         self._setxattr_in = p.SETXATTR_IN
         self._next_handle = 1
-        self._passthrough = Passthrough(device)
+        self._passthrough = Passthrough(device.descriptor)
         self._maker = Maker(0, 0, 0)
         self._handlers: dict[int, Handler] = {
             op: getattr(self, f"_{op.name.lower()}") for op in Op if hasattr(self, f"_{op.name.lower()}")
@@ -80,6 +82,8 @@ class Server:
 
     def failed(self) -> None:
         """Hear of an error of our own, in the block that handles it; a place for tests to listen."""
+        if self.log is not None:
+            self.log(traceback.format_exc())
 
     @property
     def _changes(self) -> Changes:
@@ -345,6 +349,8 @@ class Server:
             if len(parts) + room > size:
                 break
             found = None if name in (b".", b"..") else self._union.lookup(node, name)
+            # Of many subdirectories in many layers not all can be open at once.
+            self._union.layers.trim()
             if found is None:
                 parts += p.NO_ENTRY + p.dirent(number, place, name, kind)
             else:

@@ -36,7 +36,6 @@ _MAKERS: Final = frozenset({Op.MKNOD, Op.MKDIR, Op.SYMLINK, Op.CREATE, Op.TMPFIL
 _ENTRIES: Final = frozenset({Op.LOOKUP, Op.LINK, *_MAKERS})
 _ATTRIBUTES: Final = frozenset({Op.GETATTR, Op.SETATTR})
 _XATTRS: Final = frozenset({Op.SETXATTR, Op.GETXATTR, Op.REMOVEXATTR})
-_NAME_AT: Final = {Op.SETXATTR: p.SETXATTR_IN.size, Op.GETXATTR: p.GETXATTR_IN.size, Op.REMOVEXATTR: 0}
 
 
 class AdjustedDevice(Device):
@@ -47,6 +46,12 @@ class AdjustedDevice(Device):
         self._options = options
         # Requests whose answers are looked at.
         self._asked: dict[int, int] = {}
+        # Where their names stand in requests about extended attributes.
+        self._name_at = {
+            Op.SETXATTR: p.SETXATTR_IN.size,
+            Op.GETXATTR: p.GETXATTR_IN.size,
+            Op.REMOVEXATTR: 0,
+        }
         self._until = (p.FOREVER, 0)
         if options.timeout is not None:
             self._until = (int(options.timeout), int(options.timeout % 1 * 1_000_000_000))
@@ -80,10 +85,16 @@ class AdjustedDevice(Device):
             return self._adjust_xattr(Op(op), unique, length)
         if op in (Op.FSYNC, Op.FSYNCDIR) and self._options.volatile:
             return errno.ENOSYS  # the kernel asks no more then, and takes it for done
-        if op == Op.INIT and self._options.no_acl:
-            (flags,) = _WORD.unpack_from(self.buffer, _INIT_FLAGS)
-            _WORD.pack_into(self.buffer, _INIT_FLAGS, flags & ~Init.POSIX_ACL)
+        if op == Op.INIT:
+            self._adjust_init()
         return 0
+
+    def _adjust_init(self) -> None:
+        (flags,) = _WORD.unpack_from(self.buffer, _INIT_FLAGS)
+        if flags & p.WANTED & Init.SETXATTR_EXT:
+            self._name_at[Op.SETXATTR] = p.SETXATTR_EXT_IN.size
+        if self._options.no_acl:
+            _WORD.pack_into(self.buffer, _INIT_FLAGS, flags & ~Init.POSIX_ACL)
 
     def _adjust_owner(self, offset: int, refusal: int) -> int:
         uid, gid = _PAIR.unpack_from(self.buffer, offset)
@@ -114,7 +125,7 @@ class AdjustedDevice(Device):
         return 0
 
     def _adjust_xattr(self, op: Op, unique: int, length: int) -> int:
-        start = p.REQUEST.size + _NAME_AT[op]
+        start = p.REQUEST.size + self._name_at[op]
         end = self.buffer.index(0, start, length)
         if bytes(self.buffer[start:end]) not in _ACL:
             return 0
@@ -140,7 +151,8 @@ class AdjustedDevice(Device):
 
     def _adjust_answer(self, op: int, answer: bytearray) -> bytes:
         if op in _ATTRIBUTES:
-            _TIME.pack_into(answer, 0, *self._until)
+            if _TIME.unpack_from(answer)[0]:  # what is not to be kept is not
+                _TIME.pack_into(answer, 0, *self._until)
             self._adjust_attributes(answer, p.ATTR_OUT.size)
         elif op == Op.READDIRPLUS:
             offset = 0
@@ -159,7 +171,8 @@ class AdjustedDevice(Device):
 
     def _adjust_entry(self, answer: bytearray, offset: int) -> None:
         seconds, rest = self._until
-        _TIMES.pack_into(answer, offset + _ENTRY_TIMES, seconds, seconds, rest, rest)
+        kept = bool(_TIMES.unpack_from(answer, offset + _ENTRY_TIMES)[1])
+        _TIMES.pack_into(answer, offset + _ENTRY_TIMES, seconds, seconds * kept, rest, rest * kept)
         if answer[offset : offset + 8] != bytes(8):  # a node: there is such a name
             self._adjust_attributes(answer, offset + p.ENTRY_OUT.size)
 

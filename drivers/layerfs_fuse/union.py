@@ -51,7 +51,8 @@ class Union:
                 return 0
             # Nobody has counted the subdirectories of a merged one: 1 says so (find(1) understands it).
             return 1 if len(node.places) > 1 else found.st_nlink
-        return found.st_nlink
+        # A lower file keeps the name that was hidden.
+        return found.st_nlink - 1 if node.parent is None and not node.upper else found.st_nlink
 
     def path(self, node: Node) -> tuple[bytes, bool]:
         """Name the topmost copy for calls that want a path, and say whether they must follow that."""

@@ -25,6 +25,7 @@ _NO_XATTR: Final = (errno.ENODATA, errno.ENOTSUP)
 _DEFAULT_LIST: Final = "system.posix_acl_default"
 _RENAME_WHITEOUT: Final = 4
 _LONGEST_REDIRECT: Final = 256
+_NO_NAMES: Final = (b"", b".", b"..")
 # What overlayfs puts after its prefix to escape an attribute of its own name space.
 _ESCAPE: Final = b"overlay."
 
@@ -105,10 +106,10 @@ class OverlayDialect(Dialect):
         while True:
             if self._xattr(place.open(), b"opaque") == b"y":
                 return
-            redirect = self._xattr(place.open(), b"redirect")
+            redirect = self._redirect_of(place)
             if redirect is not None and redirect.startswith(b"/"):
                 lower = place.layers.roots[place.layer + 1 :]
-                yield from self._redirected(lower, redirect.strip(b"/").split(b"/"))
+                yield from self._redirected(lower, redirect[1:].split(b"/"))
                 return
             name = redirect or name
             while parents:
@@ -123,6 +124,19 @@ class OverlayDialect(Dialect):
             place = parent.below(name)
             yield place
 
+    def _redirect_of(self, place: Place) -> bytes | None:
+        """Read where the directory lies that one is merged with: a name, or a path from the layers' roots.
+
+        Raises:
+            OSError: EINVAL, as overlayfs answers: it is neither, and might lead out of the layers.
+        """
+        redirect = self._xattr(place.open(), b"redirect")
+        if redirect is not None:
+            names = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
+            if any(name in _NO_NAMES or b"/" in name or b"\0" in name for name in names):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return redirect
+
     def _redirected(self, roots: Sequence[Place], names: list[bytes]) -> Iterator[Place]:
         """Walk a path from the root of each layer; redirects on the way lead on below."""
         for root in roots:
@@ -136,9 +150,9 @@ class OverlayDialect(Dialect):
                 place = place.below(name)
                 if self._xattr(place.open(), b"opaque") == b"y":
                     last = True
-                redirect = self._xattr(place.open(), b"redirect")
+                redirect = self._redirect_of(place)
                 if redirect is not None and redirect.startswith(b"/"):
-                    following = redirect.strip(b"/").split(b"/") + names[index + 1 :]
+                    following = redirect[1:].split(b"/") + names[index + 1 :]
                 elif redirect is not None:
                     following = [*names[:index], redirect, *names[index + 1 :]]
             else:
@@ -147,8 +161,51 @@ class OverlayDialect(Dialect):
                 return
             names = following
 
+    def data(self, place: Place, name: bytes, file: int) -> tuple[Place, bytes] | None:
+        # Metadata-only copies (metacopy=on): the data is in the next layer that has the name.
+        if self._xattr(file, b"metacopy") is None:
+            return None
+        while self._xattr(place.path_of(name), b"metacopy") is not None:
+            redirect = self._xattr(place.path_of(name), b"redirect") or name
+            found = self._below(place, redirect)
+            if found is None or found.places:
+                raise OSError(errno.EIO, "the data of a metadata-only copy is missing")
+            place, name = found.parent, redirect.rpartition(b"/")[2]
+        return place, name
+
+    def _below(self, place: Place, target: bytes) -> Found | None:
+        """Look a path up in the layers below a directory's: from their root, or beside the directory."""
+        absolute = target.startswith(b"/")
+        first = place.layer + 1 if absolute else place.layer
+        merged = place.layers.roots[first:]
+        *above, last = (target if absolute else place.path() + b"/" + target).strip(b"/").split(b"/")
+        for name in above:
+            found = self.merge(merged, name)
+            merged = found.places if found is not None else []
+        return self.merge([each for each in merged if each.layer > place.layer], last)
+
+    def complete(self, file: int) -> None:
+        for key in (b"metacopy", b"redirect"):
+            with contextlib.suppress(OSError):
+                os.removexattr(file, self._prefix + key)
+
+    def mark(self, key: bytes) -> bytes | None:
+        return self._prefix + key
+
+    def note_copies(self, place: Place) -> None:
+        # Without this hint overlayfs lists the copies under inode numbers that stat(2) does not give.
+        if not place.copies:
+            with contextlib.suppress(OSError):
+                os.setxattr(place.open(), self._prefix + b"impure", b"y")
+            place.copies = True
+
+    def redirected(self, place: Place) -> bytes | None:
+        return self._xattr(place.open(), b"redirect")
+
     def stored(self, name: bytes) -> bytes:
         prefix = self._prefix
+        if name == prefix:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return prefix + _ESCAPE + name[len(prefix) :] if name.startswith(prefix) else name
 
     def shown(self, name: bytes) -> bytes | None:

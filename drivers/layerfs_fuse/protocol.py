@@ -50,12 +50,14 @@ class Op(enum.IntEnum):
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
+    IOCTL = 39
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
     RENAME2 = 45
     LSEEK = 46
     COPY_FILE_RANGE = 47
+    SYNCFS = 50
     TMPFILE = 51
 
 
@@ -76,6 +78,7 @@ class Init(enum.IntFlag):
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
     HANDLE_KILLPRIV_V2 = 1 << 28
+    SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37
 
@@ -93,6 +96,7 @@ WANTED: Final = (
     | Init.CACHE_SYMLINKS
     | Init.NO_OPENDIR_SUPPORT
     | Init.HANDLE_KILLPRIV_V2
+    | Init.SETXATTR_EXT
     | Init.INIT_EXT
     | Init.PASSTHROUGH
 )
@@ -120,6 +124,7 @@ OPENED_PASSTHROUGH: Final = 1 << 7
 OPEN_KILL_SUIDGID: Final = 1
 WRITE_CACHE: Final = 1
 WRITE_KILL_SUIDGID: Final = 4
+SETXATTR_KILL_SGID: Final = 1
 
 FOREVER: Final = 1 << 31
 """Seconds that the kernel may keep what it was told: nobody but the server changes the files."""
@@ -145,7 +150,9 @@ WRITE_IN: Final = Struct("=QQIIQII")
 RELEASE_IN: Final = Struct("=QIIQ")
 FSYNC_IN: Final = Struct("=QII")
 SETXATTR_IN: Final = Struct("=II")
+SETXATTR_EXT_IN: Final = Struct("=IIII")
 GETXATTR_IN: Final = Struct("=II")
+IOCTL_IN: Final = Struct("=QIIQII")
 LSEEK_IN: Final = Struct("=QqII")
 FALLOCATE_IN: Final = Struct("=QQQII")
 COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ")
@@ -155,6 +162,7 @@ ENTRY_OUT: Final = Struct("=4Q2I")
 ATTR_OUT: Final = Struct("=QII")
 OPEN_OUT: Final = Struct("=QIi")
 SIZE_OUT: Final = Struct("=II")
+IOCTL_OUT: Final = Struct("=iIII")
 OFFSET_OUT: Final = Struct("=q")
 STATFS_OUT: Final = Struct("=5Q4I24x")
 DIRENT: Final = Struct("=QQII")

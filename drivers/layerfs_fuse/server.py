@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Final
 
@@ -20,21 +22,24 @@ from layerfs_fuse.protocol import Attribute, Op
 from layerfs_fuse.union import Union
 
 _UNKNOWN: Final = 0xFFFFFFFF
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 
 Handler = Callable[[Node, memoryview], bytes | None]
 
 
 class Server:
-    """Serves one mount; `device` is its open /dev/fuse."""
+    """Serves one mount; `log` takes the words about an error of our own."""
 
-    def __init__(self, device: int, union: Union) -> None:
-        self._device = Device(device)
+    def __init__(self, device: Device, union: Union) -> None:
+        self.log: Callable[[str], None] | None = None
+        self._device = device
         self._union = union
         self._files: dict[int, OpenFile] = {}
         self._listings = Listings(union)
         self._spares_opendir = False
+        self._setxattr_in = p.SETXATTR_IN
         self._next_handle = 1
-        self._passthrough = Passthrough(device)
+        self._passthrough = Passthrough(device.descriptor)
         self._maker = Maker(0, 0, 0)
         self._handlers: dict[int, Handler] = {
             op: getattr(self, f"_{op.name.lower()}") for op in Op if hasattr(self, f"_{op.name.lower()}")
@@ -77,6 +82,8 @@ class Server:
 
     def failed(self) -> None:
         """Hear of an error of our own, in the block that handles it; a place for tests to listen."""
+        if self.log is not None:
+            self.log(traceback.format_exc())
 
     @property
     def _changes(self) -> Changes:
@@ -89,6 +96,7 @@ class Server:
         if major != p.MAJOR:
             return p.INIT_OUT.pack(p.MAJOR, p.MINOR, *([0] * 11))
         agreed = p.WANTED & (flags | more << 32)
+        self._setxattr_in = p.SETXATTR_EXT_IN if agreed & p.Init.SETXATTR_EXT else p.SETXATTR_IN
         self._spares_opendir = bool(agreed & p.Init.NO_OPENDIR_SUPPORT)
         self._passthrough.enabled = bool(agreed & p.Init.PASSTHROUGH)
         return p.INIT_OUT.pack(
@@ -107,17 +115,23 @@ class Server:
 
     # Names and attributes.
 
-    def _attributes(self, node: Node) -> bytes:
+    def _attributes(self, node: Node) -> tuple[bytes, int]:
+        """Give the attributes of a file, and how many seconds they hold."""
         found = self._union.stat(node)
-        return p.attributes(found, node.number, self._union.number_links(node, found))
+        # What the kernel writes to such a file itself takes these bits away, and it does not notice.
+        changing = found.st_mode & _SET_IDS and self._passthrough.ties(node)
+        return p.attributes(found, node.number, self._union.number_links(node, found)), (
+            0 if changing else p.FOREVER
+        )
 
     def _entry(self, node: Node) -> bytes:
-        attributes = self._attributes(node)
+        attributes, valid = self._attributes(node)
         node.lookups += 1
-        return p.ENTRY_OUT.pack(node.id, 0, p.FOREVER, p.FOREVER, 0, 0) + attributes
+        return p.ENTRY_OUT.pack(node.id, 0, p.FOREVER, valid, 0, 0) + attributes
 
     def _attr_out(self, node: Node) -> bytes:
-        return p.ATTR_OUT.pack(p.FOREVER, 0, 0) + self._attributes(node)
+        attributes, valid = self._attributes(node)
+        return p.ATTR_OUT.pack(valid, 0, 0) + attributes
 
     def _lookup(self, node: Node, body: memoryview) -> bytes:
         found = self._union.lookup(node, _name(body))
@@ -147,6 +161,11 @@ class Server:
                 _time(valid, Attribute.MTIME, Attribute.MTIME_NOW, now, mtime, mtime_ns, found.st_mtime_ns),
             )
         return self._attr_out(node)
+
+    def _kill_unless_root(self, node: Node) -> None:
+        """Take setuid and setgid where the kernel does not say whether it has to be done (CAP_FSETID)."""
+        if self._maker.uid:
+            self._changes.kill_set_ids(node)
 
     def _readlink(self, node: Node, body: memoryview) -> bytes:
         return self._union.readlink(node)
@@ -213,7 +232,7 @@ class Server:
         """Say whether writing must take setuid or setgid away, which the kernel leaves to us."""
         if not flags & os.O_ACCMODE:
             return False
-        return bool(self._union.stat(node).st_mode & (stat.S_ISUID | stat.S_ISGID))
+        return bool(self._union.stat(node).st_mode & _SET_IDS)
 
     def _create(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
@@ -280,11 +299,29 @@ class Server:
     def _fallocate(self, node: Node, body: memoryview) -> None:
         handle, offset, length, mode, _ = p.FALLOCATE_IN.unpack_from(body)
         linux.fallocate(self._file(handle), mode, offset, length)
+        self._kill_unless_root(node)
 
     def _copy_file_range(self, node: Node, body: memoryview) -> bytes:
         source, at, _, target, to, length, _ = p.COPY_FILE_RANGE_IN.unpack_from(body)
         done = os.copy_file_range(self._file(source), self._file(target), min(length, 1 << 30), at, to)
+        self._kill_unless_root(self._files[target].node)
         return p.SIZE_OUT.pack(done, 0)
+
+    def _ioctl(self, node: Node, body: memoryview) -> bytes:
+        _, _, command, _, size, _ = p.IOCTL_IN.unpack_from(body)
+        answer = b""
+        if command == linux.FS_IOC_GETFLAGS:
+            with self._union.opened(node) as file:
+                answer = linux.file_flags(file).to_bytes(4, sys.byteorder)
+        elif command == linux.FS_IOC_FSGETXATTR:
+            with self._union.opened(node) as file:
+                answer = linux.file_attributes(file)
+        elif command == linux.FS_IOC_SETFLAGS and size >= 4:
+            given = body[p.IOCTL_IN.size : p.IOCTL_IN.size + 4]
+            self._changes.set_file_flags(node, int.from_bytes(given, sys.byteorder))
+        else:
+            raise failure(errno.ENOTTY)
+        return p.IOCTL_OUT.pack(0, 0, 0, 0) + answer
 
     # Directories.
 
@@ -312,6 +349,8 @@ class Server:
             if len(parts) + room > size:
                 break
             found = None if name in (b".", b"..") else self._union.lookup(node, name)
+            # Of many subdirectories in many layers not all can be open at once.
+            self._union.layers.trim()
             if found is None:
                 parts += p.NO_ENTRY + p.dirent(number, place, name, kind)
             else:
@@ -328,9 +367,11 @@ class Server:
     # Extended attributes and the file system as a whole.
 
     def _setxattr(self, node: Node, body: memoryview) -> None:
-        size, flags = p.SETXATTR_IN.unpack_from(body)
-        name, _, rest = bytes(body[p.SETXATTR_IN.size :]).partition(b"\0")
+        size, flags, *more = self._setxattr_in.unpack_from(body)
+        name, _, rest = bytes(body[self._setxattr_in.size :]).partition(b"\0")
         self._changes.set_xattr(node, name, rest[:size], flags)
+        if more and more[0] & p.SETXATTR_KILL_SGID:
+            self._changes.chmod(node, stat.S_IMODE(self._union.stat(node).st_mode) & ~stat.S_ISGID)
 
     def _getxattr(self, node: Node, body: memoryview) -> bytes:
         size, _ = p.GETXATTR_IN.unpack_from(body)
@@ -338,10 +379,16 @@ class Server:
 
     def _listxattr(self, node: Node, body: memoryview) -> bytes:
         size, _ = p.GETXATTR_IN.unpack_from(body)
-        return _sized(b"".join(name + b"\0" for name in self._union.xattr_names(node)), size)
+        names = self._union.xattr_names(node)
+        if self._maker.uid:  # xattr(7): those are listed to CAP_SYS_ADMIN alone
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return _sized(b"".join(name + b"\0" for name in names), size)
 
     def _removexattr(self, node: Node, body: memoryview) -> None:
         self._changes.remove_xattr(node, _name(body))
+
+    def _syncfs(self, node: Node, body: memoryview) -> None:
+        linux.syncfs(self._union.layers.roots[0].open())
 
     def _statfs(self, node: Node, body: memoryview) -> bytes:
         found = os.fstatvfs(self._union.layers.roots[0].open())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from layerfs_fuse.nodes import Node, Nodes
@@ -51,8 +53,10 @@ class Union:
                 return 0
             # Nobody has counted the subdirectories of a merged one: 1 says so (find(1) understands it).
             return 1 if len(node.places) > 1 else found.st_nlink
-        # A lower file keeps the name that was hidden.
-        return found.st_nlink - 1 if node.parent is None and not node.upper else found.st_nlink
+        if node.upper:
+            return found.st_nlink
+        known = 0 if node.parent is None else 1 + len(node.names)
+        return max(known, found.st_nlink - self.nodes.lost(found)) if found.st_nlink > 1 else known
 
     def path(self, node: Node) -> tuple[bytes, bool]:
         """Name the topmost copy for calls that want a path, and say whether they must follow that."""
@@ -64,11 +68,37 @@ class Union:
         return self.layers.through(node.at.open(), node.at_name), False
 
     def open(self, node: Node, flags: int) -> int:
-        """Open the topmost copy of a regular file."""
+        """Open a regular file, where its data is."""
         if node.descriptor >= 0:
             return os.open(self.layers.through(node.descriptor), flags | os.O_CLOEXEC)
         assert node.at is not None
-        return os.open(node.at_name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.at.open())
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(node.at_name, flags, dir_fd=node.at.open())
+        if node.upper and not node.partial:
+            return file
+        try:
+            data = self.layers.dialect.data(node.at, node.at_name, file)
+            if data is None:
+                return file
+            place, name = data
+            whole = os.open(name, flags, dir_fd=place.open())
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+        return whole
+
+    @contextlib.contextmanager
+    def opened(self, node: Node) -> Iterator[int]:
+        """Open the topmost copy of a regular file or a directory, whatever it is for."""
+        if node.children is not None:
+            yield node.places[0].open() if node.descriptor < 0 else node.descriptor
+            return
+        file = os.open(self.path(node)[0], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            yield file
+        finally:
+            os.close(file)
 
     def readlink(self, node: Node) -> bytes:
         """Read a symlink."""

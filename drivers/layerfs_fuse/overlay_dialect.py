@@ -25,6 +25,7 @@ _NO_XATTR: Final = (errno.ENODATA, errno.ENOTSUP)
 _DEFAULT_LIST: Final = "system.posix_acl_default"
 _RENAME_WHITEOUT: Final = 4
 _LONGEST_REDIRECT: Final = 256
+_NO_NAMES: Final = (b"", b".", b"..")
 # What overlayfs puts after its prefix to escape an attribute of its own name space.
 _ESCAPE: Final = b"overlay."
 
@@ -105,10 +106,10 @@ class OverlayDialect(Dialect):
         while True:
             if self._xattr(place.open(), b"opaque") == b"y":
                 return
-            redirect = self._xattr(place.open(), b"redirect")
+            redirect = self._redirect_of(place)
             if redirect is not None and redirect.startswith(b"/"):
                 lower = place.layers.roots[place.layer + 1 :]
-                yield from self._redirected(lower, redirect.strip(b"/").split(b"/"))
+                yield from self._redirected(lower, redirect[1:].split(b"/"))
                 return
             name = redirect or name
             while parents:
@@ -123,6 +124,19 @@ class OverlayDialect(Dialect):
             place = parent.below(name)
             yield place
 
+    def _redirect_of(self, place: Place) -> bytes | None:
+        """Read where the directory lies that one is merged with: a name, or a path from the layers' roots.
+
+        Raises:
+            OSError: EINVAL, as overlayfs answers: it is neither, and might lead out of the layers.
+        """
+        redirect = self._xattr(place.open(), b"redirect")
+        if redirect is not None:
+            names = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
+            if any(name in _NO_NAMES or b"/" in name or b"\0" in name for name in names):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return redirect
+
     def _redirected(self, roots: Sequence[Place], names: list[bytes]) -> Iterator[Place]:
         """Walk a path from the root of each layer; redirects on the way lead on below."""
         for root in roots:
@@ -136,9 +150,9 @@ class OverlayDialect(Dialect):
                 place = place.below(name)
                 if self._xattr(place.open(), b"opaque") == b"y":
                     last = True
-                redirect = self._xattr(place.open(), b"redirect")
+                redirect = self._redirect_of(place)
                 if redirect is not None and redirect.startswith(b"/"):
-                    following = redirect.strip(b"/").split(b"/") + names[index + 1 :]
+                    following = redirect[1:].split(b"/") + names[index + 1 :]
                 elif redirect is not None:
                     following = [*names[:index], redirect, *names[index + 1 :]]
             else:

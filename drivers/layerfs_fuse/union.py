@@ -109,7 +109,8 @@ class Union:
 
     def entries(self, node: Node) -> list[Listed]:
         """List a directory, whiteouts and what they hide left out, ``.`` and ``..`` too."""
-        assert node.children is not None
+        if node.children is None:  # the layer has changed beneath us
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if node.parent is None and node is not self.nodes.root:
             return []
         found = []

@@ -237,7 +237,14 @@ class Server:
     def _write(self, node: Node, body: memoryview) -> bytes:
         handle, offset, size, flags, _, _, _ = p.WRITE_IN.unpack_from(body)
         data = body[p.WRITE_IN.size : p.WRITE_IN.size + size]
-        written = os.pwrite(self._file(handle), data, offset)
+        descriptor = self._file(handle)
+        if flags & p.WRITE_CACHE:
+            # Pages written in memory never make a file longer; these may have been sent before it was
+            # truncated by an open, for which the kernel does not hold them back.
+            data = data[: max(0, os.fstat(descriptor).st_size - offset)]
+        written = os.pwrite(descriptor, data, offset)
+        if written == len(data):
+            written = size
         if flags & p.WRITE_KILL_SUIDGID:
             self._changes.kill_set_ids(node)
         return p.SIZE_OUT.pack(written, 0)
@@ -254,7 +261,21 @@ class Server:
 
     def _lseek(self, node: Node, body: memoryview) -> bytes:
         handle, offset, whence, _ = p.LSEEK_IN.unpack_from(body)
-        return p.OFFSET_OUT.pack(os.lseek(self._file(handle), offset, whence))
+        descriptor = self._file(handle)
+        if self._may_be_mapped(node):
+            # The kernel may hold data that we have not been sent, so what is a hole to us need not be one.
+            size = os.fstat(descriptor).st_size
+            if not 0 <= offset < size:
+                raise failure(errno.ENXIO)
+            return p.OFFSET_OUT.pack(offset if whence == os.SEEK_DATA else size)
+        return p.OFFSET_OUT.pack(os.lseek(descriptor, offset, whence))
+
+    def _may_be_mapped(self, node: Node) -> bool:
+        """Say whether somebody may write a file in memory (mmap(2)) whose pages the kernel caches for us."""
+        return any(
+            file.node is node and not file.backing and file.flags & os.O_ACCMODE == os.O_RDWR
+            for file in self._files.values()
+        )
 
     def _fallocate(self, node: Node, body: memoryview) -> None:
         handle, offset, length, mode, _ = p.FALLOCATE_IN.unpack_from(body)

@@ -168,7 +168,7 @@ class Changes(WritableUnion):
             self._link(node, self.work, temporary)
             self._exchange_whiteout(temporary, place, name)
         self.nodes.share(node, self.stat(node))
-        node.names.append((parent, name))
+        node.names += ((parent, name),)
         assert parent.children is not None
         parent.children[name] = node
         return node
@@ -258,9 +258,11 @@ class Changes(WritableUnion):
         assert parent.children is not None
         parent.children.pop(name, None)
         if (parent, name) in node.names:
-            node.names.remove((parent, name))
+            node.names = tuple(other for other in node.names if other != (parent, name))
         elif node.names:
-            self._place(node, *node.names.pop(0))
+            (above, other), *names = node.names
+            node.names = tuple(names)
+            self._place(node, above, other)
         else:
             node.parent = None
             for place in node.places:
@@ -381,7 +383,7 @@ class Changes(WritableUnion):
             del old.children[old_name]
         new.children[new_name] = node
         if (old, old_name) in node.names:
-            node.names[node.names.index((old, old_name))] = (new, new_name)
+            node.names = tuple((new, new_name) if other == (old, old_name) else other for other in node.names)
         elif node.children is None:
             self._place(node, new, new_name)
         else:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import bisect
 import os
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 from layerfs_fuse.nodes import Node
-from layerfs_fuse.union import Listed, Union
+from layerfs_fuse.union import Union
 
 _MOST_LISTINGS: Final = 256
+_MOST_NAMES: Final = 1 << 17
+_DOTS: Final = (b".", b"..")
 _KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
 
@@ -54,37 +57,73 @@ class Listings:
     """What directories hold, as far as they are being read.
 
     A name keeps its offset as long as it stays, whatever else comes or goes, so that several readers
-    can share a listing, and none needs to be told apart from the others.
+    can share a listing, and none needs to be told apart from the others. Names that hide something are
+    listed too: whoever looks at each name finds that there is nothing to see.
     """
 
     def __init__(self, union: Union) -> None:
         self._union = union
-        self._kept: dict[int, list[tuple[int, Listed]]] = {}
+        self._kept: dict[int, _Listing] = {}
+        self._names = 0
+        self._age = 0
 
-    def after(self, node: Node, offset: int) -> list[tuple[int, Listed]]:
-        """Give the names after an offset with their own; a reader that begins sees the directory as it is."""
+    def outdate(self) -> None:
+        """Take note that the union changes: where a name lies must be found out anew."""
+        self._age += 1
+
+    def after(self, node: Node, offset: int) -> Iterator[tuple[int, bytes, int | None]]:
+        """Give the names after an offset with their own; a reader that begins sees the directory as it is.
+
+        The third value counts the merged directories that need not be looked at to find the name; it is
+        None for ``.`` and ``..``.
+        """
         found = self._kept.get(node.id) if offset else None
         if found is None:
             found = self._read(node)
-        return found[bisect.bisect_right(found, offset, key=_offset) :] if offset else found
+        names, offsets, firsts, fresh = found.names, found.offsets, found.firsts, found.age == self._age
+        start = bisect.bisect_right(offsets, offset) if offset else 0
+        for index in range(start, len(names)):
+            name = names[index]
+            if name in _DOTS:
+                yield offsets[index], name, None
+            else:
+                yield offsets[index], name, firsts[index] if fresh else 0
 
-    def _read(self, node: Node) -> list[tuple[int, Listed]]:
-        above = node.parent or node
-        listed = [Listed(b".", node.number, 4), Listed(b"..", above.number, 4), *self._union.entries(node)]
-        known = {one.name: offset for offset, one in self._kept.pop(node.id, ())}
-        unused = max(known.values(), default=0) + 1
-        found = []
-        for one in listed:
-            offset = known.get(one.name)
-            if offset is None:
-                offset, unused = unused, unused + 1
-            found.append((offset, one))
-        found.sort(key=_offset)
+    def _read(self, node: Node) -> _Listing:
+        listed = {**dict.fromkeys(_DOTS, 0), **self._union.names(node)}
+        names = list(listed)
+        offsets: Sequence[int] = range(1, len(names) + 1)
+        before = self._kept.pop(node.id, None)
+        if before is not None:
+            self._names -= len(before.names)
+            if before.names != names:
+                names, offsets = _ordered(names, before)
+        found = _Listing(names, offsets, [listed[name] for name in names], self._age)
         self._kept[node.id] = found
-        if len(self._kept) > _MOST_LISTINGS:
-            del self._kept[next(iter(self._kept))]
+        self._names += len(names)
+        while len(self._kept) > 1 and (len(self._kept) > _MOST_LISTINGS or self._names > _MOST_NAMES):
+            self._names -= len(self._kept.pop(next(iter(self._kept))).names)
         return found
 
 
-def _offset(entry: tuple[int, Listed]) -> int:
-    return entry[0]
+class _Listing(NamedTuple):
+    """The names of one directory, in the order of their offsets."""
+
+    names: list[bytes]
+    offsets: Sequence[int]
+    firsts: list[int]
+    age: int
+
+
+def _ordered(names: list[bytes], before: _Listing) -> tuple[list[bytes], list[int]]:
+    """Give the names that were there before their old offsets, and the others later ones."""
+    known = dict(zip(before.names, before.offsets, strict=True))
+    unused = before.offsets[-1] + 1
+    offsets = {}
+    for name in names:
+        offset = known.get(name)
+        if offset is None:
+            offset, unused = unused, unused + 1
+        offsets[name] = offset
+    ordered = sorted(names, key=offsets.__getitem__)
+    return ordered, [offsets[name] for name in ordered]

@@ -8,6 +8,8 @@ import os
 from layerfs_fuse.places import Found, Layers, Place
 
 ROOT_ID = 1
+# What is no directory has none; one list for all of them, since nodes are many.
+_NO_PLACES: list[Place] = []
 
 
 class Node:
@@ -24,10 +26,10 @@ class Node:
         self.parent = parent
         self.name = name
         # Further names of the same file of the upper layer.
-        self.names: list[tuple[Node, bytes]] = []
+        self.names: tuple[tuple[Node, bytes], ...] = ()
         self.children: dict[bytes, Node] | None = None
         # The merged directories, top first.
-        self.places: list[Place] = []
+        self.places = _NO_PLACES
         self.at: Place | None = None
         self.at_name = b""
         self.upper = False
@@ -92,7 +94,7 @@ class Nodes:
                     node.parent, node.name = parent, name
                     node.at, node.at_name = found.parent, name
                 elif (parent, name) != (node.parent, node.name) and (parent, name) not in node.names:
-                    node.names.append((parent, name))
+                    node.names += ((parent, name),)
                 parent.children[name] = node
                 return node
         node = self._new(parent, name)

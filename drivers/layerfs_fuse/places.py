@@ -104,6 +104,10 @@ class Layers:
             return b"%s%d/%s" % (self.descriptors, descriptor, name)
         return b"%s%d" % (self.descriptors, descriptor)
 
+    def names(self, place: Place) -> list[bytes]:
+        """List a directory of one layer; whiteouts are listed under the names that they hide."""
+        return os.listdir(self.through(place.open()))
+
     def xattr(self, place: Place, key: bytes) -> bytes | None:
         """Read one of overlayfs's attributes of a directory."""
         return self.xattr_of(place.open(), key)
@@ -149,7 +153,7 @@ class Layers:
     def _merged_with(self, top: Place, parents: list[Place], name: bytes) -> Iterator[Place]:
         """Give the lower directories that one is merged with."""
         place = top
-        while True:
+        while place.layer + 1 < len(self.roots):
             if self.xattr(place, b"opaque") == b"y":
                 return
             redirect = self.xattr(place, b"redirect")

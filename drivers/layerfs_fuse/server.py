@@ -19,9 +19,14 @@ from layerfs_fuse.passthrough import Passthrough
 from layerfs_fuse.protocol import Attribute, Op
 from layerfs_fuse.union import Union
 
-_UNKNOWN: Final = 0xFFFFFFFF
+# What is about the connection, or about many files.
+_OF_NO_FILE: Final = frozenset(
+    map(int, (Op.INIT, Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.DESTROY))
+)  # fmt: skip
+_DESTROY: Final = int(Op.DESTROY)
 
-Handler = Callable[[Node, memoryview], bytes | None]
+# Gives the answer, None for an empty one, or how much of the device's `room` it fills.
+Handler = Callable[[Node, memoryview], bytes | int | None]
 
 
 class Server:
@@ -30,42 +35,40 @@ class Server:
     def __init__(self, device: int, union: Union) -> None:
         self._device = Device(device)
         self._union = union
+        self._nodes = union.nodes
         self._files: dict[int, OpenFile] = {}
         self._listings = Listings(union)
         self._spares_opendir = False
         self._next_handle = 1
         self._passthrough = Passthrough(device)
-        self._maker = Maker(0, 0, 0)
-        self._handlers: dict[int, Handler] = {
-            op: getattr(self, f"_{op.name.lower()}") for op in Op if hasattr(self, f"_{op.name.lower()}")
-        }
+        self._asking = (0, 0)
+        self._handlers: list[Handler | None] = [None] * (max(Op) + 1)
+        for op in Op:
+            self._handlers[op] = getattr(self, f"_{op.name.lower()}", None)
 
     def run(self) -> None:
         """Serve until the file system is unmounted."""
-        buffer, size = self._device.buffer, p.REQUEST.size
-        view = memoryview(buffer)
-        while length := self._device.receive():
-            _, op, unique, identity, uid, gid, _, _, _ = p.REQUEST.unpack_from(buffer)
-            body = view[size:length]
-            if op in (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT):
-                self._forget(op, identity, body)
-                continue
-            if op == Op.DESTROY:
-                self._device.send(unique, b"")
+        receive, buffer = self._device.receive, self._device.buffer
+        unpack, begin = p.REQUEST.unpack_from, p.REQUEST.size
+        layers, view = self._union.layers, memoryview(buffer)
+        while length := receive():
+            op, unique, identity, uid, gid = unpack(buffer)
+            self._asking = uid, gid
+            self._answer(op, unique, identity, view[begin:length])
+            if op == _DESTROY:
                 return
-            self._maker = Maker(uid, gid, 0)
-            self._answer(op, unique, identity, body)
-            self._union.layers.trim()
+            if len(layers.opened) > layers.most_open:
+                layers.trim()
 
     def _answer(self, op: int, unique: int, identity: int, body: memoryview) -> None:
         try:
-            if op == Op.INIT:
-                answer: bytes | None = self._init(body)
-            else:
-                handler = self._handlers.get(op)
-                if handler is None:
-                    raise failure(errno.ENOSYS)
-                answer = handler(self._union.nodes.get(identity), body)
+            if op in _OF_NO_FILE:
+                self._answer_connection(op, unique, identity, body)
+                return
+            handler = self._handlers[op] if op < len(self._handlers) else None
+            if handler is None:
+                raise failure(errno.ENOSYS)
+            answer = handler(self._nodes.get(identity), body)
         except OSError as error:
             self._device.send(unique, b"", error.errno or errno.EIO)
         except Exception:
@@ -73,7 +76,23 @@ class Server:
             self._device.send(unique, b"", errno.EIO)
             self.failed()
         else:
-            self._device.send(unique, answer or b"")
+            if isinstance(answer, int):
+                self._device.send_room(unique, answer)
+            else:
+                self._device.send(unique, answer or b"")
+
+    def _answer_connection(self, op: int, unique: int, identity: int, body: memoryview) -> None:
+        if op == Op.FORGET:
+            self._nodes.forget(identity, p.FORGET_IN.unpack_from(body)[0])
+        elif op == Op.BATCH_FORGET:
+            count, _ = p.BATCH_FORGET_IN.unpack_from(body)
+            end = p.BATCH_FORGET_IN.size + count * p.BATCH_FORGET_ONE.size
+            for node, times in p.BATCH_FORGET_ONE.iter_unpack(body[p.BATCH_FORGET_IN.size : end]):
+                self._nodes.forget(node, times)
+        elif op == Op.INIT:
+            self._device.send(unique, self._init(body))
+        elif op == Op.DESTROY:
+            self._device.send(unique, b"")
 
     def failed(self) -> None:
         """Hear of an error of our own, in the block that handles it; a place for tests to listen."""
@@ -82,7 +101,11 @@ class Server:
     def _changes(self) -> Changes:
         if not isinstance(self._union, Changes):
             raise failure(errno.EROFS)
+        self._listings.outdate()
         return self._union
+
+    def _maker(self, umask: int) -> Maker:
+        return Maker(*self._asking, umask)
 
     def _init(self, body: memoryview) -> bytes:
         major, minor, readahead, flags, more = p.INIT_IN.unpack_from(body)
@@ -96,35 +119,22 @@ class Server:
             p.MAX_PAGES, 0, agreed >> 32, 1, 0,
         )  # fmt: skip
 
-    def _forget(self, op: int, identity: int, body: memoryview) -> None:
-        if op == Op.FORGET:
-            self._union.nodes.forget(identity, p.FORGET_IN.unpack_from(body)[0])
-        elif op == Op.BATCH_FORGET:
-            count, _ = p.BATCH_FORGET_IN.unpack_from(body)
-            end = p.BATCH_FORGET_IN.size + count * p.BATCH_FORGET_ONE.size
-            for node, times in p.BATCH_FORGET_ONE.iter_unpack(body[p.BATCH_FORGET_IN.size : end]):
-                self._union.nodes.forget(node, times)
-
     # Names and attributes.
 
-    def _attributes(self, node: Node) -> bytes:
-        found = self._union.stat(node)
-        return p.attributes(found, node.number, self._union.number_links(node, found))
-
-    def _entry(self, node: Node) -> bytes:
-        attributes = self._attributes(node)
+    def _entry(self, node: Node, found: os.stat_result | None = None) -> bytes:
+        """Answer with a file, of which the kernel keeps the attributes and one more reference."""
+        if found is None:
+            found = self._union.stat(node)
         node.lookups += 1
-        return p.ENTRY_OUT.pack(node.id, 0, p.FOREVER, p.FOREVER, 0, 0) + attributes
-
-    def _attr_out(self, node: Node) -> bytes:
-        return p.ATTR_OUT.pack(p.FOREVER, 0, 0) + self._attributes(node)
+        return p.entry(node.id, node.number, self._union.number_links(node, found), found)
 
     def _lookup(self, node: Node, body: memoryview) -> bytes:
-        found = self._union.lookup(node, _name(body))
-        return p.NEGATIVE if found is None else self._entry(found)
+        found = self._union.find(node, _name(body))
+        return p.NEGATIVE if found is None else self._entry(*found)
 
     def _getattr(self, node: Node, body: memoryview) -> bytes:
-        return self._attr_out(node)
+        found = self._union.stat(node)
+        return p.attributes(node.number, self._union.number_links(node, found), found)
 
     def _setattr(self, node: Node, body: memoryview) -> bytes:
         (valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = (
@@ -146,7 +156,7 @@ class Server:
                 _time(valid, Attribute.ATIME, Attribute.ATIME_NOW, now, atime, atime_ns, found.st_atime_ns),
                 _time(valid, Attribute.MTIME, Attribute.MTIME_NOW, now, mtime, mtime_ns, found.st_mtime_ns),
             )
-        return self._attr_out(node)
+        return self._getattr(node, body)
 
     def _readlink(self, node: Node, body: memoryview) -> bytes:
         return self._union.readlink(node)
@@ -154,16 +164,16 @@ class Server:
     def _mknod(self, node: Node, body: memoryview) -> bytes:
         mode, device, umask, _ = p.MKNOD_IN.unpack_from(body)
         name = _name(body[p.MKNOD_IN.size :])
-        return self._entry(self._changes.mknod(node, name, mode, device, self._maker._replace(umask=umask)))
+        return self._entry(self._changes.mknod(node, name, mode, device, self._maker(umask)))
 
     def _mkdir(self, node: Node, body: memoryview) -> bytes:
         mode, umask = p.MKDIR_IN.unpack_from(body)
         name = _name(body[p.MKDIR_IN.size :])
-        return self._entry(self._changes.mkdir(node, name, mode, self._maker._replace(umask=umask)))
+        return self._entry(self._changes.mkdir(node, name, mode, self._maker(umask)))
 
     def _symlink(self, node: Node, body: memoryview) -> bytes:
         name, target, _ = bytes(body).split(b"\0", 2)
-        return self._entry(self._changes.symlink(node, name, target, self._maker))
+        return self._entry(self._changes.symlink(node, name, target, self._maker(0)))
 
     def _link(self, node: Node, body: memoryview) -> bytes:
         source = self._union.nodes.get(p.LINK_IN.unpack_from(body)[0])
@@ -218,13 +228,13 @@ class Server:
     def _create(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
         name = _name(body[p.CREATE_IN.size :])
-        maker = self._maker._replace(umask=umask)
+        maker = self._maker(umask)
         made = self._changes.mknod(node, name, stat.S_IFREG | stat.S_IMODE(mode), 0, maker)
         return self._entry(made) + self._opened(made, flags)
 
     def _tmpfile(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
-        made = self._changes.tmpfile(node, mode, self._maker._replace(umask=umask))
+        made = self._changes.tmpfile(node, mode, self._maker(umask))
         return self._entry(made) + self._opened(made, flags)
 
     def _file(self, handle: int) -> int:
@@ -297,26 +307,35 @@ class Server:
     def _readdir(self, node: Node, body: memoryview) -> bytes:
         _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
         parts = bytearray()
-        for place, (name, number, kind) in self._listings.after(node, offset):
-            one = p.dirent(number, place, name, kind)
-            if len(parts) + len(one) > size:
+        for place, name, first in self._listings.after(node, offset):
+            if first is None:
+                number, mode = _dot(node, name), stat.S_IFDIR
+            elif one := self._union.described(node, name, first):
+                number, mode = one
+            else:
+                continue
+            entry = p.dirent(number, place, name, mode >> 12)
+            if len(parts) + len(entry) > size:
                 break
-            parts += one
+            parts += entry
         return bytes(parts)
 
-    def _readdirplus(self, node: Node, body: memoryview) -> bytes:
+    def _readdirplus(self, node: Node, body: memoryview) -> int:
         _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
-        parts = bytearray()
-        for place, (name, number, kind) in self._listings.after(node, offset):
-            room = len(p.NO_ENTRY) + p.DIRENT.size + (len(name) + 7) // 8 * 8
-            if len(parts) + room > size:
+        room, find, links = self._device.room, self._union.find, self._union.number_links
+        at = 0
+        for place, name, first in self._listings.after(node, offset):
+            if at + p.PLUS_ROOM + len(name) > size:
                 break
-            found = None if name in (b".", b"..") else self._union.lookup(node, name)
-            if found is None:
-                parts += p.NO_ENTRY + p.dirent(number, place, name, kind)
-            else:
-                parts += self._entry(found) + p.dirent(found.number, place, name, kind)
-        return bytes(parts)
+            if first is None:
+                at = p.plus_name(room, at, _dot(node, name), place, name)
+                continue
+            found = find(node, name, first)
+            if found is not None:
+                child, status = found
+                child.lookups += 1
+                at = p.plus(room, at, child.id, child.number, links(child, status), status, place, name)
+        return at
 
     def _releasedir(self, node: Node, body: memoryview) -> None:
         """There is nothing to let go."""
@@ -349,6 +368,11 @@ class Server:
             found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree,
             found.f_bsize, found.f_namemax, found.f_frsize, 0,
         )  # fmt: skip
+
+
+def _dot(node: Node, name: bytes) -> int:
+    """Give the inode number of ``.`` or ``..`` in a directory."""
+    return node.number if name == b"." or node.parent is None else node.parent.number
 
 
 def _name(body: memoryview) -> bytes:

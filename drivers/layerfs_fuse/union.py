@@ -38,6 +38,28 @@ class Union:
         found = self.layers.merge(parent.places, name)
         return None if found is None else self.nodes.add(parent, name, found)
 
+    def find(self, parent: Node, name: bytes, first: int = 0) -> tuple[Node, os.stat_result] | None:
+        """Look up as `lookup` does, and read the attributes of what is found.
+
+        The first `first` ones of the merged directories are known not to have the name.
+        """
+        if parent.children is None:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        node = parent.children.get(name)
+        if node is not None:
+            return node, self.stat(node)
+        found = self.layers.merge(parent.places[first:] if first else parent.places, name)
+        return None if found is None else (self.nodes.add(parent, name, found), found.status)
+
+    def described(self, parent: Node, name: bytes, first: int = 0) -> tuple[int, int] | None:
+        """Give the inode number and the mode of a name, without making a node; None when nothing shows."""
+        assert parent.children is not None
+        node = parent.children.get(name)
+        if node is not None:
+            return node.number, self.stat(node).st_mode
+        found = self.layers.merge(parent.places[first:], name)
+        return None if found is None else (self.layers.number(found.status), found.status.st_mode)
+
     def stat(self, node: Node) -> os.stat_result:
         """Read the attributes of the topmost copy; `number_links` and `Node.number` correct two of them."""
         if node.descriptor >= 0:
@@ -78,6 +100,18 @@ class Union:
             return os.readlink(b"", dir_fd=node.descriptor)
         assert node.at is not None
         return os.readlink(node.at_name, dir_fd=node.at.open())
+
+    def names(self, node: Node) -> dict[bytes, int]:
+        """Name all that the merged directories have, and say how many of them come before the first with it.
+
+        Whiteouts are among the names.
+        """
+        found: dict[bytes, int] = {}
+        if node.parent is None and node is not self.nodes.root:
+            return found
+        for first in reversed(range(len(node.places))):
+            found.update(dict.fromkeys(self.layers.names(node.places[first]), first))
+        return found
 
     def entries(self, node: Node) -> list[Listed]:
         """List a directory, whiteouts and what they hide left out, ``.`` and ``..`` too."""

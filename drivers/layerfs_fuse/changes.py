@@ -17,6 +17,7 @@ from layerfs_fuse.places import Found, Place
 
 _RENAME_WHITEOUT: Final = 4
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_CREATED: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
 _LONGEST_REDIRECT: Final = 256
 # In the work directory: the whiteout that others are further names of.
@@ -48,6 +49,28 @@ class Changes(WritableUnion):
             os.mknod(entry, mode, device, dir_fd=directory)
 
         return self._make(parent, name, make, mode, maker)
+
+    def create(self, parent: Node, name: bytes, mode: int, flags: int, maker: Maker) -> tuple[Node, int]:
+        """Make a regular file and give a descriptor too, opened with `flags` (open(2), O_CREAT)."""
+        mode = stat.S_IMODE(mode)
+        nameless = parent is not self.nodes.root and parent.parent is None
+        descriptor = -1
+        if not (nameless or self.nodes.child(parent, name) or self._is_below(parent, name)):
+            place = self.upper(parent)
+            above = place.open()
+            os.umask(maker.umask)
+            with contextlib.suppress(FileExistsError):  # by a whiteout, or by what may not be replaced
+                descriptor = os.open(name, flags | _CREATED, mode, dir_fd=above)
+        if descriptor < 0:
+            node = self.mknod(parent, name, stat.S_IFREG | mode, 0, maker)
+            return node, self.open(node, flags)
+        try:
+            self._own(above, above, name, stat.S_IFREG | mode, maker)
+            return self.nodes.add(parent, name, Found(os.fstat(descriptor), place, [])), descriptor
+        except BaseException:
+            os.close(descriptor)
+            os.unlink(name, dir_fd=above)
+            raise
 
     def symlink(self, parent: Node, name: bytes, target: bytes, maker: Maker) -> Node:
         """Make a symlink (symlink(2))."""
@@ -185,7 +208,9 @@ class Changes(WritableUnion):
             raise failure(errno.EISDIR)
         place = self.upper(parent)
         self._keep(node)
-        if not self._is_below(parent, name):
+        if not node.upper:
+            self._hide(place.open(), name)
+        elif not self._is_below(parent, name):
             os.unlink(name, dir_fd=place.open())
         elif place.stat(name) is None:
             self._hide(place.open(), name)
@@ -204,7 +229,9 @@ class Changes(WritableUnion):
         place = self.upper(parent)
         self._keep(node)
         temporary = b""
-        if not self._is_below(parent, name):
+        if not node.upper:
+            self._hide(place.open(), name)
+        elif not self._is_below(parent, name):
             temporary = self.temporary()
             os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=self.work)
         elif place.stat(name) is None:
@@ -240,8 +267,10 @@ class Changes(WritableUnion):
 
     def _is_below(self, parent: Node, name: bytes) -> bool:
         """Say whether a name would show from lower layers, were it not in the upper one."""
+        if len(parent.places) == 1 and parent.upper:
+            return False
         lower = [place for place in parent.places if place.layer]
-        return bool(lower) and self.layers.merge(lower, name) is not None
+        return self.layers.merge(lower, name) is not None
 
     def _keep(self, node: Node) -> None:
         """Hold a file that is about to lose its last name; whoever has it open can still use it."""

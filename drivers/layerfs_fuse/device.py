@@ -15,6 +15,10 @@ _GONE: Final = (errno.ENODEV, errno.ECONNABORTED)
 _AGAIN: Final = (errno.ENOENT, errno.EINTR)
 _SPIN: Final = 100_000
 """Nanoseconds to look for the next request before going to sleep: waking takes longer than most answers."""
+_DELAY: Final = 20_000
+"""Nanoseconds of one look above which another process must have run in between."""
+_MOST_PATIENCE: Final = 63
+"""How many times at most to go to sleep at once after looking was of no use."""
 
 
 class Device:
@@ -31,29 +35,48 @@ class Device:
         self._whole = memoryview(self.answer)
         self.room = self._whole[p.REPLY.size :]
         os.set_blocking(descriptor, False)
+        self._patience = self._sleeps = 0
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
 
     def receive(self) -> int:
         """Read the next request into `buffer` and give its length, 0 when the file system is unmounted."""
         buffers = (self.buffer,)
-        until = 0
         while True:
             try:
                 return os.readv(self.descriptor, buffers)
             except BlockingIOError:
-                now = time.monotonic_ns()
-                if not until:
-                    until = now + _SPIN
-                elif now > until:
-                    self._poll.poll()
-                # Whoever was answered just now may wait for this very processor.
-                os.sched_yield()
+                self._wait()
             except OSError as error:
                 if error.errno in _GONE:
                     return 0
                 if error.errno not in _AGAIN:
                     raise
+
+    def _wait(self) -> None:
+        """Wait for a request, awake at first.
+
+        Where processors are scarce this only takes time from whoever is to make the request, and who
+        does not sleep is served last: then it is left off for a while.
+        """
+        if self._sleeps:
+            self._sleeps -= 1
+        else:
+            before = time.monotonic_ns()
+            until = before + _SPIN
+            while True:
+                # Whoever was answered just now may wait for this very processor.
+                os.sched_yield()
+                if self._poll.poll(0):
+                    self._patience >>= 1
+                    return
+                now = time.monotonic_ns()
+                if now > until or now - before > _DELAY:
+                    break
+                before = now
+            self._patience = min(2 * self._patience + 1, _MOST_PATIENCE)
+            self._sleeps = self._patience
+        self._poll.poll()
 
     def send(self, unique: int, answer: bytes, number: int = 0) -> None:
         """Answer a request, with an errno if it failed."""

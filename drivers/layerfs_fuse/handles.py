@@ -13,21 +13,23 @@ from layerfs_fuse.union import Union
 _MOST_LISTINGS: Final = 256
 _MOST_NAMES: Final = 1 << 17
 _DOTS: Final = (b".", b"..")
-_KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+_MOST_READ: Final = 64
+KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+"""The flags of open(2) that matter to a server."""
 
 
 class OpenFile:
-    """An open regular file."""
+    """An open regular file; `descriptor` is the file's topmost copy if that is open already."""
 
     __slots__ = ("_upper", "backing", "descriptor", "flags", "node")
 
-    def __init__(self, union: Union, node: Node, flags: int) -> None:
+    def __init__(self, union: Union, node: Node, flags: int, descriptor: int = -1) -> None:
         self.node = node
         # Appending is the kernel's business: it sends offsets.
-        self.flags = flags & _KEPT
+        self.flags = flags & KEPT
         self.backing = 0
         self._upper = node.upper
-        self.descriptor = _open(union, node, self.flags)
+        self.descriptor = _open(union, node, self.flags) if descriptor < 0 else descriptor
         node.users += 1
 
     def current(self, union: Union) -> int:
@@ -42,6 +44,37 @@ class OpenFile:
         """Close it; the caller releases the node."""
         self.node.users -= 1
         os.close(self.descriptor)
+
+
+class Readers:
+    """Files that are open for reading without a handle: one descriptor for all readers of a file.
+
+    They are opened when something is read, which is seldom, since the kernel keeps what it has read.
+    """
+
+    def __init__(self, union: Union) -> None:
+        self._union = union
+        self._opened: dict[Node, tuple[int, bool]] = {}
+
+    def descriptor(self, node: Node) -> int:
+        """Give a descriptor of the topmost copy, valid until the end of the request at hand."""
+        found = self._opened.get(node)
+        if found is not None:
+            if found[1] is node.upper:
+                return found[0]
+            self.close(node)
+        # As overlayfs does: reading changes nothing in a layer that others share.
+        descriptor = _open(self._union, node, os.O_RDONLY | (0 if node.upper else os.O_NOATIME))
+        self._opened[node] = descriptor, node.upper
+        if len(self._opened) > _MOST_READ:
+            self.close(next(iter(self._opened)))
+        return descriptor
+
+    def close(self, node: Node) -> None:
+        """Close a file, if it is open."""
+        found = self._opened.pop(node, None)
+        if found is not None:
+            os.close(found[0])
 
 
 def _open(union: Union, node: Node, flags: int) -> int:

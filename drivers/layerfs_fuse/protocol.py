@@ -87,6 +87,7 @@ WANTED: Final = (
     | Init.DONT_MASK
     | Init.DO_READDIRPLUS
     | Init.ASYNC_DIO
+    | Init.NO_OPEN_SUPPORT
     | Init.PARALLEL_DIROPS
     | Init.POSIX_ACL
     | Init.MAX_PAGES
@@ -158,6 +159,9 @@ SIZE_OUT: Final = Struct("=II")
 OFFSET_OUT: Final = Struct("=q")
 STATFS_OUT: Final = Struct("=5Q4I24x")
 DIRENT: Final = Struct("=QQII")
+
+OPENED_TO_READ: Final = OPEN_OUT.pack(0, OPENED_KEEP_CACHE, 0)
+"""A file is open without a handle of its own, and the kernel may keep what it has read of it."""
 
 _PLUS: Final = Struct("=4Q2I" + _ATTRIBUTES + "QQII")
 PLUS_ROOM: Final = _PLUS.size + 7

@@ -11,9 +11,10 @@ from typing import Final
 
 from layerfs import linux
 from layerfs_fuse import protocol as p
+from layerfs_fuse.aside import Aside, Call
 from layerfs_fuse.changes import Changes, Maker, failure
 from layerfs_fuse.device import Device
-from layerfs_fuse.handles import Listings, OpenFile
+from layerfs_fuse.handles import KEPT, Listings, OpenFile, Readers
 from layerfs_fuse.nodes import Node
 from layerfs_fuse.passthrough import Passthrough
 from layerfs_fuse.protocol import Attribute, Op
@@ -24,8 +25,11 @@ _OF_NO_FILE: Final = frozenset(
     map(int, (Op.INIT, Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.DESTROY))
 )  # fmt: skip
 _DESTROY: Final = int(Op.DESTROY)
+_LONGEST_COPY: Final = 1 << 30
 
-# Gives the answer, None for an empty one, or how much of the device's `room` it fills.
+# Gives the answer, None for an empty one, how much of the device's `room` it fills, or that the answer will
+# come from elsewhere.
+_ELSEWHERE: Final = -1
 Handler = Callable[[Node, memoryview], bytes | int | None]
 
 
@@ -38,10 +42,13 @@ class Server:
         self._nodes = union.nodes
         self._files: dict[int, OpenFile] = {}
         self._listings = Listings(union)
-        self._spares_opendir = False
+        self._readers = Readers(union)
+        self._spares_open = self._spares_opendir = False
         self._next_handle = 1
         self._passthrough = Passthrough(device)
         self._asking = (0, 0)
+        self._aside = Aside(self._device)
+        self._unique = 0
         self._handlers: list[Handler | None] = [None] * (max(Op) + 1)
         for op in Op:
             self._handlers[op] = getattr(self, f"_{op.name.lower()}", None)
@@ -53,7 +60,7 @@ class Server:
         layers, view = self._union.layers, memoryview(buffer)
         while length := receive():
             op, unique, identity, uid, gid = unpack(buffer)
-            self._asking = uid, gid
+            self._unique, self._asking = unique, (uid, gid)
             self._answer(op, unique, identity, view[begin:length])
             if op == _DESTROY:
                 return
@@ -76,10 +83,10 @@ class Server:
             self._device.send(unique, b"", errno.EIO)
             self.failed()
         else:
-            if isinstance(answer, int):
-                self._device.send_room(unique, answer)
-            else:
+            if not isinstance(answer, int):
                 self._device.send(unique, answer or b"")
+            elif answer != _ELSEWHERE:
+                self._device.send_room(unique, answer)
 
     def _answer_connection(self, op: int, unique: int, identity: int, body: memoryview) -> None:
         if op == Op.FORGET:
@@ -104,6 +111,11 @@ class Server:
         self._listings.outdate()
         return self._union
 
+    def _later(self, call: Call, *descriptors: int) -> int:
+        """Have the request at hand answered while others are served."""
+        self._aside.answer(self._unique, call, *descriptors)
+        return _ELSEWHERE
+
     def _maker(self, umask: int) -> Maker:
         return Maker(*self._asking, umask)
 
@@ -113,6 +125,7 @@ class Server:
             return p.INIT_OUT.pack(p.MAJOR, p.MINOR, *([0] * 11))
         agreed = p.WANTED & (flags | more << 32)
         self._spares_opendir = bool(agreed & p.Init.NO_OPENDIR_SUPPORT)
+        self._spares_open = bool(agreed & p.Init.NO_OPEN_SUPPORT) and not isinstance(self._union, Changes)
         self._passthrough.enabled = bool(agreed & p.Init.PASSTHROUGH)
         return p.INIT_OUT.pack(
             p.MAJOR, min(minor, p.MINOR), readahead, agreed & 0xFFFFFFFF, 64, 48, p.MAX_WRITE, 1,
@@ -200,6 +213,9 @@ class Server:
     # Regular files.
 
     def _open(self, node: Node, body: memoryview) -> bytes:
+        if self._spares_open:
+            # The kernel asks no more then, and keeps what it has read.
+            raise failure(errno.ENOSYS)
         flags, more = p.OPEN_IN.unpack_from(body)
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self._changes.copy_up(node, data=not flags & os.O_TRUNC)
@@ -207,47 +223,45 @@ class Server:
                 self._changes.truncate(node, 0)
                 if more & p.OPEN_KILL_SUIDGID:
                     self._changes.kill_set_ids(node)
-        return self._opened(node, flags)
+        elif not node.upper:
+            node.users += 1
+            return p.OPENED_TO_READ
+        return self._opened(OpenFile(self._union, node, flags))
 
-    def _opened(self, node: Node, flags: int) -> bytes:
+    def _opened(self, file: OpenFile) -> bytes:
         handle = self._next_handle
         self._next_handle += 1
-        file = self._files[handle] = OpenFile(self._union, node, flags)
-        if identity := self._passthrough.tie(node, file, guarded=self._is_guarded(node, flags)):
+        self._files[handle] = file
+        node = file.node
+        if identity := self._passthrough.tie(node, file):
             return p.OPEN_OUT.pack(handle, p.OPENED_PASSTHROUGH, identity)
         # What the page cache holds is true, unless the file was written past it.
         stale = node.upper and self._passthrough.enabled
         return p.OPEN_OUT.pack(handle, 0 if stale else p.OPENED_KEEP_CACHE, 0)
 
-    def _is_guarded(self, node: Node, flags: int) -> bool:
-        """Say whether writing must take setuid or setgid away, which the kernel leaves to us."""
-        if not flags & os.O_ACCMODE:
-            return False
-        return bool(self._union.stat(node).st_mode & (stat.S_ISUID | stat.S_ISGID))
-
     def _create(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
         name = _name(body[p.CREATE_IN.size :])
-        maker = self._maker(umask)
-        made = self._changes.mknod(node, name, stat.S_IFREG | stat.S_IMODE(mode), 0, maker)
-        return self._entry(made) + self._opened(made, flags)
+        made, descriptor = self._changes.create(node, name, mode, flags & KEPT, self._maker(umask))
+        entry = self._entry(made, os.fstat(descriptor))
+        return entry + self._opened(OpenFile(self._union, made, flags, descriptor))
 
     def _tmpfile(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
         made = self._changes.tmpfile(node, mode, self._maker(umask))
-        return self._entry(made) + self._opened(made, flags)
+        return self._entry(made) + self._opened(OpenFile(self._union, made, flags))
 
-    def _file(self, handle: int) -> int:
-        return self._files[handle].current(self._union)
+    def _file(self, node: Node, handle: int) -> int:
+        return self._files[handle].current(self._union) if handle else self._readers.descriptor(node)
 
-    def _read(self, node: Node, body: memoryview) -> bytes:
+    def _read(self, node: Node, body: memoryview) -> int:
         handle, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
-        return os.pread(self._file(handle), size, offset)
+        return os.preadv(self._file(node, handle), (self._device.room[:size],), offset)
 
     def _write(self, node: Node, body: memoryview) -> bytes:
         handle, offset, size, flags, _, _, _ = p.WRITE_IN.unpack_from(body)
         data = body[p.WRITE_IN.size : p.WRITE_IN.size + size]
-        descriptor = self._file(handle)
+        descriptor = self._file(node, handle)
         if flags & p.WRITE_CACHE:
             # Pages written in memory never make a file longer; these may have been sent before it was
             # truncated by an open, for which the kernel does not hold them back.
@@ -260,18 +274,24 @@ class Server:
         return p.SIZE_OUT.pack(written, 0)
 
     def _release(self, node: Node, body: memoryview) -> None:
-        file = self._files.pop(p.RELEASE_IN.unpack_from(body)[0])
-        self._passthrough.untie(node, file)
-        file.close()
-        self._union.nodes.release(node)
+        handle = p.RELEASE_IN.unpack_from(body)[0]
+        if handle:
+            file = self._files.pop(handle)
+            self._passthrough.untie(node, file)
+            file.close()
+        else:
+            node.users -= 1
+            if not node.users:
+                self._readers.close(node)
+        self._nodes.release(node)
 
-    def _fsync(self, node: Node, body: memoryview) -> None:
+    def _fsync(self, node: Node, body: memoryview) -> int:
         handle, data_only, _ = p.FSYNC_IN.unpack_from(body)
-        (os.fdatasync if data_only & 1 else os.fsync)(self._file(handle))
+        return self._later(os.fdatasync if data_only & 1 else os.fsync, self._file(node, handle))
 
     def _lseek(self, node: Node, body: memoryview) -> bytes:
         handle, offset, whence, _ = p.LSEEK_IN.unpack_from(body)
-        descriptor = self._file(handle)
+        descriptor = self._file(node, handle)
         if self._may_be_mapped(node):
             # The kernel may hold data that we have not been sent, so what is a hole to us need not be one.
             size = os.fstat(descriptor).st_size
@@ -287,14 +307,20 @@ class Server:
             for file in self._files.values()
         )
 
-    def _fallocate(self, node: Node, body: memoryview) -> None:
+    def _fallocate(self, node: Node, body: memoryview) -> int:
         handle, offset, length, mode, _ = p.FALLOCATE_IN.unpack_from(body)
-        linux.fallocate(self._file(handle), mode, offset, length)
+        return self._later(lambda file: linux.fallocate(file, mode, offset, length), self._file(node, handle))
 
-    def _copy_file_range(self, node: Node, body: memoryview) -> bytes:
-        source, at, _, target, to, length, _ = p.COPY_FILE_RANGE_IN.unpack_from(body)
-        done = os.copy_file_range(self._file(source), self._file(target), min(length, 1 << 30), at, to)
-        return p.SIZE_OUT.pack(done, 0)
+    def _copy_file_range(self, node: Node, body: memoryview) -> int:
+        handle, at, other, target, to, length, _ = p.COPY_FILE_RANGE_IN.unpack_from(body)
+        destination = self._file(self._nodes.get(other), target)
+
+        def copy(source: int, destination: int) -> bytes:
+            return p.SIZE_OUT.pack(
+                os.copy_file_range(source, destination, min(length, _LONGEST_COPY), at, to), 0
+            )
+
+        return self._later(copy, self._file(node, handle), destination)
 
     # Directories.
 
@@ -340,9 +366,10 @@ class Server:
     def _releasedir(self, node: Node, body: memoryview) -> None:
         """There is nothing to let go."""
 
-    def _fsyncdir(self, node: Node, body: memoryview) -> None:
+    def _fsyncdir(self, node: Node, body: memoryview) -> int | None:
         if node.upper and node.places:
-            os.fsync(node.places[0].open())
+            return self._later(os.fsync, node.places[0].open())
+        return None
 
     # Extended attributes and the file system as a whole.
 

@@ -20,31 +20,39 @@ Call = Callable[..., bytes | None]
 
 
 class Aside:
-    """Threads that make calls and answer them; none runs before the first call comes."""
+    """Threads that make calls; none runs before the first call comes."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._calls: queue.SimpleQueue[tuple[int, Call, tuple[int, ...]]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._threads = 0
 
-    def answer(self, unique: int, call: Call, *descriptors: int) -> None:
-        """Answer a request with what `call` gives for copies of open files."""
-        self._calls.put((unique, call, tuple(map(os.dup, descriptors))))
+    def run(self, call: Callable[[], None]) -> None:
+        """Make a call that raises nothing."""
+        self._calls.put(call)
         if not self._idle.acquire(blocking=False) and self._threads < _MOST:
             self._threads += 1
             threading.Thread(target=self._work, daemon=True).start()
 
-    def _work(self) -> None:
-        while True:
-            unique, call, descriptors = self._calls.get()
+    def answer(self, unique: int, call: Call, *descriptors: int) -> None:
+        """Answer a request with what `call` gives for copies of open files."""
+        copies = tuple(map(os.dup, descriptors))
+
+        def answered() -> None:
             number, answer = errno.EIO, b""
             try:
-                answer, number = call(*descriptors) or b"", 0
+                answer, number = call(*copies) or b"", 0
             except OSError as error:
                 number = error.errno or errno.EIO
             finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
+                for copy in copies:
+                    os.close(copy)
                 self._device.send(unique, answer, number)
+
+        self.run(answered)
+
+    def _work(self) -> None:
+        while True:
+            self._calls.get()()
             self._idle.release()

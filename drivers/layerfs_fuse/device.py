@@ -88,6 +88,16 @@ class Device:
         p.REPLY.pack_into(self.answer, 0, length, 0, unique)
         self._write(self._whole[:length])
 
+    def notify(self, code: int, body: bytes) -> bool:
+        """Tell the kernel something unasked; False when it does not know what is told."""
+        try:
+            os.write(self.descriptor, p.REPLY.pack(p.REPLY.size + len(body), code, 0) + body)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOENT, *_GONE):
+                raise
+            return False
+        return True
+
     def _write(self, message: bytes | memoryview) -> None:
         try:
             os.write(self.descriptor, message)

@@ -11,7 +11,7 @@ from layerfs_fuse.nodes import Node
 from layerfs_fuse.union import Union
 
 _MOST_LISTINGS: Final = 256
-_MOST_NAMES: Final = 1 << 17
+_MOST_NAMES: Final = 1 << 15
 _DOTS: Final = (b".", b"..")
 _MOST_READ: Final = 64
 KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME

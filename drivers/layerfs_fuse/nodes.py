@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 
 from layerfs_fuse.places import Found, Layers, Place
@@ -69,6 +70,28 @@ class Nodes:
         self._next += 1
         self._by_id[node.id] = node
         return node
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    @property
+    def issued(self) -> int:
+        """How many nodes there have been."""
+        return self._next
+
+    def spare(self, count: int) -> list[int]:
+        """Pick nodes of lower layers that nobody has open here, from the oldest on, children before parents.
+
+        They count as the youngest afterwards.
+        """
+        found: list[int] = []
+        for identity in list(itertools.islice(self._by_id, count)):
+            node = self._by_id.pop(identity)
+            self._by_id[identity] = node
+            if not (node.upper or node.users or node is self.root):
+                found.append(identity)
+        found.reverse()
+        return found
 
     def get(self, identity: int) -> Node:
         """Find the node of a request."""

@@ -122,6 +122,9 @@ OPEN_KILL_SUIDGID: Final = 1
 WRITE_CACHE: Final = 1
 WRITE_KILL_SUIDGID: Final = 4
 
+NOTIFY_PRUNE: Final = 9
+"""The kernel is to let go of inodes that nobody uses (Linux 6.18)."""
+
 FOREVER: Final = 1 << 31
 """Seconds that the kernel may keep what it was told: nobody but the server changes the files."""
 
@@ -157,6 +160,7 @@ ATTR_OUT: Final = Struct("=QII" + _ATTRIBUTES)
 OPEN_OUT: Final = Struct("=QIi")
 SIZE_OUT: Final = Struct("=II")
 OFFSET_OUT: Final = Struct("=q")
+PRUNE_OUT: Final = Struct("=IIQ")
 STATFS_OUT: Final = Struct("=5Q4I24x")
 DIRENT: Final = Struct("=QQII")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
+import sys
 import time
 from collections.abc import Callable
 from typing import Final
@@ -25,6 +27,9 @@ _OF_NO_FILE: Final = frozenset(
     map(int, (Op.INIT, Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.DESTROY))
 )  # fmt: skip
 _DESTROY: Final = int(Op.DESTROY)
+_MOST_NODES: Final = 1 << 16
+"""Above this many files that the kernel knows of, it is asked to forget some."""
+_PRUNED: Final = 1024
 _LONGEST_COPY: Final = 1 << 30
 
 # Gives the answer, None for an empty one, how much of the device's `room` it fills, or that the answer will
@@ -49,6 +54,7 @@ class Server:
         self._asking = (0, 0)
         self._aside = Aside(self._device)
         self._unique = 0
+        self._next_pruning = 0
         self._handlers: list[Handler | None] = [None] * (max(Op) + 1)
         for op in Op:
             self._handlers[op] = getattr(self, f"_{op.name.lower()}", None)
@@ -57,7 +63,7 @@ class Server:
         """Serve until the file system is unmounted."""
         receive, buffer = self._device.receive, self._device.buffer
         unpack, begin = p.REQUEST.unpack_from, p.REQUEST.size
-        layers, view = self._union.layers, memoryview(buffer)
+        layers, nodes, view = self._union.layers, self._nodes, memoryview(buffer)
         while length := receive():
             op, unique, identity, uid, gid = unpack(buffer)
             self._unique, self._asking = unique, (uid, gid)
@@ -66,6 +72,23 @@ class Server:
                 return
             if len(layers.opened) > layers.most_open:
                 layers.trim()
+            if len(nodes) > _MOST_NODES and nodes.issued > self._next_pruning:
+                self._prune()
+
+    def _prune(self) -> None:
+        """Ask the kernel to let go of what nobody uses: it would keep everything as long as it has memory.
+
+        In a thread, since it may wait for data that it has asked us for.
+        """
+        identities = self._nodes.spare(_PRUNED)
+        self._next_pruning = self._nodes.issued + _PRUNED // 2
+        body = p.PRUNE_OUT.pack(len(identities), 0, 0) + struct.pack(f"={len(identities)}Q", *identities)
+
+        def prune() -> None:
+            if not self._device.notify(p.NOTIFY_PRUNE, body):
+                self._next_pruning = sys.maxsize
+
+        self._aside.run(prune)
 
     def _answer(self, op: int, unique: int, identity: int, body: memoryview) -> None:
         try:

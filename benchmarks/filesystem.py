@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import tempfile
 import time
@@ -42,7 +41,6 @@ def fresh(kind: str, *, size: int, where: Path | None = None) -> Iterator[Path]:
         try:
             yield target
         finally:
-            os.sync()
             _unmount(target)
 
 

@@ -12,7 +12,8 @@ The life of a layer as the driver sees it::
         --> [changes(x, below)] --> [seal(x)] --> x serves in other layers' `below` --> remove(x)
 
 What a driver can do beyond the five methods it says by having the methods of a capability protocol
-(`Applies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `Sweeps`); what it leaves out is done through its mount.
+(`Applies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `FallsBack`, `Sweeps`); what it leaves out is done through
+its mount.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from layerfs.mount import Mount
 from layerfs.tree.change import Change
 from layerfs.tree.unpack import Unpack
 
-__all__ = ["Applies", "Change", "Diffs", "Driver", "Measures", "Quotas", "Seals", "Sweeps", "Unpack", "Usage"]
+__all__ = [
+    "Applies", "Change", "Diffs", "Driver", "FallsBack", "Measures", "Quotas", "Seals", "Sweeps", "Unpack",
+    "Usage",
+]  # fmt: skip
 
 
 class Driver(abc.ABC):
@@ -131,6 +135,21 @@ class Quotas(Protocol):
 
     def limit(self, layer: str, *, size: int | None, inodes: int | None) -> None:
         """Set the limits in bytes and inodes; None means unlimited."""
+
+
+@runtime_checkable
+class FallsBack(Protocol):
+    """Works in a second, lesser way where the first is not to be had; ranks lower there."""
+
+    @classmethod
+    def fallback(cls, root: Path) -> str | None:
+        """Say in one clause what serves below `root` in the first way's stead, and why; None if nothing does.
+
+        What `Driver.check` finds wrong is not asked here.
+
+        Raises:
+            UnsupportedError: it cannot be tried below `root`.
+        """
 
 
 @runtime_checkable

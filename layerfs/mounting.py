@@ -1,7 +1,8 @@
 """Makes mounts described as data real, and takes them away: the only place that attaches and detaches.
 
 A driver with mounts of another sort registers them: ``attach.register`` and ``open_mount.register``
-take a function of the driver's own `Mount` class (functools.singledispatch).
+take a function of the driver's own `Mount` class (functools.singledispatch), `flushes` one that is called
+before an unmount.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import functools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -25,6 +26,10 @@ _STRING_MAXIMUM: Final = 255
 _PAGE: Final = 4096
 # How long to wait, in seconds, each time that a mount to be taken away is in use.
 _PATIENCE: Final = (0.01, 0.04, 0.15, 0.3)
+
+
+# What a file system of a type wants done before it is unmounted; a driver with such mounts adds it here.
+flushes: Final[dict[str, Callable[[Path], None]]] = {}
 
 
 @functools.singledispatch
@@ -301,6 +306,8 @@ def detach(target: Path, *, lazy: bool = False) -> None:
         InUseError: a process still uses the mount.
         MountError: nothing is mounted there (errno EINVAL), or the kernel refused.
     """
+    if flushes and not lazy and (found := mounted(target)) and (flush := flushes.get(found.fstype)):
+        flush(target)
     try:
         _umount(target, linux.UMOUNT_NOFOLLOW | (linux.MNT_DETACH if lazy else 0))
     except OSError as error:

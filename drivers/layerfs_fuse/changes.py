@@ -1,4 +1,4 @@
-"""What changes a union: files made, removed, renamed and given attributes, as overlayfs writes it."""
+"""What changes a union: files made, removed, renamed and given attributes, in the dialect of its layers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from layerfs import linux
-from layerfs.files import remove_tree
 from layerfs_fuse.copy_up import WritableUnion
 from layerfs_fuse.nodes import Node
-from layerfs_fuse.places import Found, Place
+from layerfs_fuse.places import NO_PLACES, Found, Place
 
-_RENAME_WHITEOUT: Final = 4
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _CREATED: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
-_LONGEST_REDIRECT: Final = 256
-# In the work directory: the whiteout that others are further names of.
-_WHITEOUT: Final = b"whiteout"
 
 
 def failure(number: int) -> OSError:
@@ -43,7 +38,7 @@ class Changes(WritableUnion):
     def mknod(self, parent: Node, name: bytes, mode: int, device: int, maker: Maker) -> Node:
         """Make a regular file, a fifo, a socket or a device (mknod(2))."""
         if stat.S_ISCHR(mode) and device == 0:
-            raise failure(errno.EPERM)  # it would be a whiteout
+            raise failure(errno.EPERM)  # overlayfs's whiteout, which no layer may hold
 
         def make(directory: int, entry: bytes) -> None:
             os.mknod(entry, mode, device, dir_fd=directory)
@@ -58,15 +53,16 @@ class Changes(WritableUnion):
         if not (nameless or self.nodes.child(parent, name) or self._is_below(parent, name)):
             place = self.upper(parent)
             above = place.open()
-            os.umask(maker.umask)
-            with contextlib.suppress(FileExistsError):  # by a whiteout, or by what may not be replaced
-                descriptor = os.open(name, flags | _CREATED, mode, dir_fd=above)
+            if self.layers.dialect.is_free(place, name):
+                os.umask(maker.umask)
+                with contextlib.suppress(FileExistsError):  # what hides the name, or shows under it
+                    descriptor = os.open(name, flags | _CREATED, mode, dir_fd=above)
         if descriptor < 0:
             node = self.mknod(parent, name, stat.S_IFREG | mode, 0, maker)
             return node, self.open(node, flags)
         try:
             self._own(above, above, name, stat.S_IFREG | mode, maker)
-            return self.nodes.add(parent, name, Found(os.fstat(descriptor), place, [])), descriptor
+            return self.nodes.add(parent, name, Found(os.fstat(descriptor), place, NO_PLACES)), descriptor
         except BaseException:
             os.close(descriptor)
             os.unlink(name, dir_fd=above)
@@ -111,39 +107,20 @@ class Changes(WritableUnion):
             raise failure(errno.ENOENT)
         place = self.upper(parent)
         above = place.open()
-        hidden = place.stat(name) is not None
-        inherits = hidden and self._default_list(above)
         os.umask(maker.umask)
-        if not hidden or inherits:
-            if hidden:
-                os.unlink(name, dir_fd=above)
-            try:
-                make(above, name)
-                self._own(above, above, name, mode, maker)
-                if hidden and stat.S_ISDIR(mode):
-                    self._make_opaque(self.layers.through(above, name))
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    remove_tree(above, name)
-                if hidden:
-                    self._hide(above, name)
-                raise
-        else:
 
-            def prepare(temporary: bytes) -> None:
-                make(self.work, temporary)
-                self._own(above, self.work, temporary, mode, maker)
-                if stat.S_ISDIR(mode):
-                    self._make_opaque(self.layers.through(self.work, temporary))
+        def build(directory: int, entry: bytes) -> None:
+            make(directory, entry)
+            self._own(above, directory, entry, mode, maker)
 
-            self._exchange_whiteout(self.made(prepare), place, name)
+        self.layers.dialect.add(self, place, name, build, directory=stat.S_ISDIR(mode))
         return self._added(parent, place, name)
 
     def _added(self, parent: Node, place: Place, name: bytes) -> Node:
         found = place.stat(name)
         if found is None:
             raise failure(errno.EIO)
-        places = [place.below(name)] if stat.S_ISDIR(found.st_mode) else []
+        places = [place.below(name)] if stat.S_ISDIR(found.st_mode) else NO_PLACES
         return self.nodes.add(parent, name, Found(found, place, places))
 
     def _own(self, above: int, directory: int, name: bytes, mode: int, maker: Maker) -> None:
@@ -159,23 +136,6 @@ class Changes(WritableUnion):
             now = os.stat(name, dir_fd=directory, follow_symlinks=False)
             os.chmod(name, stat.S_IMODE(now.st_mode) | mode & _SET_IDS, dir_fd=directory)
 
-    def _default_list(self, directory: int) -> bool:
-        try:
-            os.getxattr(directory, "system.posix_acl_default")
-        except OSError as error:
-            if error.errno in (errno.ENODATA, errno.ENOTSUP):
-                return False
-            raise
-        return True
-
-    def _make_opaque(self, path: bytes) -> None:
-        os.setxattr(path, self.layers.prefix + b"opaque", b"y")
-
-    def _exchange_whiteout(self, temporary: bytes, place: Place, name: bytes) -> None:
-        """Put something from the work directory in the stead of a whiteout, at one stroke."""
-        linux.renameat2(self.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
-        os.unlink(temporary, dir_fd=self.work)
-
     def link(self, node: Node, parent: Node, name: bytes) -> Node:
         """Give a file one more name (link(2)); it is copied up first."""
         if self.lookup(parent, name) is not None:
@@ -184,12 +144,11 @@ class Changes(WritableUnion):
             raise failure(errno.ENOENT)
         self.copy_up(node)
         place = self.upper(parent)
-        if place.stat(name) is None:
-            self._link(node, place.open(), name)
-        else:
-            temporary = self.temporary()
-            self._link(node, self.work, temporary)
-            self._exchange_whiteout(temporary, place, name)
+
+        def build(directory: int, entry: bytes) -> None:
+            self._link(node, directory, entry)
+
+        self.layers.dialect.add(self, place, name, build, directory=False)
         self.nodes.share(node, self.stat(node))
         node.names += ((parent, name),)
         assert parent.children is not None
@@ -208,15 +167,8 @@ class Changes(WritableUnion):
             raise failure(errno.EISDIR)
         place = self.upper(parent)
         self._keep(node)
-        if not node.upper:
-            self._hide(place.open(), name)
-        elif not self._is_below(parent, name):
-            os.unlink(name, dir_fd=place.open())
-        elif place.stat(name) is None:
-            self._hide(place.open(), name)
-        else:
-            temporary = self.made(self._whiteout)
-            os.rename(temporary, name, src_dir_fd=self.work, dst_dir_fd=place.open())
+        below = not node.upper or self._is_below(parent, name)
+        self.layers.dialect.remove(self, place, name, below=below, directory=False)
         self._unname(node, parent, name)
 
     def rmdir(self, parent: Node, name: bytes) -> None:
@@ -228,19 +180,8 @@ class Changes(WritableUnion):
             raise failure(errno.ENOTEMPTY)
         place = self.upper(parent)
         self._keep(node)
-        temporary = b""
-        if not node.upper:
-            self._hide(place.open(), name)
-        elif not self._is_below(parent, name):
-            temporary = self.temporary()
-            os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=self.work)
-        elif place.stat(name) is None:
-            self._hide(place.open(), name)
-        else:
-            temporary = self.made(self._whiteout)
-            linux.renameat2(self.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
-        if temporary:
-            remove_tree(self.work, temporary)
+        below = not node.upper or self._is_below(parent, name)
+        self.layers.dialect.remove(self, place, name, below=below, directory=True)
         self._unname(node, parent, name)
 
     def _existing(self, parent: Node, name: bytes) -> Node:
@@ -248,22 +189,6 @@ class Changes(WritableUnion):
         if node is None:
             raise failure(errno.ENOENT)
         return node
-
-    def _whiteout(self, name: bytes) -> None:
-        self._hide(self.work, name)
-
-    def _hide(self, directory: int, name: bytes) -> None:
-        """Make a whiteout: one more name of the last one, which costs less than an inode each."""
-        try:
-            os.link(_WHITEOUT, name, src_dir_fd=self.work, dst_dir_fd=directory, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EMLINK, errno.EPERM):
-                raise
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
-            with contextlib.suppress(OSError):
-                if error.errno == errno.EMLINK:
-                    os.unlink(_WHITEOUT, dir_fd=self.work)
-                os.link(name, _WHITEOUT, src_dir_fd=directory, dst_dir_fd=self.work, follow_symlinks=False)
 
     def _is_below(self, parent: Node, name: bytes) -> bool:
         """Say whether a name would show from lower layers, were it not in the upper one."""
@@ -322,19 +247,12 @@ class Changes(WritableUnion):
             self._check_replaceable(node, target)
         self._detach_from_below(node, old, old_name, new, new_name)
         source, destination = self.upper(old), self.upper(new)
-        whiteout = self._is_below(old, old_name)
+        below = self._is_below(old, old_name)
         if target is not None:
             self._keep(target)
-            if target.is_directory and destination.stat(new_name) is not None:
-                self._empty(destination, new_name, below=self._is_below(new, new_name))
-        standing = destination.stat(new_name)
-        if standing is not None and self.layers.is_whiteout(destination, new_name, standing):
-            linux.renameat2(source.open(), old_name, destination.open(), new_name, linux.RENAME_EXCHANGE)
-            if not whiteout:
-                os.unlink(old_name, dir_fd=source.open())
-        else:
-            mode = _RENAME_WHITEOUT if whiteout else 0
-            linux.renameat2(source.open(), old_name, destination.open(), new_name, mode)
+        self.layers.dialect.move(
+            self, source, old_name, destination, new_name, below=below, directory=node.is_directory
+        )
         if target is not None:
             self._unname(target, new, new_name)
         self._moved(node, old, old_name, new, new_name)
@@ -348,16 +266,6 @@ class Changes(WritableUnion):
         elif node.is_directory:
             raise failure(errno.ENOTDIR)
 
-    def _empty(self, place: Place, name: bytes, *, below: bool) -> None:
-        """Take a directory with nothing but whiteouts away, and leave a whiteout where one is needed."""
-        temporary = self.temporary()
-        if below:
-            self._whiteout(temporary)
-            linux.renameat2(self.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
-        else:
-            os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=self.work)
-        remove_tree(self.work, temporary)
-
     def _detach_from_below(self, node: Node, old: Node, old_name: bytes, new: Node, new_name: bytes) -> None:
         """Copy a file up; make sure that a directory shows the same wherever it is."""
         self.copy_up(node)
@@ -366,14 +274,12 @@ class Changes(WritableUnion):
         path, _ = self.path(node)
         if len(node.places) == 1:
             if self._is_below(new, new_name):
-                self._make_opaque(path)
+                self.layers.dialect.make_opaque(path)
             return
         target = b"/" + node.places[1].path()
-        if self.layers.user_xattrs or len(target) > _LONGEST_REDIRECT:
+        if not self.layers.dialect.redirect(path, target):
             self._copy_up_below(node)
-            self._make_opaque(path)
-            return
-        os.setxattr(path, self.layers.prefix + b"redirect", target)
+            self.layers.dialect.make_opaque(path)
 
     def _copy_up_below(self, node: Node) -> None:
         """Copy a whole directory up, after which the layers below serve nothing of it."""
@@ -388,7 +294,7 @@ class Changes(WritableUnion):
                     if child.is_directory:
                         todo.append(child)
             if directory is not node and len(directory.places) > 1:
-                self._make_opaque(self.path(directory)[0])
+                self.layers.dialect.make_opaque(self.path(directory)[0])
             for place in directory.places[1:]:
                 place.close()
             del directory.places[1:]
@@ -424,14 +330,14 @@ class Changes(WritableUnion):
         """Set an extended attribute (setxattr(2))."""
         self.copy_up(node)
         path, follow = self.path(node)
-        os.setxattr(path, self.stored(name), value, flags, follow_symlinks=follow)
+        os.setxattr(path, self.layers.dialect.stored(name), value, flags, follow_symlinks=follow)
 
     def remove_xattr(self, node: Node, name: bytes) -> None:
         """Remove an extended attribute (removexattr(2))."""
         self.xattr(node, name)  # what is not there is no reason to copy up
         self.copy_up(node)
         path, follow = self.path(node)
-        os.removexattr(path, self.stored(name), follow_symlinks=follow)
+        os.removexattr(path, self.layers.dialect.stored(name), follow_symlinks=follow)
 
     def chmod(self, node: Node, mode: int) -> None:
         """Change the mode (chmod(2))."""

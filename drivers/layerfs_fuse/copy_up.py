@@ -86,7 +86,7 @@ class WritableUnion(Union):
         if not stat.S_ISLNK(found.st_mode):
             os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=work)
         for key, value in (_xattrs_of_link(source) if follow else read_xattrs(source)).items():
-            if not key.startswith(self.layers.prefix):
+            if self.layers.dialect.shown(key) is not None:
                 os.setxattr(target, key, value, follow_symlinks=False)
         os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=work, follow_symlinks=False)
 

@@ -20,6 +20,7 @@ from layerfs import linux
 from layerfs.errors import MountError, UnsupportedError
 from layerfs_fuse import process
 from layerfs_fuse.changes import Maker
+from layerfs_fuse.dialect import Dialect
 from layerfs_fuse.paths import ENCODING, PathOperations
 
 _FOREVER: Final = 1_000_000_000
@@ -75,17 +76,17 @@ def directory(target: Path | int) -> Path:
     return place
 
 
-def attach(place: Path, roots: list[int], work: int | None, *, source: str, user_xattrs: bool) -> None:
+def attach(place: Path, roots: list[int], work: int | None, *, source: str, dialect: Dialect) -> None:
     """Mount at a directory, privately; the arguments are those of `serve`."""
-    serve(place, roots, work, source=source, user_xattrs=user_xattrs)
+    serve(place, roots, work, source=source, dialect=dialect)
     if os.geteuid() == 0:
         linux.mount("none", place, None, linux.MS_PRIVATE)
 
 
-def open_mount(roots: list[int], work: int | None, *, source: str, user_xattrs: bool) -> int:
+def open_mount(roots: list[int], work: int | None, *, source: str, dialect: Dialect) -> int:
     """Open the root of a mount that is attached nowhere; the arguments are those of `serve`."""
     with tempfile.TemporaryDirectory(prefix="layerfs-") as directory:
-        serve(Path(directory), roots, work, source=source, user_xattrs=user_xattrs)
+        serve(Path(directory), roots, work, source=source, dialect=dialect)
         try:
             return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         finally:
@@ -103,7 +104,7 @@ def _detach(directory: str) -> None:
         subprocess.run([helper, "-u", "-z", "-q", directory], check=True)
 
 
-def serve(place: Path, roots: list[int], work: int | None, *, source: str, user_xattrs: bool) -> None:
+def serve(place: Path, roots: list[int], work: int | None, *, source: str, dialect: Dialect) -> None:
     """Mount at `place` and leave a process behind that serves the mount.
 
     Args:
@@ -111,7 +112,7 @@ def serve(place: Path, roots: list[int], work: int | None, *, source: str, user_
         roots: the layers' directories, top first; the first one is written if there is a `work`.
         work: the work directory.
         source: what the mount table is to call the mount.
-        user_xattrs: whether overlayfs's attributes are user.overlay.* in these layers.
+        dialect: the format of these layers.
 
     Raises:
         UnsupportedError: fusepy or libfuse is missing.
@@ -135,7 +136,7 @@ def serve(place: Path, roots: list[int], work: int | None, *, source: str, user_
         os.dup2(pipe, 2)
         os.close(pipe)
         try:
-            union = process.opened_union(layers, *copies, user_xattrs=user_xattrs)
+            union = process.opened_union(layers, *copies, dialect=dialect)
         except OSError as error:
             os.write(2, str(error).encode())
             return

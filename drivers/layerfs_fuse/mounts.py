@@ -14,11 +14,15 @@ from layerfs import linux, mounting
 from layerfs.errors import MountError
 from layerfs.mount import Mount
 from layerfs_fuse import libfuse, process
+from layerfs_fuse.dialect import Dialect
+from layerfs_fuse.overlay_dialect import OverlayDialect
+
+Front = Literal["kernel", "fusepy"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FuseMount(Mount):
-    """Layers merged by a server of our own; the fields are those of `layerfs.mount.Overlay`.
+    """Layers merged by a server of our own; the other fields are those of `layerfs.mount.Overlay`.
 
     `front` says which of the two ways the server speaks with the kernel: the protocol itself, or libfuse 2.
     """
@@ -26,8 +30,8 @@ class FuseMount(Mount):
     lower: tuple[Path, ...]
     upper: Path | None
     work: Path | None
-    user_xattrs: bool = False
-    front: Literal["kernel", "fusepy"] = "kernel"
+    dialect: Dialect = OverlayDialect()  # noqa: RUF009  a frozen value
+    front: Front = "kernel"
 
 
 @mounting.attach.register
@@ -35,7 +39,7 @@ def _attach(mount: FuseMount, target: Path | int) -> None:
     if mount.front == "fusepy":
         place = libfuse.directory(target)
         with _explaining(mount), _opened(mount) as (roots, work):
-            libfuse.attach(place, roots, work, source=mount.source, user_xattrs=mount.user_xattrs)
+            libfuse.attach(place, roots, work, source=mount.source, dialect=mount.dialect)
         return
     mounting.attach_tree(_served(mount), target)
 
@@ -44,7 +48,7 @@ def _attach(mount: FuseMount, target: Path | int) -> None:
 def _open(mount: FuseMount) -> int:
     if mount.front == "fusepy":
         with _explaining(mount), _opened(mount) as (roots, work):
-            return libfuse.open_mount(roots, work, source=mount.source, user_xattrs=mount.user_xattrs)
+            return libfuse.open_mount(roots, work, source=mount.source, dialect=mount.dialect)
     return mounting.readable(_served(mount))
 
 
@@ -87,7 +91,7 @@ def _served(mount: FuseMount) -> int:
         try:
             tree = _new_mount(mount, device)
             try:
-                process.start(device, roots, work, user_xattrs=mount.user_xattrs)
+                process.start(device, roots, work, dialect=mount.dialect)
             except BaseException:
                 os.close(tree)
                 raise

@@ -6,11 +6,9 @@ import errno
 import itertools
 import os
 
-from layerfs_fuse.places import Found, Layers, Place
+from layerfs_fuse.places import NO_PLACES, Found, Layers, Place
 
 ROOT_ID = 1
-# What is no directory has none; one list for all of them, since nodes are many.
-_NO_PLACES: list[Place] = []
 
 
 class Node:
@@ -30,7 +28,7 @@ class Node:
         self.names: tuple[tuple[Node, bytes], ...] = ()
         self.children: dict[bytes, Node] | None = None
         # The merged directories, top first.
-        self.places = _NO_PLACES
+        self.places = NO_PLACES
         self.at: Place | None = None
         self.at_name = b""
         self.upper = False

@@ -14,6 +14,7 @@ from typing import Final
 
 from layerfs import linux
 from layerfs_fuse.changes import Changes
+from layerfs_fuse.dialect import Dialect
 from layerfs_fuse.places import Layers
 from layerfs_fuse.union import Union
 
@@ -21,21 +22,21 @@ _MOST_OPEN: Final = 4096
 _MARGIN: Final = 256
 
 
-def start(device: int, roots: list[int], work: int | None, *, user_xattrs: bool) -> None:
+def start(device: int, roots: list[int], work: int | None, *, dialect: Dialect) -> None:
     """Leave a process behind that serves a mount.
 
     Args:
         device: the /dev/fuse of the mount.
         roots: the layers' directories, top first; the first one is written if there is a `work`.
         work: the work directory.
-        user_xattrs: whether overlayfs's attributes are user.overlay.* in these layers.
+        dialect: the format of these layers.
     """
 
     def serve() -> None:
         served, *layers = above_standard([device, *roots])
         copies = above_standard(() if work is None else (work,))
         be_alone({served, *layers, *copies})
-        union = opened_union(layers, *copies, user_xattrs=user_xattrs)
+        union = opened_union(layers, *copies, dialect=dialect)
         leave_mounts()
         # Whoever serves another way has no use for the kernel's protocol.
         from layerfs_fuse.server import Server
@@ -62,10 +63,10 @@ def leave_behind(serve: Callable[[], None]) -> None:
         os._exit(0)
 
 
-def opened_union(roots: list[int], work: int | None = None, *, user_xattrs: bool) -> Union:
+def opened_union(roots: list[int], work: int | None = None, *, dialect: Dialect) -> Union:
     """Merge open layers, with as many open directories and as short names for them as a process may have."""
     most = _raise_limit() - _MARGIN
-    layers = Layers(roots, user_xattrs=user_xattrs, most_open=max(64, min(_MOST_OPEN, most - len(roots))))
+    layers = Layers(roots, dialect=dialect, most_open=max(64, min(_MOST_OPEN, most - len(roots))))
     os.chdir("/proc/self/fd")
     layers.descriptors = b""
     return Union(layers, writable=False) if work is None else Changes(layers, work)

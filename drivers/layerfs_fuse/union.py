@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from layerfs_fuse.nodes import Node, Nodes
-from layerfs_fuse.places import Layers, Place
-
-_OVERLAY: Final = b"overlay."
+from layerfs_fuse.places import Layers
 
 
 class Listed(NamedTuple):
@@ -41,7 +38,7 @@ class Union:
     def find(self, parent: Node, name: bytes, first: int = 0) -> tuple[Node, os.stat_result] | None:
         """Look up as `lookup` does, and read the attributes of what is found.
 
-        The first `first` ones of the merged directories are known not to have the name.
+        The first `first` ones of the merged directories are known to have no part in it.
         """
         if parent.children is None:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -102,74 +99,32 @@ class Union:
         return os.readlink(node.at_name, dir_fd=node.at.open())
 
     def names(self, node: Node) -> dict[bytes, int]:
-        """Name all that the merged directories have, and say how many of them come before the first with it.
-
-        Whiteouts are among the names.
-        """
-        found: dict[bytes, int] = {}
-        if node.parent is None and node is not self.nodes.root:
-            return found
-        for first in reversed(range(len(node.places))):
-            found.update(dict.fromkeys(self.layers.names(node.places[first]), first))
-        return found
+        """Give the names that a directory may show, with how many of the merged ones need not be asked."""
+        nameless = node.parent is None and node is not self.nodes.root
+        return {} if nameless else self.layers.dialect.names(node.places)
 
     def entries(self, node: Node) -> list[Listed]:
         """List a directory, whiteouts and what they hide left out, ``.`` and ``..`` too."""
         assert node.children is not None
         if node.parent is None and node is not self.nodes.root:
             return []
-        merged = len(node.places) > 1
-        seen: set[bytes] = set()
         found = []
-        for place in node.places:
-            with os.scandir(place.open()) as entries:
-                for entry in entries:
-                    name = os.fsencode(entry.name)
-                    if merged:
-                        if name in seen:
-                            continue
-                        seen.add(name)
-                    kind = self._type(place, name, entry)
-                    if kind:
-                        known = node.children.get(name)
-                        number = entry.inode() if known is None else known.number
-                        found.append(Listed(name, number, kind))
+        for name, number, kind in self.layers.dialect.entries(node.places):
+            known = node.children.get(name)
+            found.append(Listed(name, number if known is None else known.number, kind))
         return found
-
-    def _type(self, place: Place, name: bytes, entry: os.DirEntry[str]) -> int:
-        """Give the type of an entry as in dirent(3), 0 for a whiteout."""
-        if entry.is_dir(follow_symlinks=False):
-            return stat.S_IFDIR >> 12
-        if entry.is_symlink():
-            return stat.S_IFLNK >> 12
-        if entry.is_file(follow_symlinks=False) and place.marked is False:
-            return stat.S_IFREG >> 12
-        status = entry.stat(follow_symlinks=False)
-        return 0 if self.layers.is_whiteout(place, name, status) else stat.S_IFMT(status.st_mode) >> 12
 
     def is_empty(self, node: Node) -> bool:
         """Say whether a directory shows no name."""
         return not self.entries(node)
 
     def xattr_names(self, node: Node) -> list[bytes]:
-        """List the extended attributes, overlayfs's own left out."""
+        """List the extended attributes, the layer format's own left out."""
         path, follow = self.path(node)
         names = map(os.fsencode, os.listxattr(path, follow_symlinks=follow))
-        return [shown for name in names if (shown := self._shown(name))]
+        return [shown for name in names if (shown := self.layers.dialect.shown(name)) is not None]
 
     def xattr(self, node: Node, name: bytes) -> bytes:
         """Read one extended attribute."""
         path, follow = self.path(node)
-        return os.getxattr(path, self.stored(name), follow_symlinks=follow)
-
-    def stored(self, name: bytes) -> bytes:
-        """Give the name under which a layer keeps an attribute: overlayfs's own name space is escaped."""
-        prefix = self.layers.prefix
-        return prefix + _OVERLAY + name[len(prefix) :] if name.startswith(prefix) else name
-
-    def _shown(self, name: bytes) -> bytes | None:
-        prefix = self.layers.prefix
-        if not name.startswith(prefix):
-            return name
-        escaped = prefix + _OVERLAY
-        return prefix + name[len(escaped) :] if name.startswith(escaped) else None
+        return os.getxattr(path, self.layers.dialect.stored(name), follow_symlinks=follow)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from layerfs.cli import progress
 from layerfs.errors import LayerfsError
@@ -28,6 +29,8 @@ class Context:
         self.rootless = os.geteuid() != 0
         self.json: bool = given.json
         self.debug: bool = given.debug
+        if front := os.environ.get("LAYERFS_FUSE_FRONT"):
+            serve_fuse_through(front)
 
     def open_store(self) -> Store:
         """Open the store, in a user namespace of our own when we are not root; the caller closes it."""
@@ -58,6 +61,19 @@ class Context:
     def progress(self, *, quiet: bool = False) -> Progress:
         """Pick how long work is shown: bars on a terminal, lines elsewhere, nothing when quiet."""
         return progress.choose(quiet=quiet)
+
+
+def serve_fuse_through(front: str) -> None:
+    """Have the driver fuse speak with the kernel in another way than is usual on this system."""
+    from layerfs import plugins
+    from layerfs.cli.parser import UsageError
+
+    if front not in ("kernel", "fusepy"):
+        raise UsageError(
+            f"LAYERFS_FUSE_FRONT is {front!r}", hint="set it to kernel or fusepy, or leave it unset"
+        )
+    driver: Any = plugins.find("fuse").load()
+    driver.front = front
 
 
 def default_root() -> Path:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from layerfs_fuse import FuseDriver, FuseMount, protocol
+from layerfs_fuse.mounts import Front
+from layerfs_fuse.paths import PathOperations
 from layerfs_fuse.server import Server
 
 from layerfs import linux, mounting
@@ -37,19 +39,22 @@ class Union:
             each.mkdir(parents=True, exist_ok=True)
         self.lowers = (self.lower,)
 
-    def mount(self, *, read_only: bool = False, passthrough: bool = True) -> Serving:
+    def mount(self, *, read_only: bool = False, passthrough: bool = True, front: Front = "kernel") -> Serving:
         """Mount with a server of our own; without `passthrough` every read and write goes through it."""
         upper, work = (None, None) if read_only else (self.upper, self.work)
         with pytest.MonkeyPatch.context() as patch:
             if not passthrough:
                 patch.setattr(protocol, "WANTED", protocol.WANTED & ~protocol.Init.PASSTHROUGH)
-            mounting.attach(FuseMount("layerfs-test", self.lowers, upper, work), self.place)
+            mount = FuseMount("layerfs-test", self.lowers, upper, work, front=front)
+            mounting.attach(mount, self.place)
         return Serving(self.place)
 
     @contextlib.contextmanager
-    def mounted(self, *, read_only: bool = False, passthrough: bool = True) -> Iterator[Serving]:
+    def mounted(
+        self, *, read_only: bool = False, passthrough: bool = True, front: Front = "kernel"
+    ) -> Iterator[Serving]:
         """Mount with a server of our own for the length of a block, which may kill the server."""
-        server = self.mount(read_only=read_only, passthrough=passthrough)
+        server = self.mount(read_only=read_only, passthrough=passthrough, front=front)
         try:
             yield server
         except BaseException:
@@ -127,12 +132,13 @@ def listening() -> Iterator[list[str]]:
         ours.bind(address)
         ours.setblocking(False)
 
-        def failed(server: Server) -> None:
+        def failed(_: object) -> None:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs, contextlib.suppress(OSError):
                 theirs.setblocking(False)
                 theirs.sendto(traceback.format_exc().encode()[-4000:], address)
 
         patch.setattr(Server, "failed", failed)
+        patch.setattr(PathOperations, "failed", failed)
         try:
             yield found
         finally:

@@ -1,0 +1,181 @@
+"""The command line of the harness: what to run, and where the figures go."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from types import FrameType
+from typing import Final, TypeVar
+
+from benchmarks import subjects
+from benchmarks.commands import Commands
+from benchmarks.filesystem import KINDS, fresh
+from benchmarks.images.cache import Images
+from benchmarks.results import NotResultsError, Results, from_json, to_json
+from benchmarks.rounds import Plan, Rounds
+from benchmarks.scales import SCALES
+from benchmarks.subjects.base import Candidate
+from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads.base import Workload
+
+_Kind = TypeVar("_Kind")
+_PROBING_SIZE: Final = 1 << 30
+_WIDTH: Final = 200
+
+
+def _run_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure layerfs's drivers and their peers, each on a fresh file system.",
+        epilog="Also: python -m benchmarks show FILE, which prints or draws the figures of an earlier run; "
+        "python -m benchmarks compare A B, which shows what got slower. "
+        "Example: python -m benchmarks --workloads 'walk-*,mount' --subjects '*fuse*' --json figures.json",
+    )
+    parser.add_argument("--workloads", default="*", metavar="GLOB,...", help="which; all by default")
+    parser.add_argument("--subjects", default="*", metavar="GLOB,...", help="which; all that work here")
+    parser.add_argument("--scale", choices=SCALES, default="full", help="how large everything is")
+    parser.add_argument("--quick", action="store_true", help="the same as --scale quick: under two minutes")
+    parser.add_argument("--rounds", type=int, metavar="N", help="counted runs of each; the scale says")
+    parser.add_argument("--warm-up", type=int, metavar="N", help="rounds before them; the scale says")
+    parser.add_argument(
+        "--filesystem",
+        choices=KINDS,
+        default="ext4" if os.geteuid() == 0 else "none",
+        help="made anew for each round in a loop-mounted file; none: a directory of the temporary one",
+    )
+    parser.add_argument(
+        "--where", type=Path, metavar="DIR", help="holds those files; the temporary directory"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        default=Path("~/.cache/layerfs-benchmarks").expanduser(),
+        help="keeps the images that are made (%(default)s)",
+    )
+    parser.add_argument("--list", action="store_true", help="list workloads and subjects, and leave")
+    _add_output(parser)
+    return parser
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peer", metavar="SUBJECT", help="show ratios to this one's time")
+    parser.add_argument("--details", action="store_true", help="print intervals, CPU and memory too")
+    parser.add_argument("--targets", action="store_true", help="print what is to be reached, met or missed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there; - is stdout")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the harness; gives the exit status."""
+    if arguments and arguments[0] == "show":
+        return _show(arguments[1:])
+    parser = _run_parser()
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.scale = "quick"
+    with _interruptible(), contextlib.ExitStack() as stack:
+        with fresh(options.filesystem, size=_PROBING_SIZE, where=options.where) as place:
+            known = subjects.candidates(place)
+        chosen = _select(options.subjects, {each.name: each for each in known}, "subject", parser)
+        workloads = _select(options.workloads, WORKLOADS, "workload", parser)
+        if options.list:
+            _list(chosen, workloads)
+            return 0
+        scale = SCALES[options.scale]
+        plan = Plan(
+            [each for each in chosen if not each.missing],
+            [each for each in workloads if not each.why_not() and not (each.slow and options.quick)],
+            scale,
+            scale.rounds if options.rounds is None else options.rounds,
+            scale.warm_up if options.warm_up is None else options.warm_up,
+            options.filesystem,
+            options.where,
+        )
+        if plan.rounds < 1 or plan.warm_up < 0:
+            parser.error("--rounds must be at least 1, and --warm-up at least 0")
+        images = Images(options.cache, scale, told=_tell)
+        left_out = {each.name: each.missing for each in chosen if each.missing}
+        left_out |= {each.name: each.why_not() for each in workloads if each.why_not()}
+        commands = stack.enter_context(Commands())
+        results = Rounds(plan, images, commands, told=_tell).run(left_out)
+    return _give(results, options)
+
+
+def _show(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks show", description="Print or draw the figures of an earlier run."
+    )
+    parser.add_argument("file", type=Path, help="what --json wrote")
+    _add_output(parser)
+    options = parser.parse_args(arguments)
+    try:
+        return _give(from_json(options.file), options)
+    except (OSError, NotResultsError) as error:
+        parser.error(str(error))
+
+
+def _give(results: Results, options: argparse.Namespace) -> int:
+    text = to_json(results)
+    if options.json == Path("-"):
+        print(text, end="")
+        return 0
+    if options.json is not None:
+        options.json.write_text(text)
+    from rich.console import Console
+
+    from benchmarks import tables
+
+    # A table that is cut to the width of nothing in particular cannot be read.
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    tables.print_results(console, results, options.peer)
+    if options.details:
+        tables.print_details(console, results)
+    if options.targets:
+        tables.print_targets(console, results)
+    return 0
+
+
+def _list(candidates: Sequence[Candidate], workloads: Sequence[Workload]) -> None:
+    for workload in workloads:
+        state = f" ({workload.state.value})" if workload.state.value else ""
+        reason = f"; not here: {workload.why_not()}" if workload.why_not() else ""
+        print(f"{workload.name}: {workload.about}{state}{reason}")
+    print()
+    for candidate in candidates:
+        print(candidate.name + (f": left out: {candidate.missing}" if candidate.missing else ""))
+
+
+def _select(text: str, known: Mapping[str, _Kind], what: str, parser: argparse.ArgumentParser) -> list[_Kind]:
+    patterns = text.split(",")
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in known):
+            parser.error(f"no {what} is called {pattern!r}; there are {', '.join(known)}")
+    return [found for name, found in known.items() if any(fnmatch(name, each) for each in patterns)]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let the first interruption or request to end unwind everything, undisturbed by further ones."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

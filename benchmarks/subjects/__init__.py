@@ -1,0 +1,16 @@
+"""Everything that may be measured: the drivers of layerfs, which are found, and peers, one module each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.subjects import bare, fuse_overlayfs, kernel_overlay, layerfs_drivers, unionfs_fuse
+from benchmarks.subjects.base import Candidate
+
+_PEERS = (kernel_overlay, fuse_overlayfs, unionfs_fuse, bare)
+
+
+def candidates(place: Path) -> list[Candidate]:
+    """Give every subject, those that cannot be measured here too; drivers are tried in `place`."""
+    peers = [candidate for module in _PEERS for candidate in module.candidates()]
+    return layerfs_drivers.candidates(place) + peers

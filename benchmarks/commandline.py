@@ -7,11 +7,11 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from types import FrameType
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from benchmarks import subjects
 from benchmarks.commands import Commands
@@ -19,10 +19,13 @@ from benchmarks.filesystem import KINDS, fresh
 from benchmarks.images.cache import Images
 from benchmarks.results import NotResultsError, Results, from_json, to_json
 from benchmarks.rounds import Plan, Rounds
-from benchmarks.scales import SCALES
+from benchmarks.scales import QUICK, SCALES, Scale
 from benchmarks.subjects.base import Candidate
 from benchmarks.workloads import WORKLOADS
 from benchmarks.workloads.base import Workload
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _Kind = TypeVar("_Kind")
 _PROBING_SIZE: Final = 1 << 30
@@ -73,8 +76,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the harness; gives the exit status."""
-    if arguments and arguments[0] == "show":
-        return _show(arguments[1:])
+    if arguments and arguments[0] in _COMMANDS:
+        return _COMMANDS[arguments[0]](arguments[1:])
     parser = _run_parser()
     options = parser.parse_args(arguments)
     if options.quick:
@@ -84,13 +87,13 @@ def main(arguments: Sequence[str]) -> int:
             known = subjects.candidates(place)
         chosen = _select(options.subjects, {each.name: each for each in known}, "subject", parser)
         workloads = _select(options.workloads, WORKLOADS, "workload", parser)
+        scale = SCALES[options.scale]
         if options.list:
             _list(chosen, workloads)
             return 0
-        scale = SCALES[options.scale]
         plan = Plan(
             [each for each in chosen if not each.missing],
-            [each for each in workloads if not each.why_not() and not (each.slow and options.quick)],
+            [each for each in workloads if not each.why_not() and _in_scale(each, scale)],
             scale,
             scale.rounds if options.rounds is None else options.rounds,
             scale.warm_up if options.warm_up is None else options.warm_up,
@@ -120,6 +123,26 @@ def _show(arguments: Sequence[str]) -> int:
         parser.error(str(error))
 
 
+def _compare(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks compare",
+        description="Show what got slower from one run to another; the exit status is 1 if anything did.",
+    )
+    parser.add_argument("before", type=Path, help="what --json wrote")
+    parser.add_argument("after", type=Path, help="what --json wrote later")
+    options = parser.parse_args(arguments)
+    try:
+        before, after = from_json(options.before), from_json(options.after)
+    except (OSError, NotResultsError) as error:
+        parser.error(str(error))
+    from benchmarks import tables
+
+    return int(tables.print_comparison(_console(), before, after))
+
+
+_COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {"show": _show, "compare": _compare}
+
+
 def _give(results: Results, options: argparse.Namespace) -> int:
     text = to_json(results)
     if options.json == Path("-"):
@@ -127,18 +150,22 @@ def _give(results: Results, options: argparse.Namespace) -> int:
         return 0
     if options.json is not None:
         options.json.write_text(text)
-    from rich.console import Console
-
     from benchmarks import tables
 
-    # A table that is cut to the width of nothing in particular cannot be read.
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    console = _console()
     tables.print_results(console, results, options.peer)
     if options.details:
         tables.print_details(console, results)
     if options.targets:
         tables.print_targets(console, results)
     return 0
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A table that is cut to the width of nothing in particular cannot be read.
+    return Console() if sys.stdout.isatty() else Console(width=_WIDTH)
 
 
 def _list(candidates: Sequence[Candidate], workloads: Sequence[Workload]) -> None:
@@ -149,6 +176,10 @@ def _list(candidates: Sequence[Candidate], workloads: Sequence[Workload]) -> Non
     print()
     for candidate in candidates:
         print(candidate.name + (f": left out: {candidate.missing}" if candidate.missing else ""))
+
+
+def _in_scale(workload: Workload, scale: Scale) -> bool:
+    return workload.fits(scale) and not (workload.slow and scale is QUICK)
 
 
 def _select(text: str, known: Mapping[str, _Kind], what: str, parser: argparse.ArgumentParser) -> list[_Kind]:

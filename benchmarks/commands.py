@@ -21,6 +21,8 @@ from benchmarks.processes import Cpu
 
 # What changes how our own Python runs and no user has set.
 _UNSET: Final = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
+# How much of what a failed command said is told, in characters.
+_TAIL: Final = 300
 _STOP_SECONDS: Final = 20
 _START_SECONDS: Final = 60
 
@@ -92,8 +94,9 @@ class Commands:
         self.peak = max(self.peak, answer["peak"])
         printed = b"" if stdout is not None else output.read_bytes()
         if answer["status"] not in statuses:
-            tail = (printed[-500:] + errors.read_bytes()[-1500:]).decode(errors="replace").strip()
-            raise CommandError(f"{' '.join(words)} ended with {answer['status']}: {tail}")
+            said = (printed[-_TAIL:] + errors.read_bytes()[-_TAIL:]).decode(errors="replace").strip()
+            shown = " ".join(words)[-_TAIL:]
+            raise CommandError(f"{words[0]} ended with {answer['status']}: {said} (the command: {shown})")
         return printed
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import tempfile
 import time
@@ -29,6 +30,8 @@ def fresh(kind: str, *, size: int, where: Path | None = None) -> Iterator[Path]:
         where: the directory for the image file; the system's temporary directory by default.
     """
     with tempfile.TemporaryDirectory(prefix="layerfs-benchmark-", dir=where) as place:
+        # PostgreSQL runs as a user of its own, and has to get through.
+        os.chmod(place, 0o711)
         if kind == "none":
             yield Path(place)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from benchmarks.results import Result, Results
 from benchmarks.scales import Scale
 from benchmarks.subjects.base import Candidate, Subject
 from benchmarks.workloads import SECTIONS
-from benchmarks.workloads.base import Bench, Workload
+from benchmarks.workloads.base import Bench, UnsuitedError, Workload
 
 # What fails on one subject is told, and the others go on.
 _FAILURES = (CommandError, OSError)
@@ -80,7 +80,7 @@ class Rounds:
         for number in range(-plan.warm_up, plan.rounds):
             around = machine.Noise()
             name = "warm-up" if number < 0 else f"round {number + 1} of {plan.rounds}"
-            self._round(name, counted=number >= 0, backwards=bool(number % 2))
+            self._round(name, counted=number >= 0, first=number == 0, backwards=bool(number % 2))
             if number >= 0:
                 noise.append(around.measure())
         return Results(
@@ -105,7 +105,7 @@ class Rounds:
             if (names := [workload.name for workload in workloads if workload.name in chosen])
         }
 
-    def _round(self, name: str, *, counted: bool, backwards: bool) -> None:
+    def _round(self, name: str, *, counted: bool, first: bool, backwards: bool) -> None:
         plan = self._plan
         with contextlib.ExitStack() as stack:
             opened: dict[str, _Opened] = {}
@@ -115,10 +115,22 @@ class Rounds:
             # A B A B, and B A B A in the next round: what slows the machine down for a while, slows all down.
             order = list(reversed(opened.items())) if backwards else list(opened.items())
             for place, workload in enumerate(plan.workloads, 1):
+                if workload.once and not first:
+                    continue
                 for subject, one in order:
                     if isinstance(one.subject, workload.needs):
                         self._told(f"{name}: {workload.name} ({place} of {len(plan.workloads)}) {subject}")
-                        self._measure(workload, subject, one, counted=counted)
+                        with self._place_for(workload, subject, one) as chosen:
+                            self._measure(workload, subject, chosen, counted=counted)
+
+    @contextlib.contextmanager
+    def _place_for(self, workload: Workload, subject: str, opened: _Opened) -> Iterator[_Opened]:
+        if not workload.alone:
+            yield opened
+            return
+        candidate = next(each for each in self._plan.subjects if each.name == subject)
+        with contextlib.ExitStack() as stack:
+            yield self._open(candidate, stack)
 
     def _open(self, candidate: Candidate, stack: contextlib.ExitStack) -> _Opened:
         plan = self._plan
@@ -130,7 +142,6 @@ class Rounds:
 
     def _measure(self, workload: Workload, name: str, opened: _Opened, *, counted: bool) -> None:
         commands, pair = self._commands, (workload.name, name)
-        samples = self._samples.setdefault(pair, [])
         if pair in self._failed:
             return
         # Those of other subjects, which are at rest.
@@ -139,13 +150,16 @@ class Rounds:
         opened.bench.settle()
         try:
             workload.run(opened.subject, opened.bench, watch)
+        except UnsuitedError:
+            return
         except _FAILURES as error:
+            self._samples.setdefault(pair, [])
             self._failed[pair] = str(error)
             self._told(f"{workload.name} failed on {name}: {error}")
             return
         assert watch.sample is not None, f"{workload.name} has not started the clock"
         if counted:
-            samples.append(watch.sample)
+            self._samples.setdefault(pair, []).append(watch.sample)
 
 
 def _explain(workload: Workload) -> str:

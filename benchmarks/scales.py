@@ -80,10 +80,10 @@ FULL: Final = Scale(
     statements=2_000,
     sources=60,
     depths=(1, 10, 100, 500),
-    containers=(1, 10, 100, 1000),
+    containers=(1, 10, 100, 1000, 10_000),
     crowd=1_000_000,
     rounds=5,
     warm_up=1,
-    room=24 << 30,
+    room=32 << 30,
 )
 SCALES: Final = {scale.name: scale for scale in (TINY, QUICK, FULL)}

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from benchmarks import estimates, units
+from benchmarks.comparison import Change, compare, differences_of_setting
 from benchmarks.results import Result, Results
 from benchmarks.targets import TABLES, Verdict
 
@@ -48,6 +49,32 @@ def print_targets(console: Console, results: Results) -> None:
             verdict = f"[{_COLOURS[row.verdict]}]{row.verdict.value}[/]"
             shown.add_row(row.work, row.against, row.limit, row.figure, verdict if row.limit else "")
         console.print(shown)
+
+
+def print_comparison(console: Console, before: Results, after: Results) -> bool:
+    """Print what differs between two runs; says whether anything got slower."""
+    for difference in differences_of_setting(before, after):
+        console.print(f"not the same in both runs: {difference}", style="yellow", highlight=False)
+    found = compare(before, after)
+    table = RichTable(title="what changed, the worst first", title_justify="left")
+    for heading in ("workload", "subject"):
+        table.add_column(heading)
+    for heading in ("before", "after", "ratio (95 % interval)", ""):
+        table.add_column(heading, justify="right")
+    for each in found:
+        if each.change is not Change.SAME:
+            ratio = f"{units.ratio(each.ratio.median)}"
+            between = f"({units.ratio(each.ratio.low)} to {units.ratio(each.ratio.high)})"
+            colour = "red" if each.change is Change.SLOWER else "green"
+            times = (units.seconds(each.before), units.seconds(each.after))
+            verdict = f"[{colour}]{each.change.value}[/]"
+            table.add_row(each.workload, each.subject, *times, f"{ratio} {between}", verdict)
+    console.print(table)
+    same = sum(each.change is Change.SAME for each in found)
+    console.print(
+        f"{same} of {len(found)} pairs of a workload and a subject show no sure change", highlight=False
+    )
+    return any(each.change is Change.SLOWER for each in found)
 
 
 def print_notes(console: Console, results: Results) -> None:

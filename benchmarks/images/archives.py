@@ -22,12 +22,15 @@ _ZSTD_LEVEL: Final = 3
 
 
 def write_archives(directory: Path, layers: list[Path], name: str, tag: str, *, packed: bool) -> None:
-    """Write docker.tar below `directory`; with `packed` oci-gzip and oci-zstd and their layers' names too."""
+    """Write docker.tar below `directory`; with `packed` the two OCI layouts and their index too."""
     config = _config([_digest(path) for path in layers])
     _write_docker(directory / "docker.tar", layers, config, f"localhost/{name}:{tag}")
     names = {}
     for compression in ("gzip", "zstd") if packed else ():
-        names[compression] = _write_layout(directory / f"oci-{compression}", layers, config, compression, tag)
+        layout = directory / f"oci-{compression}"
+        names[compression] = _write_layout(layout, layers, config, compression, tag)
+        with tarfile.open(f"{layout}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+            archive.add(layout, ".")
     (directory / "compressed.json").write_text(json.dumps(names))
 
 

@@ -39,6 +39,10 @@ class Image:
         """An OCI layout with layers compressed by "gzip" or "zstd"."""
         return self.directory / f"oci-{compression}"
 
+    def layout_archive(self, compression: str) -> Path:
+        """That layout as one tar file."""
+        return self.directory / f"oci-{compression}.tar"
+
     def compressed(self, compression: str) -> list[Path]:
         """The compressed layers of that layout, bottom first."""
         names: list[str] = json.loads((self.directory / "compressed.json").read_text())[compression]

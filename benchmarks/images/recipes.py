@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.images import packages
+from benchmarks.images import host_programs, packages
 from benchmarks.images.layer import LayerWriter
 from benchmarks.scales import MEBIBYTE, Scale
 
@@ -113,13 +113,17 @@ def _system_layer(place: int, layer: Debian, found: list[Path], wheels: list[Pat
 
 
 def _skeleton(writer: LayerWriter) -> None:
+    _folders(writer)
+    writer.symlink("usr/bin/sh", "dash")
+    writer.symlink("usr/bin/python3", "python3.11")
+
+
+def _folders(writer: LayerWriter) -> None:
     for name in ("usr", "usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "dev", "proc", "sys", "etc", "run"):
         writer.directory(name)
     writer.directory("tmp", mode=0o1777)
     for name in ("bin", "sbin", "lib", "lib64"):
         writer.symlink(name, f"usr/{name}")
-    writer.symlink("usr/bin/sh", "dash")
-    writer.symlink("usr/bin/python3", "python3.11")
     writer.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     writer.file("etc/group", b"root:x:0:\n")
 
@@ -136,12 +140,17 @@ def _note(place: int) -> Write:
 
 
 def generated() -> tuple[str, list[Write]]:
-    """A small tree of the same shape, where there are no packages to be had; it cannot run programs."""
-    return "generated files", [_generated_layer(place) for place in range(3)]
+    """A small tree of the same shape, where packages are not to be had, with this machine's own shell."""
+    found = host_programs.find()
+    made_of = f"generated files, programs of this machine: {host_programs.describe(found)}"
+    return made_of, [_generated_layer(place, found) for place in range(3)]
 
 
-def _generated_layer(place: int) -> Write:
+def _generated_layer(place: int, programs: Mapping[str, Path]) -> Write:
     def write(writer: LayerWriter) -> None:
+        if place == 0:
+            _folders(writer)
+            host_programs.add(writer, programs)
         source = random.Random(place)
         for directory in range(3):
             for number in range(6):

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
-from benchmarks.subjects import bare, fuse_overlayfs, kernel_overlay, layerfs_drivers, unionfs_fuse
+from benchmarks.subjects import (
+    bare,
+    containerd,
+    docker,
+    floors,
+    fuse_overlayfs,
+    kernel_overlay,
+    layerfs_drivers,
+    podman,
+    skopeo,
+    umoci,
+    unionfs_fuse,
+)
 from benchmarks.subjects.base import Candidate
 
-_PEERS = (kernel_overlay, fuse_overlayfs, unionfs_fuse, bare)
+_PEERS: Final = (
+    *(kernel_overlay, fuse_overlayfs, unionfs_fuse, bare),
+    *(docker, podman, containerd, umoci, skopeo, floors),
+)
 
 
 def candidates(place: Path) -> list[Candidate]:

@@ -34,6 +34,9 @@ class Subject:
         """Open the subject for the length of a block; one with a daemon starts it here."""
         yield cls(place, commands)
 
+    def get_ready(self, image: Image) -> None:
+        """Do what must be there before an image is taken in, and is not measured; by default nothing."""
+
     def daemons(self) -> set[int]:
         """Give the processes that serve the subject as long as it is open; none, unless it has a daemon."""
         return set()
@@ -86,14 +89,47 @@ class Loads(Protocol):
 
 
 @runtime_checkable
-class Pulls(Protocol):
-    """Takes in an image from an OCI layout."""
+class PullsGzip(Protocol):
+    """Takes in an image from an OCI layout with layers packed by gzip."""
 
-    def pull(self, image: Image, compression: str) -> None:
-        """Copy it in and unpack it; `compression` is "gzip" or "zstd"."""
+    def pull_gzip(self, image: Image) -> None:
+        """Copy it in and unpack it."""
 
     def forget(self, image: Image) -> None:
         """Delete the image with all that only it needs; nothing if it is not there."""
+
+
+@runtime_checkable
+class PullsZstd(Protocol):
+    """The same with layers packed by zstd."""
+
+    def pull_zstd(self, image: Image) -> None:
+        """Copy it in and unpack it."""
+
+    def forget(self, image: Image) -> None:
+        """Delete the image with all that only it needs; nothing if it is not there."""
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """Keeps images under names, as a store does and a floor does not."""
+
+    def have(self, image: Image) -> None:
+        """Have an image ready; again does nothing."""
+
+    def forget(self, image: Image) -> None:
+        """Delete the image with all that only it needs; nothing if it is not there."""
+
+    def images(self) -> None:
+        """List the images."""
+
+
+@runtime_checkable
+class Collects(Keeps, Protocol):
+    """Deletes what nothing needs any more."""
+
+    def collect(self) -> None:
+        """Look for garbage, and delete it."""
 
 
 @runtime_checkable
@@ -114,11 +150,8 @@ class Changes(Protocol):
     def have(self, image: Image) -> None:
         """Have an image ready; again does nothing."""
 
-    def create(self, name: str, image: Image) -> None:
-        """Make a container."""
-
-    def change(self, name: str, script: Path) -> None:
-        """Change its tree by a Python script, which gets the tree as working directory; not measured."""
+    def change(self, name: str, image: Image, script: str) -> None:
+        """Make a container and run a shell script in it to its end."""
 
     def diff(self, name: str) -> None:
         """List what has changed."""
@@ -129,30 +162,30 @@ class Changes(Protocol):
     def delete(self, name: str) -> None:
         """Remove a container."""
 
-    def delete_image(self, image: str) -> None:
+    def untag(self, image: str) -> None:
         """Remove an image that `commit` has made."""
 
 
 @runtime_checkable
 class Saves(Protocol):
-    """Hands an image out as an archive."""
+    """Hands an image out as an archive of docker's form."""
 
     def have(self, image: Image) -> None:
         """Have an image ready; again does nothing."""
 
     def save(self, image: Image, target: Path) -> None:
-        """Write an archive of docker's form."""
+        """Write the archive."""
 
 
 @runtime_checkable
 class Pushes(Protocol):
-    """Hands an image out as an OCI layout."""
+    """Hands an image that came from an OCI layout out as another one."""
 
-    def have(self, image: Image) -> None:
-        """Have an image ready; again does nothing."""
+    def have_packed(self, image: Image) -> None:
+        """Have the image of the gzip layout ready; again does nothing."""
 
     def push(self, image: Image, target: Path) -> None:
-        """Write an OCI layout."""
+        """Write the layout."""
 
 
 @runtime_checkable
@@ -173,14 +206,67 @@ class Exports(Protocol):
 
 
 @runtime_checkable
-class Collects(Protocol):
-    """Deletes what nothing needs any more."""
+class Crowds(Protocol):
+    """Keeps many containers, and lists them.
+
+    Attributes:
+        most: how many are tried; each costs some peers a tenth of a second.
+    """
+
+    most: int
 
     def have(self, image: Image) -> None:
         """Have an image ready; again does nothing."""
 
-    def abandon(self, image: Image) -> None:
-        """Take the image's name away and leave its files, so that there is garbage."""
+    def create(self, name: str, image: Image) -> None:
+        """Make a container, by the command that users have."""
 
-    def collect(self) -> None:
-        """Delete it."""
+    def create_many(self, names: Sequence[str], image: Image) -> None:
+        """Make containers in the fastest way there is."""
+
+    def containers(self) -> None:
+        """List all containers."""
+
+
+@runtime_checkable
+class ManyImages(Protocol):
+    """Keeps many images, and lists them."""
+
+    def import_many(self, archives: Sequence[Path]) -> None:
+        """Make an image of each tar, in the fastest way there is."""
+
+    def images(self) -> None:
+        """List the images."""
+
+
+@runtime_checkable
+class Cycles(Protocol):
+    """Makes a writable layer usable and takes it away again, without starting a program for it."""
+
+    def fill(self, image: Image) -> None:
+        """Have an image ready; again does nothing."""
+
+    def cycle(self, image: Image) -> None:
+        """Prepare, mount, unmount and remove."""
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """Makes a writable layer in the way that its library, or the floor's one program, does."""
+
+    def fill(self, image: Image) -> None:
+        """Have an image ready; again does nothing."""
+
+    def prepare(self, key: str, image: Image) -> None:
+        """Make a writable layer on an image."""
+
+    def remove(self, key: str) -> None:
+        """Delete the writable layer."""
+
+
+@runtime_checkable
+class Starts(Protocol):
+    """Has a command whose start alone is of interest."""
+
+    def version(self) -> None:
+        """Print the version."""

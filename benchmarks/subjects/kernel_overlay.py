@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.commands import missing
+from benchmarks.commands import Words, missing
 from benchmarks.subjects.base import Candidate
 from benchmarks.subjects.layer_directories import LayerDirectories
 
@@ -15,10 +15,11 @@ class KernelOverlay(LayerDirectories):
     """Mounted with the kernel's own defaults."""
 
     def attach(self, lower: Sequence[Path], upper: Path, work: Path, target: Path) -> None:
-        """Mount by one call of mount(8)."""
-        directories = ":".join(map(str, lower))
+        """Mount by one call of mount(8); short names, since all options have to fit into a page."""
+        directories = ":".join(each.name for each in lower)
         options = f"lowerdir={directories},upperdir={upper},workdir={work}"
-        self.commands.run(["mount", "-t", "overlay", "overlay", "-o", options, target])
+        words: Words = ["mount", "-t", "overlay", "overlay", "-o", options, target]
+        self.commands.run(words, directory=lower[0].parent)
 
 
 def candidates() -> list[Candidate]:

@@ -91,5 +91,12 @@ class LayerDirectories(Subject, abc.ABC):
         """Delete the writable directory."""
         shutil.rmtree(self._place(key))
 
+    def cycle(self, image: Image) -> None:
+        """Prepare, mount, unmount and remove."""
+        self.prepare("cycle", image)
+        self.mount("cycle")
+        self.unmount("cycle")
+        self.remove("cycle")
+
     def _place(self, key: str) -> Path:
         return self.place / f"container-{key}"

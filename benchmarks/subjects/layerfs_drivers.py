@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.commands import Commands
-from benchmarks.images.image import Image
+from benchmarks.images.image import TAG, Image
 from benchmarks.subjects.base import Candidate, Subject
 from layerfs import Store, plugins
 from layerfs.errors import NotFoundError
@@ -23,6 +23,8 @@ class Layerfs(Subject):
 
     What a workload measures is a command; what only gets ready for it goes through the library.
     """
+
+    most = 10_000
 
     def __init__(self, place: Path, commands: Commands, store: Store) -> None:
         super().__init__(place, commands)
@@ -59,7 +61,106 @@ class Layerfs(Subject):
         """Remove the container."""
         self.store.containers.remove(key)
 
+    def cycle(self, image: Image) -> None:
+        """Prepare, mount, unmount and remove a layer through the library."""
+        layers, top = self.store.layers, self.store.images.get(image.reference).chain_ids[-1]
+        layers.prepare("cycle", top)
+        with layers.mounted("cycle"):
+            pass
+        layers.remove("cycle")
+
     # -- images
+
+    def have(self, image: Image) -> None:
+        """Load the image unless it is here."""
+        self.fill(image)
+
+    def have_packed(self, image: Image) -> None:
+        """Pull the gzip layout unless that is here."""
+        if not self._has(_packed(image)):
+            self.store.pull(f"oci:{image.layout('gzip')}:{TAG}", _packed(image))
+
+    def pull_gzip(self, image: Image) -> None:
+        """Pull the layout."""
+        self.call("pull", "--quiet", f"oci:{image.layout('gzip')}:{TAG}", image.reference)
+
+    def pull_zstd(self, image: Image) -> None:
+        """Pull the layout."""
+        self.call("pull", "--quiet", f"oci:{image.layout('zstd')}:{TAG}", image.reference)
+
+    def forget(self, image: Image) -> None:
+        """Remove the image, and its layers and blobs with it."""
+        for name in (image.reference, _packed(image)):
+            if self._has(name):
+                self.call("rmi", name)
+
+    def images(self) -> None:
+        """List the images."""
+        self.call("images")
+
+    def import_many(self, archives: Sequence[Path]) -> None:
+        """Import each archive through the library."""
+        for number, archive in enumerate(archives):
+            self.store.import_tree(archive, f"many:{number}")
+
+    def collect(self) -> None:
+        """Look for everything that nothing needs, however young."""
+        self.call("gc", "--grace", "0")
+
+    def save(self, image: Image, target: Path) -> None:
+        """Save the image."""
+        self.call("save", "--quiet", "-o", target, image.reference)
+
+    def push(self, image: Image, target: Path) -> None:
+        """Push the image that was pulled."""
+        self.call("push", "--quiet", _packed(image), f"oci:{target}:{TAG}")
+
+    # -- containers
+
+    def run(self, image: Image, command: Sequence[str]) -> None:
+        """Run a command."""
+        self.call("run", "--rm", image.reference, *command)
+
+    def create(self, name: str, image: Image) -> None:
+        """Create a container."""
+        self.call("create", "--name", name, image.reference)
+
+    def create_many(self, names: Sequence[str], image: Image) -> None:
+        """Create containers through the library."""
+        for name in names:
+            self.store.containers.create(image.reference, name=name)
+
+    def containers(self) -> None:
+        """List all containers."""
+        self.call("ps", "-a")
+
+    def change(self, name: str, image: Image, script: str) -> None:
+        """Run a script in a container that stays."""
+        self.call("run", "--name", name, image.reference, "sh", "-c", script)
+
+    def diff(self, name: str) -> None:
+        """List what has changed."""
+        self.call("diff", name)
+
+    def commit(self, name: str, image: str) -> None:
+        """Commit a container, its layer packed as it is by default."""
+        self.call("commit", "--quiet", name, image)
+
+    def export(self, name: str, target: Path) -> None:
+        """Export a container."""
+        self.call("export", "-o", target, name)
+
+    def delete(self, name: str) -> None:
+        """Remove a container."""
+        self.call("rm", name)
+
+    def untag(self, image: str) -> None:
+        """Remove an image."""
+        self.call("rmi", image)
+
+    def version(self) -> None:
+        """Print the version."""
+        self.commands.run([sys.executable, "-m", "layerfs", "--version"])
 
     def load(self, image: Image) -> None:
         """Load a docker-archive."""
@@ -71,6 +172,10 @@ class Layerfs(Subject):
         except NotFoundError:
             return False
         return True
+
+
+def _packed(image: Image) -> str:
+    return f"localhost/packed-{image.name}:{TAG}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -22,6 +22,10 @@ from layerfs import linux
 _KEY: Final = "benchmark"
 
 
+class UnsuitedError(Exception):
+    """A workload is none for this subject after all; that is no failure."""
+
+
 class State(enum.Enum):
     """What the caches hold when a workload begins; the values are what reports say."""
 
@@ -55,11 +59,17 @@ class Bench:
 Run = Callable[[Any, Bench, Clock], None]
 
 
+def _always(scale: Scale) -> bool:
+    return True
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Workload:
     """One workload: `run` does it on a subject that has the capability `needs`.
 
-    `why_not` says why this machine cannot do it, "" if it can. A `slow` one is left out of quick runs.
+    `why_not` says why this machine cannot do it, "" if it can. A `slow` one is left out of quick runs,
+    one that does not fit a scale out of that. One that runs `alone` gets a file system of its own, since it
+    leaves much behind; one that runs `once` does so in one round only.
     """
 
     name: str
@@ -69,6 +79,9 @@ class Workload:
     state: State = State.ANY
     why_not: Callable[[], str] = str
     slow: bool = False
+    alone: bool = False
+    once: bool = False
+    fits: Callable[[Scale], bool] = _always
 
 
 def drop_caches() -> None:

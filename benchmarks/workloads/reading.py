@@ -85,12 +85,12 @@ def random_reads(folder: Path, bench: Bench, clock: Clock) -> None:
 
 WORKLOADS: Final[tuple[Workload, ...]] = (
     in_folder("walk-first", walk),
-    in_folder("walk-cold", walk, state=State.COLD),
+    in_folder("walk-cold", walk, state=State.COLD, slow=True),
     in_folder("walk-again", walk, state=State.AGAIN),
-    in_folder("find-first", find),
+    in_folder("find-first", find, slow=True),
     in_folder("find-again", find, state=State.AGAIN),
     in_folder("read-cold", read_all, state=State.COLD),
-    in_folder("read-first", read_all),
+    in_folder("read-first", read_all, slow=True),
     in_folder("read-again", read_all, state=State.AGAIN),
     in_folder("sequential-cold", sequential, image="large", state=State.COLD),
     in_folder("sequential-warm", sequential, image="large", state=State.AGAIN),

@@ -54,7 +54,7 @@ class AufsDialect(Dialect):
         for place in places:
             shown: dict[bytes, os.DirEntry[str]] = {}
             markers = []
-            with os.scandir(place.open()) as entries:
+            with os.scandir(place.rewound()) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)
                     if name.startswith(PREFIX):
@@ -105,7 +105,9 @@ class AufsDialect(Dialect):
         elif place.stat(name) is not None:
             temporary = at.temporary()
             os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=at.work)
-            remove_tree(at.work, temporary)
+            # What cannot be removed is cleared by the next mount.
+            with contextlib.suppress(OSError):
+                remove_tree(at.work, temporary)
 
     def move(
         self,
@@ -156,7 +158,7 @@ class AufsDialect(Dialect):
 def _hidden(place: Place) -> set[bytes]:
     """Give the names that the whiteouts of a directory hide; the directory is read once."""
     if place.hidden is None:
-        names = os.listdir(place.open())
+        names = os.listdir(place.rewound())
         place.hidden = _read(place, [os.fsencode(name) for name in names if name.startswith(_PREFIX_TEXT)])
     return place.hidden
 

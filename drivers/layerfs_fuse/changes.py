@@ -250,6 +250,10 @@ class Changes(WritableUnion):
         below = self._is_below(old, old_name)
         if target is not None:
             self._keep(target)
+            for place in target.places[1:] if target.upper else ():
+                # What it hides may be cleared away.
+                place.close()
+                target.places.remove(place)
         self.layers.dialect.move(
             self, source, old_name, destination, new_name, below=below, directory=node.is_directory
         )

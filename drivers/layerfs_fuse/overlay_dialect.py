@@ -19,7 +19,7 @@ from layerfs import linux
 from layerfs.files import remove_tree
 from layerfs.tree.whiteouts import is_overlay_whiteout
 from layerfs_fuse.dialect import Build, Dialect, Workspace, make_shared
-from layerfs_fuse.places import NO_PLACES, Found, Place
+from layerfs_fuse.places import NO_PLACES, OPEN_DIRECTORY, Found, Place
 
 _NO_XATTR: Final = (errno.ENODATA, errno.ENOTSUP)
 _DEFAULT_LIST: Final = "system.posix_acl_default"
@@ -65,7 +65,7 @@ class OverlayDialect(Dialect):
         merged = len(places) > 1
         seen: set[bytes] = set()
         for place in places:
-            with os.scandir(place.open()) as entries:
+            with os.scandir(place.rewound()) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)
                     if merged:
@@ -188,8 +188,8 @@ class OverlayDialect(Dialect):
 
         with _default_list(above, at.work):
             temporary = at.made(prepare)
-        linux.renameat2(at.work, temporary, above, name, linux.RENAME_EXCHANGE)
-        os.unlink(temporary, dir_fd=at.work)
+        with _removed(at, temporary):
+            linux.renameat2(at.work, temporary, above, name, linux.RENAME_EXCHANGE)
 
     def remove(self, at: Workspace, place: Place, name: bytes, *, below: bool, directory: bool) -> None:
         above = place.open()
@@ -197,17 +197,22 @@ class OverlayDialect(Dialect):
             self._hide(at, above, name)
         elif not directory:
             if below:
-                os.rename(self._whiteout(at), name, src_dir_fd=at.work, dst_dir_fd=above)
+                temporary = self._whiteout(at)
+                try:
+                    os.rename(temporary, name, src_dir_fd=at.work, dst_dir_fd=above)
+                except BaseException:
+                    remove_tree(at.work, temporary)
+                    raise
             else:
                 os.unlink(name, dir_fd=above)
-        else:
-            if below:
-                temporary = self._whiteout(at)
+        elif below:
+            temporary = self._whiteout(at)
+            with _removed(at, temporary):
                 linux.renameat2(at.work, temporary, above, name, linux.RENAME_EXCHANGE)
-            else:
-                temporary = at.temporary()
+        else:
+            temporary = at.temporary()
+            with _removed(at, temporary):
                 os.rename(name, temporary, src_dir_fd=above, dst_dir_fd=at.work)
-            remove_tree(at.work, temporary)
 
     def move(
         self,
@@ -228,18 +233,23 @@ class OverlayDialect(Dialect):
                 os.unlink(old_name, dir_fd=old)
         else:
             if directory and standing is not None:
-                self._clear(at, destination, new_name)
+                self._clear(destination, new_name)
             linux.renameat2(old, old_name, new, new_name, _RENAME_WHITEOUT if below else 0)
 
-    def _clear(self, at: Workspace, place: Place, name: bytes) -> None:
-        """Put an empty directory in the stead of one that shows nothing, so that it can be replaced."""
-        if not os.listdir(place.path_of(name)):
-            return
-        temporary = at.temporary()
-        os.mkdir(temporary, 0o700, dir_fd=at.work)
-        self.make_opaque(place.layers.through(at.work, temporary))
-        linux.renameat2(at.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
-        remove_tree(at.work, temporary)
+    def _clear(self, place: Place, name: bytes) -> None:
+        """Take out of a directory that shows nothing what hides names, so that it can be replaced.
+
+        It stands with its attributes until that is done: a kill before the rename loses nothing.
+        """
+        directory = os.open(name, OPEN_DIRECTORY, dir_fd=place.open())
+        try:
+            hiding = os.listdir(directory)
+            if hiding:
+                self.make_opaque(place.layers.through(directory))
+            for each in hiding:
+                os.unlink(each, dir_fd=directory)
+        finally:
+            os.close(directory)
 
     def make_opaque(self, path: bytes) -> None:
         os.setxattr(path, self._prefix + b"opaque", b"y")
@@ -261,6 +271,19 @@ class OverlayDialect(Dialect):
 
 def _make_whiteout(directory: int, name: bytes) -> None:
     os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
+
+
+@contextlib.contextmanager
+def _removed(at: Workspace, name: bytes) -> Iterator[None]:
+    """Remove what is in the work directory after a block, whether that fails or not.
+
+    What cannot be removed is no reason to fail after the change was made; the next mount clears it.
+    """
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            remove_tree(at.work, name)
 
 
 @contextlib.contextmanager

@@ -51,6 +51,12 @@ class Place:
             os.close(self.descriptor)
             self.descriptor = -1
 
+    def rewound(self) -> int:
+        """Give the descriptor at its beginning, from where btrfs shows what has been made until then."""
+        descriptor = self.open()
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return descriptor
+
     def below(self, name: bytes) -> Place:
         """Name a subdirectory."""
         return Place(self.layers, self.layer, self, name)

@@ -251,7 +251,8 @@ The exit status is 1 when something is wrong and was not repaired.""",
         run=_info,
     ),
     "drivers": Command(
-        description="Each, best first, is tried on the file system of the store, and says what it lacks.",
+        description="""\
+Each, best first, is tried on the file system of the store, and says what it lacks, or what serves it.""",
         examples=["layerfs drivers"],
         configure=_configure_nothing,
         run=_drivers,

@@ -42,8 +42,8 @@ CLOSING = """\
     works here
 
 **LAYERFS_FUSE_FRONT**
-:   what serves the trees of the driver fuse: `kernel`, the protocol of /dev/fuse spoken directly, as is
-    usual on Linux; or `fusepy`, libfuse 2, as is usual elsewhere
+:   what serves the trees of fuse, and of aufs where the kernel has none: `kernel`, the protocol of
+    /dev/fuse spoken directly, as is usual on Linux; or `fusepy`, libfuse 2, as is usual elsewhere
 
 ## EXIT STATUS
 

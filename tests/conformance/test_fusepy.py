@@ -10,12 +10,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from layerfs_fuse import FuseDriver, FuseMount, paths
+from layerfs_fuse import FuseDriver, FuseMount, libfuse, paths
 from layerfs_fuse import union as unions
 from layerfs_fuse.changes import Maker
 from layerfs_fuse.nodes import Node
@@ -335,6 +336,59 @@ def test_a_refused_mount_says_why(union: Union) -> None:
     done = subprocess.run([*powerless, "-c", code, *places], capture_output=True, text=True)
     assert "MountError" in done.stderr and "mount failed: Operation not permitted" in done.stderr
     assert mounting.mounts_below(union.place) == []
+
+
+def test_an_ordinary_user_mounts_by_libfuses_helper(tmp_path: Path) -> None:
+    if os.geteuid() != 0 or shutil.which("fusermount") is None:
+        pytest.skip("needs root, to be somebody else, and fusermount")
+    libfuse.load()
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        node = os.path.join(directory, "fuse")
+        os.mknod(node, stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
+        os.chmod(node, 0o666)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                linux.unshare(linux.CLONE_NEWNS)
+                linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+                linux.mount(node, "/dev/fuse", None, linux.MS_BIND)
+                made = Union(Path(directory))
+                for place in (made.lower, made.upper, made.work, made.place):
+                    os.chown(place, 65534, 65534)
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                status = use_as_ordinary_user(made)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def use_as_ordinary_user(union: Union) -> int:
+    """Mount at a directory and nowhere, and change something."""
+    (union.lower / "f").write_text("f")
+    (union.lower / "d").mkdir()
+    layers = ((union.lower,), union.upper, union.work)
+    mount = FuseMount("layerfs-test", *layers, OverlayDialect(True), front="fusepy")
+    mounting.attach(mount, union.place)
+    try:
+        (union.place / "f").unlink()
+        (union.place / "d").rmdir()
+        (union.place / "d").mkdir()
+    finally:
+        subprocess.run(["fusermount", "-u", union.place], check=True)
+    root = mounting.open_mount(mount)
+    try:
+        assert os.listdir(root) == ["d"]
+    finally:
+        os.close(root)
+    assert stat.S_ISCHR((union.upper / "f").lstat().st_mode)
+    assert os.getxattr(union.upper / "d", "user.overlay.opaque") == b"y"
+    return 0
 
 
 HINTED = """

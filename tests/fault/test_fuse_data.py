@@ -6,12 +6,14 @@ import errno
 import mmap
 import os
 import random
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.filesystem import fresh
 from tests.support.exerciser import Exerciser
 from tests.support.unions import Union, listening, missing
 
@@ -101,3 +103,18 @@ def test_data_written_in_memory_is_no_hole(union: Union) -> None:
         file = os.open(union.place / "file", os.O_RDONLY)
         assert 0 < os.lseek(file, 0, os.SEEK_DATA) <= 500_000
         os.close(file)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_a_name_made_after_a_listing_is_in_the_next(tmp_path: Path, kind: str) -> None:
+    if shutil.which(f"mkfs.{kind}") is None:
+        pytest.skip(f"not installed: mkfs.{kind}")
+    with fresh(kind, size=400 << 20) as place:
+        union = Union(tmp_path / "union", above=place)
+        (union.lower / "d").mkdir()
+        with union.mounted():
+            for number in range(3):
+                (union.place / "d" / str(number)).touch()
+                assert len(os.listdir(union.place / "d")) == number + 1
+                (union.place / str(number)).touch()
+                assert len(os.listdir(union.place)) == number + 2

@@ -5,161 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import shutil
-import signal
-import subprocess
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from layerfs import linux
-from layerfs.testing.snapshot import Snapshot, differences, snapshot
-from tests.support.unions import Serving, Union, missing
+from tests.support.union_changes import CHANGES, Traced, closest, do, lay_out, seen, steps_of
+from tests.support.unions import Union, missing
 
-# How many points of each change are tried, evenly spread; 0: every one.
-POINTS = int(os.environ.get("LAYERFS_KILL_POINTS", "3"))
+# Before how many system calls of each change the server is killed; 0: before every one.
+POINTS = int(os.environ.get("LAYERFS_KILL_POINTS", "1"))
 # How many times a server is killed at a random moment of much work.
-TIMES = int(os.environ.get("LAYERFS_KILL_TIMES", "6"))
-# The system calls that can change a layer.
-CALLS = (
-    "mkdirat,mknodat,linkat,symlinkat,unlinkat,renameat,renameat2,fchownat,fchmodat,fchmod,chmod,"
-    "fchown,chown,lchown,utimensat,setxattr,lsetxattr,fsetxattr,removexattr,lremovexattr,write,pwrite64,"
-    "copy_file_range,sendfile,ioctl,ftruncate,truncate,fallocate,mkdir,rmdir,unlink,rename,link,symlink,"
-    "mknod"
-)
-SIZE = 200_000
+TIMES = int(os.environ.get("LAYERFS_KILL_TIMES", "4"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def able(tmp_path_factory: pytest.TempPathFactory) -> None:
     if reason := missing(tmp_path_factory.mktemp("check")):
         pytest.skip(reason)
-
-
-def lay_out(union: Union) -> None:
-    """Make layers with something of every kind: only below, only above, in both, hidden, renamed."""
-    lower, upper = union.lower, union.upper
-    for directory in ("d/e/f", "merged/sub", "gone", "emptied", "pure", "full/a/b"):
-        (lower / directory).mkdir(parents=True)
-    for number, name in enumerate(
-        ("d/e/f/deep", "file", "other", "hidden", "merged/low", "merged/sub/x", "gone/y", "emptied/z",
-         "full/a/1", "full/a/b/2", "linked")
-    ):  # fmt: skip
-        (lower / name).write_bytes(bytes([number + 1]) * SIZE)
-        os.chown(lower / name, 1000, 1001)
-        os.setxattr(lower / name, "user.colour", b"blue")
-    os.link(lower / "linked", lower / "linked too")
-    (lower / "symlink").symlink_to("file")
-    os.mkfifo(lower / "fifo")
-    with union.overlaid() as place:
-        (place / "hidden").unlink()
-        shutil.rmtree(place / "gone")
-        (place / "emptied/z").unlink()
-        (place / "merged/high").write_bytes(b"h" * SIZE)
-        (place / "above").write_bytes(b"a" * SIZE)
-        (place / "new").mkdir()
-        (place / "new/inside").write_bytes(b"i")
-        (place / "hollow").mkdir()
-        os.rename(place / "full", place / "moved")
-    assert upper.exists()
-
-
-Change = Callable[[Path], object]
-
-
-def write(path: Path) -> Iterator[None]:
-    with open(path, "r+b", buffering=0) as file:
-        yield  # copied up, which another name of the file may show
-        file.write(b"new")
-
-
-def replace(path: Path) -> Iterator[None]:
-    temporary = path.with_name("temporary")
-    with open(temporary, "wb", buffering=0) as file:
-        yield
-        file.write(b"n" * SIZE)
-    yield
-    os.rename(temporary, path)
-
-
-def change_and_unlink(path: Path) -> Iterator[None]:
-    yield from write(path)
-    yield
-    path.unlink()
-
-
-def empty(path: Path) -> None:
-    open(path, "wb").close()
-
-
-def exchange(one: Path, other: Path) -> None:
-    linux.renameat2(linux.AT_FDCWD, bytes(one), linux.AT_FDCWD, bytes(other), linux.RENAME_EXCHANGE)
-
-
-CHANGES: dict[str, Change] = {
-    "copy up by writing": lambda at: write(at / "file"),
-    "copy up with parents": lambda at: write(at / "d/e/f/deep"),
-    "copy up below a renamed directory": lambda at: write(at / "moved/a/b/2"),
-    "copy up of one of two links": lambda at: write(at / "linked"),
-    "copy up by chmod": lambda at: (at / "d/e/f/deep").chmod(0o600),
-    "copy up of a symlink": lambda at: os.chown(at / "symlink", 5, 6, follow_symlinks=False),
-    "copy up of a fifo": lambda at: os.chown(at / "fifo", 5, 6),
-    "copy up of a directory": lambda at: os.chown(at / "d/e", 5, 6),
-    "setxattr": lambda at: os.setxattr(at / "file", "user.colour", b"red"),
-    "truncate": lambda at: os.truncate(at / "file", 10),
-    "truncate by opening": lambda at: empty(at / "d/e/f/deep"),
-    "create": lambda at: empty(at / "d/e/created"),
-    "create over a whiteout": lambda at: empty(at / "hidden"),
-    "mkdir": lambda at: (at / "d/made").mkdir(),
-    "mkdir over a whiteout": lambda at: (at / "gone").mkdir(),
-    "symlink over a whiteout": lambda at: (at / "hidden").symlink_to("x"),
-    "link": lambda at: os.link(at / "file", at / "d/another"),
-    "link over a whiteout": lambda at: os.link(at / "file", at / "hidden"),
-    "unlink below": lambda at: (at / "d/e/f/deep").unlink(),
-    "unlink above": lambda at: (at / "above").unlink(),
-    "unlink in both": lambda at: change_and_unlink(at / "other"),
-    "rmdir above": lambda at: (at / "hollow").rmdir(),
-    "rmdir below": lambda at: (at / "pure").rmdir(),
-    "rmdir merged": lambda at: (at / "emptied").rmdir(),
-    "rename a lower file": lambda at: os.rename(at / "d/e/f/deep", at / "shallow"),
-    "rename an upper file": lambda at: os.rename(at / "above", at / "d/above"),
-    "rename over a lower file": lambda at: os.rename(at / "above", at / "file"),
-    "rename over a whiteout": lambda at: os.rename(at / "file", at / "hidden"),
-    "rename a lower directory": lambda at: os.rename(at / "d", at / "new/d"),
-    "rename a merged directory": lambda at: os.rename(at / "merged", at / "new/merged"),
-    "rename a renamed directory": lambda at: os.rename(at / "moved/a", at / "new/a"),
-    "rename an upper directory": lambda at: os.rename(at / "new", at / "newer"),
-    "rename a directory over a whiteout": lambda at: os.rename(at / "merged", at / "gone"),
-    "rename a directory over an emptied one": lambda at: os.rename(at / "merged", at / "emptied"),
-    "rename a directory over a lower one": lambda at: os.rename(at / "new", at / "pure"),
-    "exchange files": lambda at: exchange(at / "file", at / "d/e/f/deep"),
-    "exchange directories": lambda at: exchange(at / "merged", at / "d/e"),
-    "replace a lower file": lambda at: replace(at / "file"),
-}  # fmt: skip
-
-
-def seen(place: Path) -> Snapshot:
-    """Describe a tree but for times, which a change sets last."""
-    return {path: facts._replace(mtime_ns=0) for path, facts in snapshot(place).items()}
-
-
-class Traced:
-    """A server under strace, which fails or kills it at one of its system calls."""
-
-    def __init__(self, server: Serving, log: Path, *options: str) -> None:
-        self.log = log
-        command = ["strace", "-f", "-o", log, "-p", str(server.id), "-e", f"trace={CALLS}", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        assert "attached" in line, line
-
-    def stop(self) -> str:
-        self.process.send_signal(signal.SIGINT)
-        self.process.communicate(timeout=20)
-        return self.log.read_text()
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -174,21 +40,17 @@ def test_a_change_is_done_or_not_wherever_the_server_is_killed(tmp_path: Path, n
         traced = Traced(server, tmp_path / "log")
         for _ in steps_of(change, whole.place):
             states.append(seen(whole.place))
-        calls = re.findall(r"^\d+\s+(\w+)\(", traced.stop(), re.MULTILINE)
+        calls = Traced.calls(traced.stop())
     assert states[0] != states[-1]
-    points = list(range(len(calls)))
-    for point in random.Random(name).sample(points, min(POINTS, len(points))) if POINTS else points:
-        call = calls[point]
-        # strace counts each system call for itself.
-        when = calls[: point + 1].count(call)
-        union = Union(tmp_path / str(point))
+    for call, when in random.Random(name).sample(calls, min(POINTS, len(calls))) if POINTS else calls:
+        union = Union(tmp_path / f"{call} {when}")
         lay_out(union)
         with union.mounted() as server:
             traced = Traced(server, tmp_path / "log", "-e", f"inject={call}:signal=KILL:when={when}")
             with contextlib.suppress(OSError):
                 do(change, union.place)
+            server.wait(10)
             log = traced.stop()
-            assert not server.alive(), log
         with union.overlaid():
             after = seen(union.place)
             assert after in states, (closest(states, after), log)
@@ -199,23 +61,108 @@ def test_a_change_is_done_or_not_wherever_the_server_is_killed(tmp_path: Path, n
                 assert seen(union.place) == states[-1], log
         left = os.listdir(union.work / "work")
         assert [each for each in left if each.startswith("#")] == [], log
-        shutil.rmtree(tmp_path / str(point))
+        shutil.rmtree(tmp_path / f"{call} {when}")
 
 
-def steps_of(change: Change, place: Path) -> Iterator[None]:
-    """Do a change, with a stop after each system call that changes something."""
-    between = change(place)
-    if isinstance(between, Iterator):
-        yield from between
-    yield
+class Worker:
+    """Changes a tree in random order, one system call at a time, and knows what must be there after each.
+
+    `before` is the tree without the call at hand, `after` is the one with it: a file's path stands for
+    its mode and content, a directory's for None.
+    """
+
+    def __init__(self, place: Path, tree: dict[str, tuple[int, bytes] | None], seed: int) -> None:
+        self.place, self.before, self.after = place, tree, tree
+        self.random = random.Random(seed)
+        self.steps = 0
+
+    def run(self) -> None:
+        """Work until the server is gone."""
+        with contextlib.suppress(OSError):
+            while True:
+                self.step()
+                self.steps += 1
+                self.before = self.after
+
+    def step(self) -> None:
+        files = [path for path, found in self.before.items() if found is not None]
+        directories = [path for path, found in self.before.items() if found is None]
+        file, directory = self.random.choice(files), self.random.choice(directories)
+        new = f"{directory}/{self.random.randrange(1 << 40):x}"
+        match self.random.randrange(8):
+            case 0:
+                mode = self.random.choice((0o600, 0o640, 0o755))
+                self.expect({file: (mode, self.before[file][1])})  # type: ignore[index]
+                os.chmod(self.place / file, mode)
+            case 1:
+                self.expect({new: (0o644, b"")})
+                os.close(os.open(self.place / new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            case 2:
+                mode, data = self.before[file]  # type: ignore[misc]
+                with open(self.place / file, "r+b", buffering=0) as opened:
+                    self.expect({file: (mode, b"changed!" + data[8:])})
+                    opened.write(b"changed!")
+            case 3:
+                self.expect({new: self.before[file]}, gone=(file,))
+                os.rename(self.place / file, self.place / new)
+            case 4:
+                other = self.random.choice(files)
+                if other != file:
+                    self.expect({other: self.before[file]}, gone=(file,))
+                    os.rename(self.place / file, self.place / other)
+            case 5:
+                if len(files) > 20:
+                    self.expect({}, gone=(file,))
+                    os.unlink(self.place / file)
+            case 6:
+                self.expect({new: None})
+                os.mkdir(self.place / new)
+            case 7:
+                moved = self.random.choice(directories)
+                if moved != "." and not f"{directory}/".startswith(f"{moved}/"):
+                    below = [path for path in self.before if path == moved or path.startswith(f"{moved}/")]
+                    self.expect({new + path[len(moved) :]: self.before[path] for path in below}, gone=below)
+                    os.rename(self.place / moved, self.place / new)
+
+    def expect(self, new: dict[str, tuple[int, bytes] | None], gone: Sequence[str] = ()) -> None:
+        self.after = {path: found for path, found in self.before.items() if path not in gone} | new
 
 
-def do(change: Change, place: Path) -> None:
-    """Do a change, all of it."""
-    for _ in steps_of(change, place):
-        pass
+def as_modelled(place: Path) -> dict[str, tuple[int, bytes] | None]:
+    """Read a tree as `Worker` describes it."""
+    found: dict[str, tuple[int, bytes] | None] = {".": None}
+    for above, directories, files in os.walk(place):
+        start = "./" + os.path.relpath(above, place) + "/" if above != str(place) else "./"
+        found.update({start + name: None for name in directories})
+        for name in files:
+            path = Path(above, name)
+            found[start + name] = (path.stat().st_mode & 0o7777, path.read_bytes())
+    return found
 
 
-def closest(states: list[Snapshot], after: Snapshot) -> list[str]:
-    """Say how a tree differs from the one that it resembles most."""
-    return min((differences(state, after) for state in states), key=len)
+def test_a_server_killed_at_any_moment_leaves_what_was_done_and_nothing_half_done(
+    tmp_path: Path,
+) -> None:
+    seed = int(os.environ.get("LAYERFS_KILL_SEED", "0"))
+    for time_ in range(TIMES):
+        rest = random.Random(seed + time_)
+        union = Union(tmp_path / str(time_))
+        for number in range(60):
+            place = union.lower / rest.choice((".", "a", "a/b", "a/b/c", "d", "d/e"))
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"file{number}").write_bytes(rest.randbytes(64) * rest.choice((0, 1, 100, 20_000)))
+            (place / f"file{number}").chmod(0o604)
+        worker = Worker(union.place, as_modelled(union.lower), seed + time_)
+        with union.mounted() as server:
+            working = threading.Thread(target=worker.run)
+            working.start()
+            time.sleep(rest.random() * 0.4)
+            server.kill()
+            working.join()
+        with union.overlaid():
+            after = as_modelled(union.place)
+            assert after in (worker.before, worker.after), (seed + time_, worker.steps)
+        with union.mounted():
+            assert as_modelled(union.place) == after
+        assert [each for each in os.listdir(union.work / "work") if each.startswith("#")] == []
+        shutil.rmtree(tmp_path / str(time_))

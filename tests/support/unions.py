@@ -29,12 +29,13 @@ class Union:
     Attributes:
         lower, upper, work: the directories, which exist.
         place: an existing directory for the mount.
+
+    The upper and the work directory are made in `above`, else with the others.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.lower, self.upper, self.work, self.place = (
-            directory / name for name in ("lower", "upper", "work", "place")
-        )
+    def __init__(self, directory: Path, *, above: Path | None = None) -> None:
+        self.lower, self.place = directory / "lower", directory / "place"
+        self.upper, self.work = (above or directory) / "upper", (above or directory) / "work"
         for each in (self.lower, self.upper, self.work, self.place):
             each.mkdir(parents=True, exist_ok=True)
         self.lowers = (self.lower,)

@@ -72,6 +72,8 @@ PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 FICLONE: Final = 0x40049409
+_FS_IOC_GETFSUUID: Final = 0x80111500
+_MAX_HANDLE_SZ: Final = 128
 
 CLOSE_RANGE_CLOEXEC: Final = 4
 SIGNALFD_SIZE: Final = 128
@@ -93,6 +95,7 @@ _SYS: Final = {
     # These are older than the shared table, so their numbers differ.
     "pivot_root": {"x86_64": 155, "aarch64": 41, "riscv64": 41}.get(os.uname().machine, 217),
     "keyctl": {"x86_64": 250, "aarch64": 219, "riscv64": 219}.get(os.uname().machine, 219),
+    "capget": {"x86_64": 125, "aarch64": 90, "riscv64": 90}.get(os.uname().machine, 90),
     "capset": {"x86_64": 126, "aarch64": 91, "riscv64": 91}.get(os.uname().machine, 185),
 }
 
@@ -248,6 +251,15 @@ def prctl(option: int, argument: int = 0, third: int = 0) -> int:
     return _check(_libc.prctl(ctypes.c_int(option), *wide))
 
 
+def capget() -> tuple[int, int, int]:
+    """capget(2) version 3 of the calling thread: effective, permitted, inheritable, as bit sets."""
+    data = ctypes.create_string_buffer(24)
+    _syscall("capget", struct.pack("=Ii", 0x20080522, 0), data)
+    low = struct.unpack_from("=III", data, 0)
+    high = struct.unpack_from("=III", data, 12)
+    return low[0] | high[0] << 32, low[1] | high[1] << 32, low[2] | high[2] << 32
+
+
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """capset(2) version 3 for the calling thread; each argument is a bit set of capabilities."""
     header = struct.pack("=Ii", 0x20080522, 0)
@@ -321,3 +333,26 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
 def clone_file(source: int, target: int) -> None:
     """ioctl(2) FICLONE: share all of the source's extents, where the file system can (reflink)."""
     fcntl.ioctl(target, FICLONE, source)
+
+
+def name_to_handle_at(directory: int, name: bytes) -> tuple[int, bytes]:
+    """name_to_handle_at(2): type and bytes of the handle of a file; a symlink is not followed."""
+    handle = ctypes.create_string_buffer(struct.pack("=Ii", _MAX_HANDLE_SZ, 0), 8 + _MAX_HANDLE_SZ)
+    mount = ctypes.c_int()
+    _check(
+        _libc.name_to_handle_at(ctypes.c_int(directory), name, handle, ctypes.byref(mount), ctypes.c_int(0))
+    )
+    size, kind = struct.unpack_from("=Ii", handle)
+    return kind, handle.raw[8 : 8 + size]
+
+
+def open_by_handle_at(mount: int, kind: int, handle: bytes, flags: int) -> int:
+    """open_by_handle_at(2): open a file of the file system that holds `mount`."""
+    whole = struct.pack("=Ii", len(handle), kind) + handle
+    return _check(_libc.open_by_handle_at(ctypes.c_int(mount), whole, ctypes.c_int(flags)))
+
+
+def file_system_uuid(descriptor: int) -> bytes:
+    """ioctl(2) FS_IOC_GETFSUUID: the 16 bytes that name the file system of an open file (Linux 6.9)."""
+    answer = fcntl.ioctl(descriptor, _FS_IOC_GETFSUUID, bytes(17))
+    return answer[1 : 1 + answer[0]].ljust(16, b"\0")

@@ -16,6 +16,7 @@ from layerfs_fuse.places import NO_PLACES, Found, Place
 
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _CREATED: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_ACCESS_LISTS: Final = b"system.posix_acl_"
 _KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
 
 
@@ -62,7 +63,8 @@ class Changes(WritableUnion):
             return node, self.open(node, flags)
         try:
             self._own(above, above, name, stat.S_IFREG | mode, maker)
-            return self.nodes.add(parent, name, Found(os.fstat(descriptor), place, NO_PLACES)), descriptor
+            found = Found(os.fstat(descriptor), place, NO_PLACES)
+            return self.nodes.add(parent, name, found, new=True), descriptor
         except BaseException:
             os.close(descriptor)
             os.unlink(name, dir_fd=above)
@@ -86,16 +88,17 @@ class Changes(WritableUnion):
 
     def tmpfile(self, parent: Node, mode: int, maker: Maker) -> Node:
         """Make a regular file without a name (open(2), O_TMPFILE)."""
+        if parent is not self.nodes.root and parent.parent is None:
+            raise failure(errno.ENOENT)
         above = self.upper(parent).open()
         os.umask(maker.umask)
-        temporary = self.temporary()
-        os.mknod(temporary, stat.S_IFREG | stat.S_IMODE(mode), dir_fd=self.work)
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+        descriptor = os.open(b".", flags, stat.S_IMODE(mode), dir_fd=above)
         try:
-            self._own(above, self.work, temporary, stat.S_IFREG | mode, maker)
-            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(temporary, flags, dir_fd=self.work)
-        finally:
-            os.unlink(temporary, dir_fd=self.work)
+            self._own(above, None, self.layers.through(descriptor), mode, maker)
+        except BaseException:
+            os.close(descriptor)
+            raise
         return self.nodes.add_nameless(descriptor)
 
     def _make(
@@ -121,26 +124,30 @@ class Changes(WritableUnion):
         if found is None:
             raise failure(errno.EIO)
         places = [place.below(name)] if stat.S_ISDIR(found.st_mode) else NO_PLACES
-        return self.nodes.add(parent, name, Found(found, place, places))
+        return self.nodes.add(parent, name, Found(found, place, places), new=True)
 
-    def _own(self, above: int, directory: int, name: bytes, mode: int, maker: Maker) -> None:
-        """Give a new file its owner, as the file system below would have if the maker had made it."""
+    def _own(self, above: int, directory: int | None, name: bytes, mode: int, maker: Maker) -> None:
+        """Give a new file its owner, as the file system below would have if the maker had made it.
+
+        Without a `directory` the name is that of an open file.
+        """
+        follow = directory is None
         parent = os.fstat(above)
         inherit = parent.st_mode & stat.S_ISGID
         gid = parent.st_gid if inherit else maker.gid
         if maker.uid or gid:
-            os.chown(name, maker.uid, gid, dir_fd=directory, follow_symlinks=False)
+            os.chown(name, maker.uid, gid, dir_fd=directory, follow_symlinks=follow)
         if stat.S_ISDIR(mode) and inherit:
             mode |= stat.S_ISGID
         if mode & _SET_IDS:
-            now = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            now = os.stat(name, dir_fd=directory, follow_symlinks=follow)
             os.chmod(name, stat.S_IMODE(now.st_mode) | mode & _SET_IDS, dir_fd=directory)
 
     def link(self, node: Node, parent: Node, name: bytes) -> Node:
         """Give a file one more name (link(2)); it is copied up first."""
         if self.lookup(parent, name) is not None:
             raise failure(errno.EEXIST)
-        if node.parent is None:
+        if parent is not self.nodes.root and parent.parent is None:
             raise failure(errno.ENOENT)
         self.copy_up(node)
         place = self.upper(parent)
@@ -148,14 +155,23 @@ class Changes(WritableUnion):
         def build(directory: int, entry: bytes) -> None:
             self._link(node, directory, entry)
 
+        self.layers.dialect.note_copies(place)
         self.layers.dialect.add(self, place, name, build, directory=False)
-        self.nodes.share(node, self.stat(node))
-        node.names += ((parent, name),)
         assert parent.children is not None
         parent.children[name] = node
+        if node.parent is None:
+            self._place(node, parent, name)
+            os.close(node.descriptor)
+            node.descriptor = -1
+        else:
+            node.names += ((parent, name),)
+            self.nodes.share(node, self.stat(node))
         return node
 
     def _link(self, node: Node, directory: int, name: bytes) -> None:
+        if node.parent is None:  # made without a name (O_TMPFILE)
+            os.link(self.layers.through(node.descriptor), name, dst_dir_fd=directory, follow_symlinks=True)
+            return
         assert node.at is not None
         source = node.at.open()
         os.link(node.at_name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
@@ -166,6 +182,8 @@ class Changes(WritableUnion):
         if node.is_directory:
             raise failure(errno.EISDIR)
         place = self.upper(parent)
+        if node.users and node.linked is not None and not node.upper:
+            self.know_all_names(node)
         self._keep(node)
         below = not node.upper or self._is_below(parent, name)
         self.layers.dialect.remove(self, place, name, below=below, directory=False)
@@ -204,11 +222,15 @@ class Changes(WritableUnion):
         if node.children is not None:
             node.descriptor = os.dup(node.places[0].open())
         elif node.upper and node.at is not None:
+            if node.users:
+                self.copy_up(node)  # only its metadata may have been
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
             node.descriptor = os.open(node.at_name, flags, dir_fd=node.at.open())
 
     def _unname(self, node: Node, parent: Node, name: bytes) -> None:
         """Take a name away from a node."""
+        if not node.upper:
+            self.nodes.lose(node)
         assert parent.children is not None
         parent.children.pop(name, None)
         if (parent, name) in node.names:
@@ -226,7 +248,8 @@ class Changes(WritableUnion):
 
     def _place(self, node: Node, parent: Node, name: bytes) -> None:
         node.parent, node.name = parent, name
-        node.at, node.at_name = parent.places[0], name
+        if node.upper:
+            node.at, node.at_name = parent.places[0], name
 
     def rename(self, old: Node, old_name: bytes, new: Node, new_name: bytes, flags: int) -> None:
         """Move a file or a directory (renameat2(2)), RENAME_NOREPLACE and RENAME_EXCHANGE understood."""
@@ -254,6 +277,7 @@ class Changes(WritableUnion):
                 # What it hides may be cleared away.
                 place.close()
                 target.places.remove(place)
+        self.layers.dialect.note_copies(destination)
         self.layers.dialect.move(
             self, source, old_name, destination, new_name, below=below, directory=node.is_directory
         )
@@ -280,10 +304,22 @@ class Changes(WritableUnion):
             if self._is_below(new, new_name):
                 self.layers.dialect.make_opaque(path)
             return
-        target = b"/" + node.places[1].path()
+        target = self._path_below(node)
         if not self.layers.dialect.redirect(path, target):
             self._copy_up_below(node)
             self.layers.dialect.make_opaque(path)
+
+    def _path_below(self, node: Node) -> bytes:
+        """Give the path by which the layers below alone show a directory, if they do."""
+        names: list[bytes] = []
+        current = node
+        while current.parent is not None:
+            redirect = self.layers.dialect.redirected(current.places[0]) if current.upper else None
+            names.append(redirect or current.name)
+            if names[-1].startswith(b"/"):
+                break
+            current = current.parent
+        return b"/" + b"/".join(reversed(names)).strip(b"/")
 
     def _copy_up_below(self, node: Node) -> None:
         """Copy a whole directory up, after which the layers below serve nothing of it."""
@@ -309,6 +345,8 @@ class Changes(WritableUnion):
         self._detach_from_below(node, old, old_name, new, new_name)
         self._detach_from_below(target, new, new_name, old, old_name)
         source, destination = self.upper(old), self.upper(new)
+        for place in (source, destination):
+            self.layers.dialect.note_copies(place)
         linux.renameat2(source.open(), old_name, destination.open(), new_name, linux.RENAME_EXCHANGE)
         assert old.children is not None and new.children is not None
         self._moved(node, old, old_name, new, new_name)
@@ -338,7 +376,12 @@ class Changes(WritableUnion):
 
     def remove_xattr(self, node: Node, name: bytes) -> None:
         """Remove an extended attribute (removexattr(2))."""
-        self.xattr(node, name)  # what is not there is no reason to copy up
+        try:
+            self.xattr(node, name)  # what is not there is no reason to copy up
+        except OSError as error:
+            if node.upper and error.errno == errno.ENODATA and name.startswith(_ACCESS_LISTS):
+                return  # file systems remove a list that is not there without a word
+            raise
         self.copy_up(node)
         path, follow = self.path(node)
         os.removexattr(path, self.layers.dialect.stored(name), follow_symlinks=follow)

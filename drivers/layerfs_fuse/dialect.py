@@ -63,6 +63,22 @@ class Dialect(abc.ABC):
         """
         return {name: 0 for name, _, _ in self.entries(places)}
 
+    def data(self, place: Place, name: bytes, file: int) -> tuple[Place, bytes] | None:
+        """Say where the data of a regular file lies, which is open; None: in the file itself."""
+        return None
+
+    def complete(self, file: int) -> None:
+        """Note that an open file of the upper layer now has data of its own."""
+        raise NotImplementedError
+
+    def mark(self, key: bytes) -> bytes | None:
+        """Name an attribute in which to keep something that never shows; None where that cannot be."""
+        return None
+
+    def note_copies(self, place: Place) -> None:
+        """Note that a directory holds copies of lower files; a hint, lost without harm."""
+        return
+
     @abc.abstractmethod
     def stored(self, name: bytes) -> bytes:
         """Give the name under which a layer keeps an extended attribute."""
@@ -117,6 +133,10 @@ class Dialect(abc.ABC):
 
         False where that cannot be said, so that the directory must be copied instead.
         """
+
+    def redirected(self, place: Place) -> bytes | None:
+        """Give the `target` of a redirected directory, or the name that it merges with in its parent."""
+        return None
 
 
 def make_shared(work: int, directory: int, name: bytes, make: Build) -> None:

@@ -78,6 +78,8 @@ class Readers:
 
 
 def _open(union: Union, node: Node, flags: int) -> int:
+    if not node.upper:
+        flags |= os.O_NOATIME  # nothing changes in lower layers
     try:
         return union.open(node, flags)
     except PermissionError:

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 
+from layerfs_fuse.origins import Origins
 from layerfs_fuse.places import NO_PLACES, Found, Layers, Place
 
 ROOT_ID = 1
@@ -16,7 +17,7 @@ class Node:
 
     __slots__ = (
         "at", "at_name", "children", "descriptor", "id", "linked", "lookups", "name", "names", "number",
-        "parent", "places", "upper", "users",
+        "parent", "partial", "places", "upper", "users",
     )  # fmt: skip
 
     def __init__(self, identity: int, parent: Node | None, name: bytes) -> None:
@@ -24,7 +25,7 @@ class Node:
         self.lookups = 0
         self.parent = parent
         self.name = name
-        # Further names of the same file of the upper layer.
+        # Further names of the same file.
         self.names: tuple[tuple[Node, bytes], ...] = ()
         self.children: dict[bytes, Node] | None = None
         # The merged directories, top first.
@@ -32,6 +33,8 @@ class Node:
         self.at: Place | None = None
         self.at_name = b""
         self.upper = False
+        # Whether the upper layer has the file's metadata only.
+        self.partial = False
         # How `Nodes` finds it by its file, when that has several names.
         self.linked: tuple[int, int] | None = None
         # A file without a name is reached through this (O_PATH).
@@ -54,8 +57,11 @@ class Nodes:
         self.writable = writable
         self._by_id: dict[int, Node] = {}
         self._next = ROOT_ID
-        # Files of the upper layer with several names are one node.
+        # Files with several names are one node.
         self._linked: dict[tuple[int, int], Node] = {}
+        # How many names were taken from files of lower layers, which still count them.
+        self._lost: dict[tuple[int, int], int] = {}
+        self._origins = Origins(layers)
         self.root = self._new(None, b"")
         self.root.children = {}
         self.root.places = list(layers.roots)
@@ -102,15 +108,18 @@ class Nodes:
         """Find a node that is known already."""
         return parent.children.get(name) if parent.children is not None else None
 
-    def add(self, parent: Node, name: bytes, found: Found) -> Node:
-        """Make the node of a name that was looked up, or find the one of another name of the same file."""
+    def add(self, parent: Node, name: bytes, found: Found, *, new: bool = False) -> Node:
+        """Make the node of a name that was looked up, or find the one of another name of the same file.
+
+        What is `new` was made just now, and not copied from a lower layer.
+        """
         assert parent.children is not None
         upper = self.writable and found.parent.layer == 0
         status = found.status
-        linked = upper and not found.places and status.st_nlink > 1
+        linked = not found.places and status.st_nlink > 1
         if linked:
             node = self._linked.get((status.st_dev, status.st_ino))
-            if node is not None and node.lookups:
+            if node is not None:
                 if node.parent is None:
                     node.parent, node.name = parent, name
                     node.at, node.at_name = found.parent, name
@@ -121,6 +130,8 @@ class Nodes:
         node = self._new(parent, name)
         node.upper = upper
         node.number = self.layers.number(status)
+        if upper and not new:
+            self._look_below(node, found, name)
         if found.places:
             node.children = {}
             node.places = found.places
@@ -130,6 +141,37 @@ class Nodes:
             self.share(node, status)
         parent.children[name] = node
         return node
+
+    def _look_below(self, node: Node, found: Found, name: bytes) -> None:
+        """Find out what a file of the upper layer has from a lower one: its inode number, its data."""
+        if len(found.places) > 1:
+            node.number = self.layers.number(os.fstat(found.places[1].open()))
+            return
+        path = found.parent.path_of(name)
+        marks = os.listxattr(path, follow_symlinks=False)
+        if marks:
+            node.number = self._origins.number(path, marks) or node.number
+            partial = self.layers.dialect.mark(b"metacopy")
+            node.partial = partial is not None and partial.decode() in marks
+
+    def origin(self, node: Node, found: os.stat_result) -> tuple[bytes, bytes] | None:
+        """Give the extended attribute by which a copy of a lower file keeps its inode number."""
+        if node.descriptor >= 0:
+            return None
+        if node.children is None:
+            assert node.at is not None
+            return self._origins.record(node.at.open(), node.at_name, found)
+        place = node.places[0]
+        return None if place.parent is None else self._origins.record(place.parent.open(), place.name, found)
+
+    def lose(self, node: Node) -> None:
+        """Note that a file of a lower layer with several names has one less."""
+        if node.linked is not None:
+            self._lost[node.linked] = self._lost.get(node.linked, 0) + 1
+
+    def lost(self, found: os.stat_result) -> int:
+        """Say how many names of a file of a lower layer are gone."""
+        return self._lost.get((found.st_dev, found.st_ino), 0)
 
     def add_nameless(self, descriptor: int) -> Node:
         """Make the node of a file of the upper layer that has no name, reached through `descriptor`."""
@@ -141,6 +183,8 @@ class Nodes:
 
     def share(self, node: Node, status: os.stat_result) -> None:
         """Remember a file that has come to have several names."""
+        if node.linked is not None and self._linked.get(node.linked) is node:
+            del self._linked[node.linked]
         node.linked = (status.st_dev, status.st_ino)
         self._linked[node.linked] = node
 

@@ -154,8 +154,51 @@ class OverlayDialect(Dialect):
                 return
             names = following
 
+    def data(self, place: Place, name: bytes, file: int) -> tuple[Place, bytes] | None:
+        # Metadata-only copies (metacopy=on): the data is in the next layer that has the name.
+        if self._xattr(file, b"metacopy") is None:
+            return None
+        while self._xattr(place.path_of(name), b"metacopy") is not None:
+            redirect = self._xattr(place.path_of(name), b"redirect") or name
+            found = self._below(place, redirect)
+            if found is None or found.places:
+                raise OSError(errno.EIO, "the data of a metadata-only copy is missing")
+            place, name = found.parent, redirect.rpartition(b"/")[2]
+        return place, name
+
+    def _below(self, place: Place, target: bytes) -> Found | None:
+        """Look a path up in the layers below a directory's: from their root, or beside the directory."""
+        absolute = target.startswith(b"/")
+        first = place.layer + 1 if absolute else place.layer
+        merged = place.layers.roots[first:]
+        *above, last = (target if absolute else place.path() + b"/" + target).strip(b"/").split(b"/")
+        for name in above:
+            found = self.merge(merged, name)
+            merged = found.places if found is not None else []
+        return self.merge([each for each in merged if each.layer > place.layer], last)
+
+    def complete(self, file: int) -> None:
+        for key in (b"metacopy", b"redirect"):
+            with contextlib.suppress(OSError):
+                os.removexattr(file, self._prefix + key)
+
+    def mark(self, key: bytes) -> bytes | None:
+        return self._prefix + key
+
+    def note_copies(self, place: Place) -> None:
+        # Without this hint overlayfs lists the copies under inode numbers that stat(2) does not give.
+        if not place.copies:
+            with contextlib.suppress(OSError):
+                os.setxattr(place.open(), self._prefix + b"impure", b"y")
+            place.copies = True
+
+    def redirected(self, place: Place) -> bytes | None:
+        return self._xattr(place.open(), b"redirect")
+
     def stored(self, name: bytes) -> bytes:
         prefix = self._prefix
+        if name == prefix:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return prefix + _ESCAPE + name[len(prefix) :] if name.startswith(prefix) else name
 
     def shown(self, name: bytes) -> bytes | None:

@@ -7,12 +7,15 @@ through the page cache.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
+from layerfs import linux
 from layerfs_fuse.handles import OpenFile
 from layerfs_fuse.nodes import Node
 
@@ -20,6 +23,7 @@ _MAP: Final = Struct("=iIQ")
 _IDENTITY: Final = Struct("=I")
 _OPEN: Final = 0x4010E501
 _CLOSE: Final = 0x4004E502
+_FSETID: Final = 1 << 4
 
 
 class Passthrough:
@@ -29,6 +33,7 @@ class Passthrough:
         self._device = device
         self._users: dict[int, int] = {}
         self._identities: dict[int, int] = {}
+        self._capabilities = linux.capget()
         self.enabled = False
 
     def tie(self, node: Node, file: OpenFile) -> int:
@@ -40,8 +45,9 @@ class Passthrough:
             if node.users > 1 or _is_guarded(file):
                 return 0
             try:
-                # With a buffer that may change, the answer is the call's own: the backing id.
-                identity = fcntl.ioctl(self._device, _OPEN, bytearray(_MAP.pack(file.descriptor, 0, 0)))
+                with self._not_exempt():
+                    # With a buffer that may change, the answer is the call's own: the backing id.
+                    identity = fcntl.ioctl(self._device, _OPEN, bytearray(_MAP.pack(file.descriptor, 0, 0)))
             except OSError:
                 # No privilege, or a file system below that is stacked too deep: it will not get better.
                 self.enabled = False
@@ -50,6 +56,23 @@ class Passthrough:
         self._users[node.id] = users + 1
         file.backing = self._identities[node.id]
         return file.backing
+
+    @contextlib.contextmanager
+    def _not_exempt(self) -> Iterator[None]:
+        """Register a file as somebody whose writing takes setuid and setgid away.
+
+        The kernel writes to it as whoever registered it, and chmod(2) may come while it is open.
+        """
+        effective, permitted, inheritable = self._capabilities
+        linux.capset(effective & ~_FSETID, permitted, inheritable)
+        try:
+            yield
+        finally:
+            linux.capset(effective, permitted, inheritable)
+
+    def ties(self, node: Node) -> bool:
+        """Say whether a file is open and tied."""
+        return node.id in self._users
 
     def untie(self, node: Node, file: OpenFile) -> None:
         """Take note that an open file is closed."""

@@ -15,7 +15,7 @@ OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOE
 class Place:
     """One directory of one layer; layer 0 is the upper one where there is one."""
 
-    __slots__ = ("descriptor", "hidden", "layer", "layers", "marked", "name", "parent")
+    __slots__ = ("copies", "descriptor", "hidden", "layer", "layers", "marked", "name", "parent")
 
     def __init__(self, layers: Layers, layer: int, parent: Place | None, name: bytes) -> None:
         self.layers = layers
@@ -27,6 +27,8 @@ class Place:
         # files with an xattr may stand for whiteouts here (opaque = "x"). Aufs's: the names hidden here.
         self.marked: bool | None = None
         self.hidden: set[bytes] | None = None
+        # Whether it is noted that copies of lower files stand here, which have the numbers of those.
+        self.copies = False
 
     def open(self) -> int:
         """Give a descriptor, valid until the end of the request at hand."""

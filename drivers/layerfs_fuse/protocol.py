@@ -56,6 +56,7 @@ class Op(enum.IntEnum):
     RENAME2 = 45
     LSEEK = 46
     COPY_FILE_RANGE = 47
+    SYNCFS = 50
     TMPFILE = 51
 
 
@@ -76,6 +77,7 @@ class Init(enum.IntFlag):
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
     HANDLE_KILLPRIV_V2 = 1 << 28
+    SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37
 
@@ -94,6 +96,7 @@ WANTED: Final = (
     | Init.CACHE_SYMLINKS
     | Init.NO_OPENDIR_SUPPORT
     | Init.HANDLE_KILLPRIV_V2
+    | Init.SETXATTR_EXT
     | Init.INIT_EXT
     | Init.PASSTHROUGH
 )
@@ -121,6 +124,7 @@ OPENED_PASSTHROUGH: Final = 1 << 7
 OPEN_KILL_SUIDGID: Final = 1
 WRITE_CACHE: Final = 1
 WRITE_KILL_SUIDGID: Final = 4
+SETXATTR_KILL_SGID: Final = 1
 
 NOTIFY_PRUNE: Final = 9
 """The kernel is to let go of inodes that nobody uses (Linux 6.18)."""
@@ -149,6 +153,7 @@ WRITE_IN: Final = Struct("=QQIIQII")
 RELEASE_IN: Final = Struct("=QIIQ")
 FSYNC_IN: Final = Struct("=QII")
 SETXATTR_IN: Final = Struct("=II")
+SETXATTR_EXT_IN: Final = Struct("=IIII")
 GETXATTR_IN: Final = Struct("=II")
 LSEEK_IN: Final = Struct("=QqII")
 FALLOCATE_IN: Final = Struct("=QQQII")
@@ -177,22 +182,25 @@ NEGATIVE: Final = ENTRY_OUT.pack(0, 0, FOREVER, *([0] * 19))
 _NANO: Final = 1_000_000_000
 
 
-def entry(identity: int, number: int, links: int, found: os.stat_result) -> bytes:
-    """Pack a struct fuse_entry_out; the inode number and the count of links are not those of `found`."""
+def entry(identity: int, valid: int, number: int, links: int, found: os.stat_result) -> bytes:
+    """Pack a struct fuse_entry_out; the attributes hold for `valid` seconds.
+
+    The inode number and the count of links are not those of `found`.
+    """
     mode, _, _, _, uid, gid, size, atime, mtime, ctime = found
     return ENTRY_OUT.pack(
-        identity, 0, FOREVER, FOREVER, 0, 0,
+        identity, 0, FOREVER, valid, 0, 0,
         number, size, found.st_blocks, atime, mtime, ctime,
         found.st_atime_ns % _NANO, found.st_mtime_ns % _NANO, found.st_ctime_ns % _NANO,
         mode, links, uid, gid, found.st_rdev & 0xFFFFFFFF, found.st_blksize, 0,
     )  # fmt: skip
 
 
-def attributes(number: int, links: int, found: os.stat_result) -> bytes:
+def attributes(valid: int, number: int, links: int, found: os.stat_result) -> bytes:
     """Pack a struct fuse_attr_out."""
     mode, _, _, _, uid, gid, size, atime, mtime, ctime = found
     return ATTR_OUT.pack(
-        FOREVER, 0, 0,
+        valid, 0, 0,
         number, size, found.st_blocks, atime, mtime, ctime,
         found.st_atime_ns % _NANO, found.st_mtime_ns % _NANO, found.st_ctime_ns % _NANO,
         mode, links, uid, gid, found.st_rdev & 0xFFFFFFFF, found.st_blksize, 0,
@@ -200,14 +208,14 @@ def attributes(number: int, links: int, found: os.stat_result) -> bytes:
 
 
 def plus(
-    buffer: memoryview, at: int, identity: int, number: int, links: int, found: os.stat_result,
+    buffer: memoryview, at: int, identity: int, valid: int, number: int, links: int, found: os.stat_result,
     offset: int, name: bytes,
 ) -> int:  # fmt: skip
     """Put a struct fuse_direntplus into a buffer, and give the place after it."""
     mode, _, _, _, uid, gid, size, atime, mtime, ctime = found
     length = len(name)
     _PLUS.pack_into(
-        buffer, at, identity, 0, FOREVER, FOREVER, 0, 0,
+        buffer, at, identity, 0, FOREVER, valid, 0, 0,
         number, size, found.st_blocks, atime, mtime, ctime,
         found.st_atime_ns % _NANO, found.st_mtime_ns % _NANO, found.st_ctime_ns % _NANO,
         mode, links, uid, gid, found.st_rdev & 0xFFFFFFFF, found.st_blksize, 0,

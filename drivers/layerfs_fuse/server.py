@@ -27,6 +27,7 @@ _OF_NO_FILE: Final = frozenset(
     map(int, (Op.INIT, Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.DESTROY))
 )  # fmt: skip
 _DESTROY: Final = int(Op.DESTROY)
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 _MOST_NODES: Final = 1 << 16
 """Above this many files that the kernel knows of, it is asked to forget some."""
 _PRUNED: Final = 1024
@@ -49,6 +50,7 @@ class Server:
         self._listings = Listings(union)
         self._readers = Readers(union)
         self._spares_open = self._spares_opendir = False
+        self._setxattr_in = p.SETXATTR_IN
         self._next_handle = 1
         self._passthrough = Passthrough(device)
         self._asking = (0, 0)
@@ -147,6 +149,7 @@ class Server:
         if major != p.MAJOR:
             return p.INIT_OUT.pack(p.MAJOR, p.MINOR, *([0] * 11))
         agreed = p.WANTED & (flags | more << 32)
+        self._setxattr_in = p.SETXATTR_EXT_IN if agreed & p.Init.SETXATTR_EXT else p.SETXATTR_IN
         self._spares_opendir = bool(agreed & p.Init.NO_OPENDIR_SUPPORT)
         self._spares_open = bool(agreed & p.Init.NO_OPEN_SUPPORT) and not isinstance(self._union, Changes)
         self._passthrough.enabled = bool(agreed & p.Init.PASSTHROUGH)
@@ -157,12 +160,18 @@ class Server:
 
     # Names and attributes.
 
+    def _valid(self, node: Node, found: os.stat_result) -> int:
+        """Say how many seconds the attributes of a file hold."""
+        # What the kernel writes to such a file itself takes these bits away, and it does not notice.
+        return 0 if found.st_mode & _SET_IDS and self._passthrough.ties(node) else p.FOREVER
+
     def _entry(self, node: Node, found: os.stat_result | None = None) -> bytes:
         """Answer with a file, of which the kernel keeps the attributes and one more reference."""
         if found is None:
             found = self._union.stat(node)
         node.lookups += 1
-        return p.entry(node.id, node.number, self._union.number_links(node, found), found)
+        links = self._union.number_links(node, found)
+        return p.entry(node.id, self._valid(node, found), node.number, links, found)
 
     def _lookup(self, node: Node, body: memoryview) -> bytes:
         found = self._union.find(node, _name(body))
@@ -170,7 +179,8 @@ class Server:
 
     def _getattr(self, node: Node, body: memoryview) -> bytes:
         found = self._union.stat(node)
-        return p.attributes(node.number, self._union.number_links(node, found), found)
+        links = self._union.number_links(node, found)
+        return p.attributes(self._valid(node, found), node.number, links, found)
 
     def _setattr(self, node: Node, body: memoryview) -> bytes:
         (valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = (
@@ -193,6 +203,11 @@ class Server:
                 _time(valid, Attribute.MTIME, Attribute.MTIME_NOW, now, mtime, mtime_ns, found.st_mtime_ns),
             )
         return self._getattr(node, body)
+
+    def _kill_unless_root(self, node: Node) -> None:
+        """Take setuid and setgid where the kernel does not say whether it has to be done (CAP_FSETID)."""
+        if self._asking[0]:
+            self._changes.kill_set_ids(node)
 
     def _readlink(self, node: Node, body: memoryview) -> bytes:
         return self._union.readlink(node)
@@ -332,18 +347,20 @@ class Server:
 
     def _fallocate(self, node: Node, body: memoryview) -> int:
         handle, offset, length, mode, _ = p.FALLOCATE_IN.unpack_from(body)
+        self._kill_unless_root(node)
         return self._later(lambda file: linux.fallocate(file, mode, offset, length), self._file(node, handle))
 
     def _copy_file_range(self, node: Node, body: memoryview) -> int:
         handle, at, other, target, to, length, _ = p.COPY_FILE_RANGE_IN.unpack_from(body)
-        destination = self._file(self._nodes.get(other), target)
+        changed = self._nodes.get(other)
+        self._kill_unless_root(changed)
 
         def copy(source: int, destination: int) -> bytes:
             return p.SIZE_OUT.pack(
                 os.copy_file_range(source, destination, min(length, _LONGEST_COPY), at, to), 0
             )
 
-        return self._later(copy, self._file(node, handle), destination)
+        return self._later(copy, self._file(node, handle), self._file(changed, target))
 
     # Directories.
 
@@ -383,7 +400,10 @@ class Server:
             if found is not None:
                 child, status = found
                 child.lookups += 1
-                at = p.plus(room, at, child.id, child.number, links(child, status), status, place, name)
+                valid = self._valid(child, status) if status.st_mode & _SET_IDS else p.FOREVER
+                at = p.plus(
+                    room, at, child.id, valid, child.number, links(child, status), status, place, name
+                )
         return at
 
     def _releasedir(self, node: Node, body: memoryview) -> None:
@@ -397,9 +417,11 @@ class Server:
     # Extended attributes and the file system as a whole.
 
     def _setxattr(self, node: Node, body: memoryview) -> None:
-        size, flags = p.SETXATTR_IN.unpack_from(body)
-        name, _, rest = bytes(body[p.SETXATTR_IN.size :]).partition(b"\0")
+        size, flags, *more = self._setxattr_in.unpack_from(body)
+        name, _, rest = bytes(body[self._setxattr_in.size :]).partition(b"\0")
         self._changes.set_xattr(node, name, rest[:size], flags)
+        if more and more[0] & p.SETXATTR_KILL_SGID:
+            self._changes.chmod(node, stat.S_IMODE(self._union.stat(node).st_mode) & ~stat.S_ISGID)
 
     def _getxattr(self, node: Node, body: memoryview) -> bytes:
         size, _ = p.GETXATTR_IN.unpack_from(body)
@@ -407,10 +429,16 @@ class Server:
 
     def _listxattr(self, node: Node, body: memoryview) -> bytes:
         size, _ = p.GETXATTR_IN.unpack_from(body)
-        return _sized(b"".join(name + b"\0" for name in self._union.xattr_names(node)), size)
+        names = self._union.xattr_names(node)
+        if self._asking[0]:  # xattr(7): those are listed to CAP_SYS_ADMIN alone
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return _sized(b"".join(name + b"\0" for name in names), size)
 
     def _removexattr(self, node: Node, body: memoryview) -> None:
         self._changes.remove_xattr(node, _name(body))
+
+    def _syncfs(self, node: Node, body: memoryview) -> None:
+        linux.syncfs(self._union.layers.roots[0].open())
 
     def _statfs(self, node: Node, body: memoryview) -> bytes:
         found = os.fstatvfs(self._union.layers.roots[0].open())

@@ -46,7 +46,11 @@ class Union:
         if node is not None:
             return node, self.stat(node)
         found = self.layers.merge(parent.places[first:] if first else parent.places, name)
-        return None if found is None else (self.nodes.add(parent, name, found), found.status)
+        if found is None:
+            return None
+        node = self.nodes.add(parent, name, found)
+        # One that was known by another name may have been copied up.
+        return node, self.stat(node) if node.lookups else found.status
 
     def described(self, parent: Node, name: bytes, first: int = 0) -> tuple[int, int] | None:
         """Give the inode number and the mode of a name, without making a node; None when nothing shows."""
@@ -73,7 +77,10 @@ class Union:
                 return 0
             # Nobody has counted the subdirectories of a merged one: 1 says so (find(1) understands it).
             return 1 if len(node.places) > 1 else found.st_nlink
-        return found.st_nlink
+        if node.upper:
+            return found.st_nlink
+        known = 0 if node.parent is None else 1 + len(node.names)
+        return max(known, found.st_nlink - self.nodes.lost(found)) if found.st_nlink > 1 else known
 
     def path(self, node: Node) -> tuple[bytes, bool]:
         """Name the topmost copy for calls that want a path, and say whether they must follow that."""
@@ -85,11 +92,25 @@ class Union:
         return self.layers.through(node.at.open(), node.at_name), False
 
     def open(self, node: Node, flags: int) -> int:
-        """Open the topmost copy of a regular file."""
+        """Open a regular file, where its data is."""
         if node.descriptor >= 0:
             return os.open(self.layers.through(node.descriptor), flags | os.O_CLOEXEC)
         assert node.at is not None
-        return os.open(node.at_name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.at.open())
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(node.at_name, flags, dir_fd=node.at.open())
+        if node.upper and not node.partial:
+            return file
+        try:
+            data = self.layers.dialect.data(node.at, node.at_name, file)
+            if data is None:
+                return file
+            place, name = data
+            whole = os.open(name, flags, dir_fd=place.open())
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+        return whole
 
     def readlink(self, node: Node) -> bytes:
         """Read a symlink."""

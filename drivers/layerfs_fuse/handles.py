@@ -14,6 +14,8 @@ _MOST_LISTINGS: Final = 256
 _MOST_NAMES: Final = 1 << 15
 _DOTS: Final = (b".", b"..")
 _MOST_READ: Final = 64
+# Bytes from which on a read is one of many.
+_MUCH: Final = 1 << 17
 KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 """The flags of open(2) that matter to a server."""
 
@@ -46,6 +48,17 @@ class OpenFile:
         os.close(self.descriptor)
 
 
+class _Reader:
+    """A file that is being read: `end` is where the last read ended."""
+
+    __slots__ = ("descriptor", "end", "upper")
+
+    def __init__(self, descriptor: int, *, upper: bool) -> None:
+        self.descriptor = descriptor
+        self.upper = upper
+        self.end = 0
+
+
 class Readers:
     """Files that are open for reading without a handle: one descriptor for all readers of a file.
 
@@ -54,27 +67,40 @@ class Readers:
 
     def __init__(self, union: Union) -> None:
         self._union = union
-        self._opened: dict[Node, tuple[int, bool]] = {}
+        self._opened: dict[Node, _Reader] = {}
 
     def descriptor(self, node: Node) -> int:
         """Give a descriptor of the topmost copy, valid until the end of the request at hand."""
+        return self._reader(node).descriptor
+
+    def read(self, node: Node, room: memoryview, offset: int) -> int:
+        """Read from the topmost copy (preadv(2)); what is read in a row is fetched from the disk in time."""
+        reader = self._reader(node)
+        length = len(room)
+        if length >= _MUCH:
+            if offset == reader.end:
+                os.posix_fadvise(reader.descriptor, offset + length, length, os.POSIX_FADV_WILLNEED)
+            reader.end = offset + length
+        return os.preadv(reader.descriptor, (room,), offset)
+
+    def _reader(self, node: Node) -> _Reader:
         found = self._opened.get(node)
         if found is not None:
-            if found[1] is node.upper:
-                return found[0]
+            if found.upper is node.upper:
+                return found
             self.close(node)
         # As overlayfs does: reading changes nothing in a layer that others share.
         descriptor = _open(self._union, node, os.O_RDONLY | (0 if node.upper else os.O_NOATIME))
-        self._opened[node] = descriptor, node.upper
+        found = self._opened[node] = _Reader(descriptor, upper=node.upper)
         if len(self._opened) > _MOST_READ:
             self.close(next(iter(self._opened)))
-        return descriptor
+        return found
 
     def close(self, node: Node) -> None:
         """Close a file, if it is open."""
         found = self._opened.pop(node, None)
         if found is not None:
-            os.close(found[0])
+            os.close(found.descriptor)
 
 
 def _open(union: Union, node: Node, flags: int) -> int:

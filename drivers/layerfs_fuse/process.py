@@ -41,6 +41,8 @@ def start(device: int, roots: list[int], work: int | None, *, dialect: Dialect) 
         # Whoever serves another way has no use for the kernel's protocol.
         from layerfs_fuse.server import Server
 
+        # It leaves no cycles behind, and looking for them takes longer the more files it knows.
+        gc.disable()
         Server(served, union).run()
 
     leave_behind(serve)

@@ -294,7 +294,10 @@ class Server:
 
     def _read(self, node: Node, body: memoryview) -> int:
         handle, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
-        return os.preadv(self._file(node, handle), (self._device.room[:size],), offset)
+        room = self._device.room[:size]
+        if handle:
+            return os.preadv(self._files[handle].current(self._union), (room,), offset)
+        return self._readers.read(node, room, offset)
 
     def _write(self, node: Node, body: memoryview) -> bytes:
         handle, offset, size, flags, _, _, _ = p.WRITE_IN.unpack_from(body)

@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import os
 import struct
+import sys
 from collections.abc import Iterable
 from typing import Final
 
@@ -47,6 +48,12 @@ MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR_ATIME: Final = 0x70
+"""All the bits that say when access times change; none of them set stands for relatime."""
+MOUNT_ATTR_NOATIME: Final = 0x10
+MOUNT_ATTR_STRICTATIME: Final = 0x20
+MOUNT_ATTR_NODIRATIME: Final = 0x80
+MOUNT_ATTR_NOSYMFOLLOW: Final = 0x200000
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -66,19 +73,25 @@ CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 
 PR_SET_PDEATHSIG: Final = 1
+PR_SET_NAME: Final = 15
 PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 FICLONE: Final = 0x40049409
+FS_IOC_GETFLAGS: Final = 0x80086601
+FS_IOC_SETFLAGS: Final = 0x40086602
+FS_IOC_FSGETXATTR: Final = 0x801C581F
 _FS_IOC_GETFSUUID: Final = 0x80111500
 _MAX_HANDLE_SZ: Final = 128
 
 CLOSE_RANGE_CLOEXEC: Final = 4
 SIGNALFD_SIZE: Final = 128
+_AF_UNIX: Final = 1
 _AF_INET: Final = 2
 _SOCK_DGRAM: Final = 2
+_SOCK_SEQPACKET: Final = 5
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1
@@ -251,6 +264,11 @@ def prctl(option: int, argument: int = 0, third: int = 0) -> int:
     return _check(_libc.prctl(ctypes.c_int(option), *wide))
 
 
+def set_process_name(name: bytes) -> None:
+    """prctl(2) PR_SET_NAME: what ps(1) shows of the calling thread; the kernel takes 15 bytes of it."""
+    _check(_libc.prctl(ctypes.c_int(PR_SET_NAME), ctypes.c_char_p(name)))
+
+
 def capget() -> tuple[int, int, int]:
     """capget(2) version 3 of the calling thread: effective, permitted, inheritable, as bit sets."""
     data = ctypes.create_string_buffer(24)
@@ -297,6 +315,14 @@ def raise_loopback() -> None:
         fcntl.ioctl(descriptor, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
     finally:
         os.close(descriptor)
+
+
+def socketpair() -> tuple[int, int]:
+    """socketpair(2): two ends of a connection that keeps messages apart (AF_UNIX), close-on-exec."""
+    # Not of the module `socket`, for the reason above.
+    ends = (ctypes.c_int * 2)()
+    _check(_libc.socketpair(_AF_UNIX, _SOCK_SEQPACKET | os.O_CLOEXEC, 0, ends))
+    return ends[0], ends[1]
 
 
 def syncfs(descriptor: int) -> None:
@@ -350,6 +376,21 @@ def open_by_handle_at(mount: int, kind: int, handle: bytes, flags: int) -> int:
     """open_by_handle_at(2): open a file of the file system that holds `mount`."""
     whole = struct.pack("=Ii", len(handle), kind) + handle
     return _check(_libc.open_by_handle_at(ctypes.c_int(mount), whole, ctypes.c_int(flags)))
+
+
+def file_flags(descriptor: int) -> int:
+    """ioctl(2) FS_IOC_GETFLAGS: the flags of an open file or directory that chattr(1) sets."""
+    return int.from_bytes(fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, bytes(8))[:4], sys.byteorder)
+
+
+def file_attributes(descriptor: int) -> bytes:
+    """ioctl(2) FS_IOC_FSGETXATTR: the struct fsxattr of an open file or directory."""
+    return fcntl.ioctl(descriptor, FS_IOC_FSGETXATTR, bytes(28))
+
+
+def set_file_flags(descriptor: int, flags: int) -> None:
+    """ioctl(2) FS_IOC_SETFLAGS."""
+    fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, flags.to_bytes(4, sys.byteorder) + bytes(4))
 
 
 def file_system_uuid(descriptor: int) -> bytes:

@@ -154,10 +154,10 @@ def choose(root: Path, preferred: str | None = None) -> Driver:
         find(preferred).load().check(root)
         return load(preferred, root)
     held = _held(root)
+    ranks = [rank for rank in PREFERENCE if not held or rank.name in held]
+    ranks += [Rank(name) for name in held if Rank(name) not in PREFERENCE]
     reasons = []
-    for name, falls_back in PREFERENCE:
-        if held and name not in held:
-            continue
+    for name, falls_back in ranks:
         try:
             driver = find(name).load()
             if (_fallback(driver, root) is not None) is not falls_back:

@@ -14,21 +14,21 @@ from pathlib import Path
 from layerfs_fuse import FuseDriver
 from layerfs_fuse.aufs_dialect import AufsDialect
 from layerfs_fuse.mounts import FuseMount
+from layerfs_fuse.served import ServedLayers
 from layerfs_fuse.trial import try_union
 
 from layerfs.directories import opened, probing
 from layerfs.driver import Change
 from layerfs.errors import MountError, UnsupportedError
 from layerfs.mount import Mount
-from layerfs.stacked_layers import StackedLayers
 from layerfs.tree.whiteouts import PREFIX, AufsWhiteouts
 from layerfs_aufs.mounts import MOST_BRANCHES, AufsMount
-from layerfs_aufs.trial import try_kernel
+from layerfs_aufs.trial import is_known, try_kernel
 
 __all__ = ["AufsDriver", "AufsMount"]
 
 
-class AufsDriver(StackedLayers):
+class AufsDriver(ServedLayers):
     """One branch per layer; whichever of the two mounts them, they look the same."""
 
     name = "aufs"
@@ -74,7 +74,13 @@ class AufsDriver(StackedLayers):
         # What is more than aufs can stack, the other way can.
         if self._has_kernel and len(branches) <= MOST_BRANCHES:
             return AufsMount(source, branches, writable=upper is not None)
-        return FuseMount(source, lower, upper, work, AufsDialect(), FuseDriver.front)
+        return self._served(source, lower, upper, work)
+
+    def _served(
+        self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None
+    ) -> FuseMount:
+        log = self._log(upper or lower[0])
+        return FuseMount(source, lower, upper, work, AufsDialect(), FuseDriver.front, log=log)
 
     def _is_plain(self, layer: str, *, read_only: bool) -> bool:
         """Say that of a layer to be read which has none of aufs's files; they stand in a branch's root."""
@@ -89,6 +95,8 @@ class AufsDriver(StackedLayers):
 
 def _refused(root: Path) -> MountError | None:
     """Try the kernel's aufs on a scratch directory; give its refusal, None when it serves."""
+    if not is_known():
+        return MountError("this kernel has no aufs", errno=errno.ENODEV)
     with probing(root) as scratch:
         try:
             try_kernel(scratch)
@@ -99,7 +107,4 @@ def _refused(root: Path) -> MountError | None:
 
 def _lack(refused: MountError) -> str:
     """Say in one clause what the kernel's aufs lacks."""
-    name = errno.errorcode.get(refused.errno or 0, "no errno")
-    if refused.errno == errno.ENODEV:
-        return f"this kernel has no aufs ({name})"
-    return f"the kernel's aufs cannot be used here ({name}: {refused})"
+    return f"{refused} ({errno.errorcode.get(refused.errno or 0, 'no errno')})"

@@ -6,15 +6,27 @@ import errno
 import os
 from pathlib import Path
 
-from layerfs import mounting
+from layerfs import linux, mounting
 from layerfs.directories import opened
 from layerfs.errors import MountError
 from layerfs.tree.whiteouts import AufsWhiteouts
 from layerfs_aufs.mounts import AufsMount
 
 
+def is_known() -> bool:
+    """Say whether the kernel knows aufs, its modules included; where that cannot be asked, yes."""
+    try:
+        os.close(linux.fsopen("aufs"))
+    except OSError as error:
+        return error.errno != errno.ENODEV
+    return True
+
+
 def try_kernel(scratch: Path) -> None:
     """Do once what the driver relies on: copy up, hide a file.
+
+    Args:
+        scratch: an empty directory on the file system of the layers.
 
     Raises:
         MountError: one of them failed; its `errno` says how.

@@ -11,12 +11,13 @@ from layerfs.overlay_layers import OverlayLayers, may_set_trusted
 from layerfs.tree.whiteouts import OverlayWhiteouts
 from layerfs_fuse.mounts import Front, FuseMount
 from layerfs_fuse.overlay_dialect import OverlayDialect
+from layerfs_fuse.served import ServedLayers
 from layerfs_fuse.trial import try_union
 
 __all__ = ["FuseDriver", "FuseMount"]
 
 
-class FuseDriver(OverlayLayers):
+class FuseDriver(ServedLayers, OverlayLayers):
     """The same directories as overlay2's: what one of the two has made, the other mounts."""
 
     name = "fuse"
@@ -32,4 +33,10 @@ class FuseDriver(OverlayLayers):
             try_union(scratch, OverlayDialect(user), OverlayWhiteouts(user=user), front=cls.front)
 
     def _union(self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None) -> Mount:
-        return FuseMount(source, lower, upper, work, OverlayDialect(self._user_xattrs), self.front)
+        return self._served(source, lower, upper, work)
+
+    def _served(
+        self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None
+    ) -> FuseMount:
+        dialect = OverlayDialect(self._user_xattrs)
+        return FuseMount(source, lower, upper, work, dialect, self.front, log=self._log(upper or lower[0]))

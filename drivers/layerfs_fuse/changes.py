@@ -16,6 +16,8 @@ from layerfs_fuse.places import NO_PLACES, Found, Place
 
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _CREATED: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# FS_IMMUTABLE_FL and FS_APPEND_FL.
+_FORBIDDING: Final = 0x10 | 0x20
 _ACCESS_LISTS: Final = b"system.posix_acl_"
 _KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
 
@@ -416,3 +418,11 @@ class Changes(WritableUnion):
         """Change a regular file's length (truncate(2))."""
         self.copy_up(node, data=size > 0)
         os.truncate(self.path(node)[0], size)
+
+    def set_file_flags(self, node: Node, flags: int) -> None:
+        """Set the flags that chattr(1) knows, but for those that would keep us from serving the file."""
+        if flags & _FORBIDDING:
+            raise failure(errno.EOPNOTSUPP)
+        self.copy_up(node)
+        with self.opened(node) as file:
+            linux.set_file_flags(file, flags)

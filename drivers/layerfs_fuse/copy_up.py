@@ -107,6 +107,7 @@ class WritableUnion(Union):
                 found = os.fstat(target)
                 if data:
                     copy_data(source, target, size=found.st_size)
+                    os.fdatasync(target)
                 os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
                 self.layers.dialect.complete(target)
             finally:
@@ -124,6 +125,8 @@ class WritableUnion(Union):
                     copy_data(source, target, size=found.st_size)
                 finally:
                     os.close(source)
+                # What is safe on disk must not be lost because somebody has opened it for writing.
+                os.fdatasync(target)
         finally:
             os.close(target)
 

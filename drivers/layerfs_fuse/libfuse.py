@@ -9,7 +9,6 @@ import ctypes
 import importlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -159,8 +158,6 @@ def serve(place: Path, roots: list[int], work: int | None, *, source: str, diale
 
 def _started() -> None:
     """Tell who mounts that the tree is usable, and be heard and seen no more."""
-    # fusepy has set this one back.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.write(2, _READY)
     os.dup2(1, 2)
     process.leave_mounts()

@@ -50,6 +50,7 @@ class Op(enum.IntEnum):
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
+    IOCTL = 39
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
@@ -155,15 +156,21 @@ FSYNC_IN: Final = Struct("=QII")
 SETXATTR_IN: Final = Struct("=II")
 SETXATTR_EXT_IN: Final = Struct("=IIII")
 GETXATTR_IN: Final = Struct("=II")
+IOCTL_IN: Final = Struct("=QIIQII")
 LSEEK_IN: Final = Struct("=QqII")
 FALLOCATE_IN: Final = Struct("=QQQII")
 COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ")
 
 _ATTRIBUTES: Final = "3Q3q10I"
 ENTRY_OUT: Final = Struct("=4Q2I" + _ATTRIBUTES)
+ENTRY_ATTRIBUTES: Final = 40
+"""Where the attributes begin in a struct fuse_entry_out."""
 ATTR_OUT: Final = Struct("=QII" + _ATTRIBUTES)
+ATTR_ATTRIBUTES: Final = 16
+"""Where the attributes begin in a struct fuse_attr_out."""
 OPEN_OUT: Final = Struct("=QIi")
 SIZE_OUT: Final = Struct("=II")
+IOCTL_OUT: Final = Struct("=iIII")
 OFFSET_OUT: Final = Struct("=q")
 PRUNE_OUT: Final = Struct("=IIQ")
 STATFS_OUT: Final = Struct("=5Q4I24x")

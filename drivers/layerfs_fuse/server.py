@@ -8,6 +8,7 @@ import stat
 import struct
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Final
 
@@ -40,10 +41,11 @@ Handler = Callable[[Node, memoryview], bytes | int | None]
 
 
 class Server:
-    """Serves one mount; `device` is its open /dev/fuse."""
+    """Serves one mount; `log` takes the words about an error of our own."""
 
-    def __init__(self, device: int, union: Union) -> None:
-        self._device = Device(device)
+    def __init__(self, device: Device, union: Union) -> None:
+        self.log: Callable[[str], None] | None = None
+        self._device = device
         self._union = union
         self._nodes = union.nodes
         self._files: dict[int, OpenFile] = {}
@@ -52,9 +54,9 @@ class Server:
         self._spares_open = self._spares_opendir = False
         self._setxattr_in = p.SETXATTR_IN
         self._next_handle = 1
-        self._passthrough = Passthrough(device)
+        self._passthrough = Passthrough(device.descriptor)
         self._asking = (0, 0)
-        self._aside = Aside(self._device)
+        self._aside = Aside(device)
         self._unique = 0
         self._next_pruning = 0
         self._handlers: list[Handler | None] = [None] * (max(Op) + 1)
@@ -128,6 +130,8 @@ class Server:
 
     def failed(self) -> None:
         """Hear of an error of our own, in the block that handles it; a place for tests to listen."""
+        if self.log is not None:
+            self.log(traceback.format_exc())
 
     @property
     def _changes(self) -> Changes:
@@ -365,6 +369,22 @@ class Server:
 
         return self._later(copy, self._file(node, handle), self._file(changed, target))
 
+    def _ioctl(self, node: Node, body: memoryview) -> bytes:
+        _, _, command, _, size, _ = p.IOCTL_IN.unpack_from(body)
+        answer = b""
+        if command == linux.FS_IOC_GETFLAGS:
+            with self._union.opened(node) as file:
+                answer = linux.file_flags(file).to_bytes(4, sys.byteorder)
+        elif command == linux.FS_IOC_FSGETXATTR:
+            with self._union.opened(node) as file:
+                answer = linux.file_attributes(file)
+        elif command == linux.FS_IOC_SETFLAGS and size >= 4:
+            given = body[p.IOCTL_IN.size : p.IOCTL_IN.size + 4]
+            self._changes.set_file_flags(node, int.from_bytes(given, sys.byteorder))
+        else:
+            raise failure(errno.ENOTTY)
+        return p.IOCTL_OUT.pack(0, 0, 0, 0) + answer
+
     # Directories.
 
     def _opendir(self, node: Node, body: memoryview) -> bytes:
@@ -391,7 +411,8 @@ class Server:
 
     def _readdirplus(self, node: Node, body: memoryview) -> int:
         _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
-        room, find, links = self._device.room, self._union.find, self._union.number_links
+        room, layers = self._device.room, self._union.layers
+        find, links = self._union.find, self._union.number_links
         at = 0
         for place, name, first in self._listings.after(node, offset):
             if at + p.PLUS_ROOM + len(name) > size:
@@ -400,6 +421,9 @@ class Server:
                 at = p.plus_name(room, at, _dot(node, name), place, name)
                 continue
             found = find(node, name, first)
+            # Of many subdirectories in many layers not all can be open at once.
+            if len(layers.opened) > layers.most_open:
+                layers.trim()
             if found is not None:
                 child, status = found
                 child.lookups += 1

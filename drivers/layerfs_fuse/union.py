@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from layerfs_fuse.nodes import Node, Nodes
@@ -111,6 +113,18 @@ class Union:
             raise
         os.close(file)
         return whole
+
+    @contextlib.contextmanager
+    def opened(self, node: Node) -> Iterator[int]:
+        """Open the topmost copy of a regular file or a directory, whatever it is for."""
+        if node.children is not None:
+            yield node.places[0].open() if node.descriptor < 0 else node.descriptor
+            return
+        file = os.open(self.path(node)[0], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            yield file
+        finally:
+            os.close(file)
 
     def readlink(self, node: Node) -> bytes:
         """Read a symlink."""

@@ -479,3 +479,24 @@ def test_a_whole_tree_can_be_removed_with_all_of_its_links(union: Union, mounted
         for name in os.listdir(union.place):
             shutil.rmtree(union.place / name)
         assert os.listdir(union.place) == []
+
+
+@each_way
+def test_flags_of_files_can_be_read_and_set(union: Union, mounted: Mounting) -> None:
+    no_dump = 0x40
+    for where in (union.lower, union.upper):
+        (where / f"in {where.name}").write_text("x")
+        (where / f"in {where.name} too").mkdir()
+    with mounted(union):
+        for name in os.listdir(union.place):
+            descriptor = os.open(union.place / name, os.O_RDONLY)
+            try:
+                before = linux.file_flags(descriptor)
+                linux.set_file_flags(descriptor, before | no_dump)
+            finally:
+                os.close(descriptor)
+            descriptor = os.open(union.place / name, os.O_RDONLY)
+            try:
+                assert linux.file_flags(descriptor) == before | no_dump
+            finally:
+                os.close(descriptor)

@@ -23,7 +23,7 @@ from layerfs.mount import Mount, Overlay
 from layerfs.mounting import open_mount
 from layerfs.tree.overlay_diff import overlay_changes
 from layerfs.tree.whiteouts import OverlayWhiteouts
-from tests.support.union_calls import Call, Caller, calls
+from tests.support.union_calls import Call, Caller, calls, few_calls
 from tests.support.union_layers import has_links, make_layers
 from tests.support.union_views import View, moved_on, unlike, view
 
@@ -34,7 +34,7 @@ pytestmark = [
 
 EXAMPLES = int(os.environ.get("LAYERFS_DIFFERENTIAL", "0"))
 thorough = settings(
-    max_examples=EXAMPLES or 60,
+    max_examples=EXAMPLES or 40,
     deadline=None,
     database=None,
     derandomize=not EXAMPLES,
@@ -129,6 +129,8 @@ class Pair:
 
     def make(self, call: Call) -> bool:
         """Make a call in both and compare; False: the first cannot tell what would be right."""
+        if call.name == "nothing":
+            return True
         self.done.append(call)
         tried, right = (caller.make(call) for caller in reversed(self.callers))
         if right != tried and self._cannot_tell(call, right):
@@ -206,8 +208,8 @@ def _with_lower(
 
 @thorough
 @given(
-    before=calls(0, 15),
-    steps=calls(1, 80),
+    before=few_calls,
+    steps=calls,
     linked=st.booleans(),
     metacopy=st.booleans(),
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfs import mounting
 from tests.support.commandline import IMAGE, CommandLine, make_store
 from tests.support.unions import Serving
 
@@ -69,6 +70,16 @@ def test_a_read_only_mount_refuses_writes(layerfs: CommandLine, tmp_path: Path) 
             (tmp_path / "new").touch()
     finally:
         layerfs.good("umount", name)
+
+
+def test_options_are_given_as_to_mount(layerfs: CommandLine, tmp_path: Path) -> None:
+    name = layerfs.good("mount", "-o", "nosuid,noexec", "-o", "ro", IMAGE, tmp_path).strip()
+    info = mounting.mounted(tmp_path)
+    assert info is not None and {"nosuid", "noexec", "ro"} <= set(info.options)
+    layerfs.good("umount", name)
+    done = layerfs.run("mount", "-o", "noexec,unheard_of", IMAGE, tmp_path)
+    assert done.status == 1
+    assert "has no mount option 'unheard_of'" in done.err and "hint: it takes defaults, rw, ro" in done.err
 
 
 def test_a_mount_in_the_foreground_ends_with_the_interrupt(layerfs: CommandLine, tmp_path: Path) -> None:

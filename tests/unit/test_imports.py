@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 ROWS: list[set[str]] = [
     {"errors"},
     {"linux", "digest", "reference", "compression", "files", "progress", "liveness", "reserve", "flushing"},
-    {"mount", "mounting", "oci"},
+    {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},
     {
         "tree",
         "driver",
@@ -53,6 +53,8 @@ DRIVERS_MAY_IMPORT = {
     "stacked_layers",
     "mount",
     "mounting",
+    "fusermount",
+    "outside",
     "tree",
     "linux",
     "files",

@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Final
 
 from layerfs_fuse import protocol as p
-from layerfs_fuse.device import Device
+from layerfs_fuse.device import RUNG, Device
 from layerfs_fuse.options import IdMap, Options
 from layerfs_fuse.protocol import Attribute, Init, Op
 
@@ -54,6 +54,8 @@ class AdjustedDevice(Device):
     def receive(self) -> int:
         """Read the next request that the server is to see; see `Device.receive`."""
         while length := super().receive():
+            if length == RUNG:
+                return length
             op, unique, *_ = p.REQUEST.unpack_from(self.buffer)
             refused = self._adjust_request(op, unique, length)
             if not refused:

@@ -14,7 +14,7 @@ from typing import Final
 
 from layerfs_fuse.device import Device
 
-_MOST: Final = 4
+_MOST: Final = 8
 
 Call = Callable[..., bytes | None]
 

@@ -20,6 +20,8 @@ _DELAY: Final = 20_000
 _MOST_PATIENCE: Final = 63
 """How many times at most to go to sleep at once after looking was of no use."""
 
+RUNG: Final = -1
+
 
 class Device:
     """An open /dev/fuse; its descriptor is made non-blocking.
@@ -36,25 +38,35 @@ class Device:
         self.room = self._whole[p.REPLY.size :]
         os.set_blocking(descriptor, False)
         self._patience = self._sleeps = 0
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
+        self._poll.register(self._bell, select.POLLIN)
+
+    def ring(self) -> None:
+        """Let `receive` return, from another thread."""
+        os.eventfd_write(self._bell, 1)
 
     def receive(self) -> int:
-        """Read the next request into `buffer` and give its length, 0 when the file system is unmounted."""
+        """Read the next request into `buffer` and give its length.
+
+        It is 0 when the file system is unmounted, `RUNG` when there is none but `ring` was called.
+        """
         buffers = (self.buffer,)
         while True:
             try:
                 return os.readv(self.descriptor, buffers)
             except BlockingIOError:
-                self._wait()
+                if self._wait():
+                    return RUNG
             except OSError as error:
                 if error.errno in _GONE:
                     return 0
                 if error.errno not in _AGAIN:
                     raise
 
-    def _wait(self) -> None:
-        """Wait for a request, awake at first.
+    def _wait(self) -> bool:
+        """Wait for a request, awake at first; says whether `ring` was called.
 
         Where processors are scarce this only takes time from whoever is to make the request, and who
         does not sleep is served last: then it is left off for a while.
@@ -67,16 +79,23 @@ class Device:
             while True:
                 # Whoever was answered just now may wait for this very processor.
                 os.sched_yield()
-                if self._poll.poll(0):
+                if ready := self._poll.poll(0):
                     self._patience >>= 1
-                    return
+                    return self._is_rung(ready)
                 now = time.monotonic_ns()
                 if now > until or now - before > _DELAY:
                     break
                 before = now
             self._patience = min(2 * self._patience + 1, _MOST_PATIENCE)
             self._sleeps = self._patience
-        self._poll.poll()
+        return self._is_rung(self._poll.poll())
+
+    def _is_rung(self, ready: list[tuple[int, int]]) -> bool:
+        for descriptor, _ in ready:
+            if descriptor == self._bell:
+                os.eventfd_read(self._bell)
+                return True
+        return False
 
     def send(self, unique: int, answer: bytes, number: int = 0) -> None:
         """Answer a request, with an errno if it failed."""

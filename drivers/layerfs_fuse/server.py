@@ -16,8 +16,10 @@ from layerfs import linux
 from layerfs_fuse import protocol as p
 from layerfs_fuse.aside import Aside, Call
 from layerfs_fuse.changes import Changes, Maker, failure
-from layerfs_fuse.device import Device
+from layerfs_fuse.copy_up import Postponed
+from layerfs_fuse.device import RUNG, Device
 from layerfs_fuse.handles import KEPT, Listings, OpenFile, Readers
+from layerfs_fuse.large import LargeFiles, Request
 from layerfs_fuse.nodes import Node
 from layerfs_fuse.passthrough import Passthrough
 from layerfs_fuse.protocol import Attribute, Op
@@ -57,6 +59,7 @@ class Server:
         self._passthrough = Passthrough(device.descriptor)
         self._asking = (0, 0)
         self._aside = Aside(device)
+        self._large = LargeFiles(union, self._aside, device.ring) if isinstance(union, Changes) else None
         self._unique = 0
         self._next_pruning = 0
         self._handlers: list[Handler | None] = [None] * (max(Op) + 1)
@@ -69,15 +72,22 @@ class Server:
         unpack, begin = p.REQUEST.unpack_from, p.REQUEST.size
         layers, nodes, view = self._union.layers, self._nodes, memoryview(buffer)
         while length := receive():
-            op, unique, identity, uid, gid = unpack(buffer)
-            self._unique, self._asking = unique, (uid, gid)
-            self._answer(op, unique, identity, view[begin:length])
-            if op == _DESTROY:
-                return
+            if length != RUNG:
+                op, unique, identity, uid, gid = unpack(buffer)
+                self._unique, self._asking = unique, (uid, gid)
+                self._answer(op, unique, identity, view[begin:length])
+                if op == _DESTROY:
+                    return
+            if self._large is not None and self._large.finished:
+                self._large.settle(self._answer_again)
             if len(layers.opened) > layers.most_open:
                 layers.trim()
             if len(nodes) > _MOST_NODES and nodes.issued > self._next_pruning:
                 self._prune()
+
+    def _answer_again(self, request: Request) -> None:
+        op, self._unique, identity, body, self._asking = request
+        self._answer(op, self._unique, identity, memoryview(body))
 
     def _prune(self) -> None:
         """Ask the kernel to let go of what nobody uses: it would keep everything as long as it has memory.
@@ -102,7 +112,7 @@ class Server:
             handler = self._handlers[op] if op < len(self._handlers) else None
             if handler is None:
                 raise failure(errno.ENOSYS)
-            answer = handler(self._nodes.get(identity), body)
+            answer = self._begun(handler, op, unique, identity, body)
         except OSError as error:
             self._device.send(unique, b"", error.errno or errno.EIO)
         except Exception:
@@ -114,6 +124,16 @@ class Server:
                 self._device.send(unique, answer or b"")
             elif answer != _ELSEWHERE:
                 self._device.send_room(unique, answer)
+
+    def _begun(
+        self, handler: Handler, op: int, unique: int, identity: int, body: memoryview
+    ) -> bytes | int | None:
+        try:
+            return handler(self._nodes.get(identity), body)
+        except Postponed as postponed:
+            assert self._large is not None
+            self._large.wait(postponed, Request(op, unique, identity, bytes(body), self._asking))
+            return _ELSEWHERE
 
     def _answer_connection(self, op: int, unique: int, identity: int, body: memoryview) -> None:
         if op == Op.FORGET:

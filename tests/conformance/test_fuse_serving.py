@@ -39,7 +39,7 @@ def small_disk(directory: Path) -> Iterator[Path]:
     image, place = directory / "image", directory / "disk"
     place.mkdir()
     with image.open("wb") as file:
-        file.truncate(64 << 20)
+        file.truncate(128 << 20)
     subprocess.run(["mkfs.ext4", "-q", image], check=True)
     if subprocess.run(["mount", "-o", "loop", image, place], check=False, capture_output=True).returncode:
         pytest.skip("cannot mount a loop device")
@@ -107,6 +107,77 @@ def test_others_are_served_while_a_call_waits_for_the_disk(
             assert waited
             assert os.fstat(descriptors[1]).st_size == 10_000
             opened.close()
+
+
+def test_others_are_served_while_a_large_file_is_copied_up(tmp_path: Path) -> None:
+    if reason := missing(tmp_path):
+        pytest.skip(reason)
+    with small_disk(tmp_path) as disk:
+        union = Union(disk / "union")
+        old = os.urandom(8 << 20)
+        for name in ("large", "gone", "short", "other"):
+            (union.lower / name).write_bytes(old)
+        with union.mounted():
+            large, gone, short = (union.place / name for name in ("large", "gone", "short"))
+            held = os.open(gone, os.O_RDONLY)
+
+            def write() -> None:
+                with large.open("r+b", buffering=0) as file:
+                    file.write(b"new")
+
+            def forsake() -> None:
+                os.fchmod(held, 0o600)
+
+            def cut() -> None:
+                os.truncate(short, 5 << 20)
+
+            def chmod() -> None:
+                large.chmod(0o751)
+
+            seen: list[bytes] = []
+            calls = [threading.Thread(target=call) for call in (write, chmod, forsake, cut)]
+            quick = threading.Thread(target=lambda: seen.append((union.place / "other").read_bytes()))
+            with frozen(disk):
+                for call in calls:
+                    call.start()
+                calls[0].join(0.5)
+                quick.start()
+                quick.join(20)
+                served, waited = list(seen), [call.is_alive() for call in calls]
+            for call in (*calls, quick):
+                call.join(20)
+            assert served == [old]
+            assert all(waited)
+            gone.unlink()
+            assert large.read_bytes() == b"new" + old[3:]
+            assert large.stat().st_mode & 0o777 == 0o751
+            assert short.read_bytes() == old[: 5 << 20]
+            assert os.fstat(held).st_mode & 0o777 == 0o600
+            assert os.pread(held, 10, 100) == old[100:110]
+            os.close(held)
+        assert (union.upper / "large").read_bytes() == b"new" + old[3:]
+        assert [name for name in os.listdir(union.work / "work") if name != "whiteout"] == []
+
+
+def test_no_half_copied_file_is_left_when_the_disk_is_full(tmp_path: Path) -> None:
+    if reason := missing(tmp_path):
+        pytest.skip(reason)
+    with small_disk(tmp_path) as disk:
+        union = Union(disk / "union")
+        (union.lower / "large").write_bytes(b"x" * (30 << 20))
+        with union.mounted():
+            with pytest.raises(OSError, match="No space left"), open(union.place / "filler", "wb") as filler:
+                while True:
+                    filler.write(bytes(1 << 20))
+                    filler.flush()
+            with pytest.raises(OSError, match="No space left"):
+                os.open(union.place / "large", os.O_WRONLY)
+            assert (union.place / "large").stat().st_size == 30 << 20
+            (union.place / "filler").unlink()
+            with (union.place / "large").open("r+b") as file:
+                file.write(b"new")
+            assert (union.place / "large").read_bytes()[:5] == b"newxx"
+        assert [name for name in os.listdir(union.work / "work") if name != "whiteout"] == []
 
 
 def test_the_kernel_forgets_files_of_lower_layers_that_nobody_uses(

@@ -119,7 +119,7 @@ class Device:
 
     def _write(self, message: bytes | memoryview) -> None:
         try:
-            os.write(self.descriptor, message)
+            os.writev(self.descriptor, (message,))
         except OSError as error:
             # ENOENT: the process that asked has been killed.
             if error.errno not in (errno.ENOENT, *_GONE):

@@ -180,7 +180,7 @@ def test_errors_of_reading_and_writing_reach_the_process(tmp_path: Path) -> None
         file = os.open(union.place / "file", os.O_RDWR)
         for function, calls in (
             (lambda: os.pwrite(file, b"x", 5), "pwrite64"),
-            (lambda: os.pread(file, 10, 100_000), "pread64,preadv"),
+            (lambda: os.pread(file, 10, 100_000), "pread64,preadv,preadv2"),
             (lambda: os.fsync(file), "fsync"),
             (lambda: os.fdatasync(file), "fdatasync"),
             (lambda: os.listdir(union.place / "merged"), "getdents64"),

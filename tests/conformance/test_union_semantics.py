@@ -11,6 +11,7 @@ import stat
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from layerfs import linux, mounting
+from layerfs.errors import MountError
 from layerfs.mount import Overlay
 from tests.support.unions import Union, missing
 
@@ -48,7 +50,16 @@ def by_kernel(union: Union) -> AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def overlaid(union: Union, *options: str) -> Iterator[None]:
-    mounting.attach(Overlay("layerfs-test", union.lowers, union.upper, union.work, options), union.place)
+    mount = Overlay("layerfs-test", union.lowers, union.upper, union.work, options)
+    for left in reversed(range(100)):
+        try:
+            mounting.attach(mount, union.place)
+            break
+        except MountError as error:
+            # Another process's mount namespace may still hold the last mount of the same directories.
+            if error.errno != errno.EBUSY or not left:
+                raise
+            time.sleep(0.1)
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ pytestmark = [
 
 EXAMPLES = int(os.environ.get("LAYERFS_DIFFERENTIAL", "0"))
 thorough = settings(
-    max_examples=EXAMPLES or 30,
+    max_examples=EXAMPLES or 20,
     deadline=None,
     database=None,
     derandomize=not EXAMPLES,

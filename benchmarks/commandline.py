@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -71,15 +72,31 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", metavar="SUBJECT", help="show ratios to this one's time")
     parser.add_argument("--details", action="store_true", help="print intervals, CPU and memory too")
     parser.add_argument("--targets", action="store_true", help="print what is to be reached, met or missed")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots; needs matplotlib")
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="renew the figures in docs/benchmarks.md; needs matplotlib",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there; - is stdout")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the harness; gives the exit status."""
-    if arguments and arguments[0] in _COMMANDS:
-        return _COMMANDS[arguments[0]](arguments[1:])
+    try:
+        if arguments and arguments[0] in _COMMANDS:
+            return _COMMANDS[arguments[0]](arguments[1:])
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; everything that was started has ended", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: Sequence[str]) -> int:
     parser = _run_parser()
     options = parser.parse_args(arguments)
+    _refuse_without_matplotlib(options, parser)
     if options.quick:
         options.scale = "quick"
     with _interruptible(), contextlib.ExitStack() as stack:
@@ -102,11 +119,12 @@ def main(arguments: Sequence[str]) -> int:
         )
         if plan.rounds < 1 or plan.warm_up < 0:
             parser.error("--rounds must be at least 1, and --warm-up at least 0")
-        images = Images(options.cache, scale, told=_tell)
+        tell = _teller()
+        images = Images(options.cache, scale, told=tell)
         left_out = {each.name: each.missing for each in chosen if each.missing}
         left_out |= {each.name: each.why_not() for each in workloads if each.why_not()}
         commands = stack.enter_context(Commands())
-        results = Rounds(plan, images, commands, told=_tell).run(left_out)
+        results = Rounds(plan, images, commands, told=tell).run(left_out)
     return _give(results, options)
 
 
@@ -117,6 +135,7 @@ def _show(arguments: Sequence[str]) -> int:
     parser.add_argument("file", type=Path, help="what --json wrote")
     _add_output(parser)
     options = parser.parse_args(arguments)
+    _refuse_without_matplotlib(options, parser)
     try:
         return _give(from_json(options.file), options)
     except (OSError, NotResultsError) as error:
@@ -150,6 +169,8 @@ def _give(results: Results, options: argparse.Namespace) -> int:
         return 0
     if options.json is not None:
         options.json.write_text(text)
+    if options.html is not None or options.markdown is not None:
+        _draw(results, options)
     from benchmarks import tables
 
     console = _console()
@@ -159,6 +180,23 @@ def _give(results: Results, options: argparse.Namespace) -> int:
     if options.targets:
         tables.print_targets(console, results)
     return 0
+
+
+def _draw(results: Results, options: argparse.Namespace) -> None:
+    from benchmarks import plots, report
+
+    drawn = plots.draw(results)
+    if options.html is not None:
+        options.html.write_text(report.to_html(results, drawn))
+    if options.markdown is not None:
+        report.to_markdown(results, drawn, options.markdown)
+
+
+def _refuse_without_matplotlib(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    from benchmarks import plots
+
+    if (options.html or options.markdown) and plots.missing():
+        parser.error(plots.missing())
 
 
 def _console() -> Console:
@@ -190,8 +228,14 @@ def _select(text: str, known: Mapping[str, _Kind], what: str, parser: argparse.A
     return [found for name, found in known.items() if any(fnmatch(name, each) for each in patterns)]
 
 
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _teller() -> Callable[[str], None]:
+    """Give what shows progress: each line with the seconds since the beginning."""
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+    return tell
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 
 from benchmarks import estimates, units
 from benchmarks.comparison import Change, compare, differences_of_setting
+from benchmarks.report import HEADINGS, figures
 from benchmarks.results import Result, Results
 from benchmarks.targets import TABLES, Verdict
 
@@ -31,11 +32,11 @@ def print_details(console: Console, results: Results) -> None:
     for workload in results.workloads:
         table = RichTable(title=f"{workload}: {results.about[workload]}", title_justify="left")
         table.add_column("subject")
-        for heading in ("median", "95 % interval", "spread", "CPU", "of it servers", "memory", "servers'"):
+        for heading in HEADINGS:
             table.add_column(heading, justify="right")
         for result in results.results:
             if result.workload == workload:
-                table.add_row(*_details(result))
+                table.add_row(result.subject, *figures(result))
         console.print(table)
 
 
@@ -116,26 +117,6 @@ def _cell(result: Result | None, base: Result | None) -> str:
     if base is not None and base.samples:
         text += f" ({units.ratio(estimates.ratio(result.walls, base.walls).median)})"
     return text
-
-
-def _details(result: Result) -> list[str]:
-    if not result.samples:
-        return [result.subject, "[red]failed[/]" if result.failed else ""]
-    wall = estimates.estimate(result.walls)
-    cpu = estimates.estimate([sample.user + sample.system for sample in result.samples]).median
-    server = estimates.estimate([sample.server for sample in result.samples]).median
-    memory = estimates.estimate([float(sample.memory) for sample in result.samples]).median
-    servers = estimates.estimate([float(sample.server_memory) for sample in result.samples]).median
-    return [
-        result.subject,
-        units.seconds(wall.median),
-        f"{units.seconds(wall.low)} to {units.seconds(wall.high)}",
-        f"{estimates.spread(result.walls):.0%}",
-        units.seconds(cpu),
-        units.seconds(server) if server else "",
-        units.mebibytes(memory) if memory else "",
-        units.mebibytes(servers) if servers else "",
-    ]
 
 
 def noise(results: Results) -> str:

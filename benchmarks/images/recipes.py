@@ -17,11 +17,12 @@ LOWER_TREE: Final = "usr/share"
 LARGE: Final = "large"
 MEDIUM: Final = "medium"
 
-# Enough for a shell, the programs that every container is tried with, and Python.
-_BASE: Final = (
-    *("base-files", "libc6", "libc-bin", "dash", "bash", "libtinfo6", "coreutils", "libselinux1"),
-    *("libpcre2-8-0", "libacl1", "libattr1", "libgmp10", "libcrypt1", "zlib1g", "libgcc-s1", "gcc-12-base"),
+# Enough for a shell and the programs that every container is tried with.
+_SMALL: Final = (
+    *("base-files", "libc6", "dash", "coreutils", "libselinux1", "libpcre2-8-0"),
+    *("libacl1", "libattr1", "libgmp10", "libgcc-s1", "gcc-12-base"),
 )
+_BASE: Final = (*_SMALL, "libc-bin", "bash", "libtinfo6", "libcrypt1", "zlib1g")
 _PYTHON: Final = (
     *("libpython3.11-minimal", "python3.11-minimal", "libpython3.11-stdlib", "libexpat1", "libssl3"),
     *("libffi8", "libbz2-1.0", "liblzma5", "libsqlite3-0", "libreadline8", "libncursesw6", "libuuid1"),
@@ -43,7 +44,7 @@ class Debian:
 
 
 _SYSTEMS: Final = {
-    "quick": (Debian(_BASE), Debian(_PYTHON), Debian(("tzdata",)), Debian(deleted=("usr/share/doc/bash",))),
+    "quick": (Debian(_SMALL), Debian(("tzdata",)), Debian(deleted=("usr/share/doc/dash",))),
     "tree": (
         Debian((*_BASE, "perl-base")),
         Debian(("perl-modules-5.36",)),

@@ -29,6 +29,14 @@ class Bare(Subject):
     def unmount(self, key: str) -> None:
         """There is nothing to take away."""
 
+    def enter(self, key: str) -> Path:
+        """There is one way to mount."""
+        return self.mount(key)
+
+    def leave(self, key: str) -> None:
+        """There is one way to unmount."""
+        self.unmount(key)
+
     def remove(self, key: str) -> None:
         """Delete the copy."""
         shutil.rmtree(self._place(key))

@@ -73,6 +73,12 @@ class Trees(Protocol):
     def unmount(self, key: str) -> None:
         """Take the tree away."""
 
+    def enter(self, key: str) -> Path:
+        """Mount in the fastest way there is; the mount's server may not be the one that users have."""
+
+    def leave(self, key: str) -> None:
+        """Unmount in the fastest way there is."""
+
     def remove(self, key: str) -> None:
         """Delete the writable layer."""
 
@@ -113,6 +119,9 @@ class PullsZstd(Protocol):
 @runtime_checkable
 class Keeps(Protocol):
     """Keeps images under names, as a store does and a floor does not."""
+
+    def holds(self, image: Image) -> bool:
+        """Say whether the image is here."""
 
     def have(self, image: Image) -> None:
         """Have an image ready; again does nothing."""
@@ -186,6 +195,9 @@ class Pushes(Protocol):
 
     def push(self, image: Image, target: Path) -> None:
         """Write the layout."""
+
+    def forget_packed(self, image: Image) -> None:
+        """Delete what `have_packed` has made."""
 
 
 @runtime_checkable

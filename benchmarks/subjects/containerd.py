@@ -53,9 +53,13 @@ class Containerd(Subject):
             return False
         return True
 
+    def holds(self, image: Image) -> bool:
+        """Say whether the image is here."""
+        return image.reference in self.call("images", "list", "--quiet").decode().split()
+
     def have(self, image: Image) -> None:
         """Import the image unless it is here."""
-        if image.reference not in self.call("images", "list", "--quiet").decode().split():
+        if not self.holds(image):
             self.load(image)
 
     def load(self, image: Image) -> None:

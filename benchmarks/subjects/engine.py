@@ -22,11 +22,17 @@ class Engine(Subject, abc.ABC):
     def call(self, *words: str | Path) -> bytes:
         """Run one command of the engine on its private root."""
 
-    def have(self, image: Image) -> None:
-        """Load the image unless it is here."""
+    def holds(self, image: Image) -> bool:
+        """Say whether the image is here."""
         try:
             self.call("image", "inspect", image.reference)
         except CommandError:
+            return False
+        return True
+
+    def have(self, image: Image) -> None:
+        """Load the image unless it is here."""
+        if not self.holds(image):
             self.load(image)
 
     def load(self, image: Image) -> None:

@@ -73,6 +73,9 @@ class Copy(Subject):
     def have_packed(self, image: Image) -> None:
         """There is nothing to get ready."""
 
+    def forget_packed(self, image: Image) -> None:
+        """There is nothing to delete."""
+
     def load(self, image: Image) -> None:
         """Copy the tree."""
         self.prepare(image.name, image)

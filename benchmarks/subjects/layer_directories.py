@@ -87,6 +87,14 @@ class LayerDirectories(Subject, abc.ABC):
         """Unmount the union."""
         self.commands.run(["umount", self._place(key) / "mounted"])
 
+    def enter(self, key: str) -> Path:
+        """There is one way to mount."""
+        return self.mount(key)
+
+    def leave(self, key: str) -> None:
+        """There is one way to unmount."""
+        self.unmount(key)
+
     def remove(self, key: str) -> None:
         """Delete the writable directory."""
         shutil.rmtree(self._place(key))

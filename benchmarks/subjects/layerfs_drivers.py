@@ -48,14 +48,28 @@ class Layerfs(Subject):
 
     def mount(self, key: str) -> Path:
         """Mount a container's tree."""
-        target = self.place / f"mounted-{key}"
-        target.mkdir(exist_ok=True)
+        target = self._target(key)
         self.call("mount", key, target)
         return target
 
     def unmount(self, key: str) -> None:
         """Unmount it."""
-        self.call("umount", self.place / f"mounted-{key}")
+        self.call("umount", self._target(key))
+
+    def enter(self, key: str) -> Path:
+        """Mount it through the library: its server would be larger, begun by a larger process."""
+        target = self._target(key)
+        self.store.containers.get(key).mount(target)
+        return target
+
+    def leave(self, key: str) -> None:
+        """Unmount it through the library."""
+        self.store.containers.get(key).unmount()
+
+    def _target(self, key: str) -> Path:
+        target = self.place / f"mounted-{key}"
+        target.mkdir(exist_ok=True)
+        return target
 
     def remove(self, key: str) -> None:
         """Remove the container."""
@@ -71,6 +85,10 @@ class Layerfs(Subject):
 
     # -- images
 
+    def holds(self, image: Image) -> bool:
+        """Say whether the image is here."""
+        return self._has(image.reference)
+
     def have(self, image: Image) -> None:
         """Load the image unless it is here."""
         self.fill(image)
@@ -79,6 +97,10 @@ class Layerfs(Subject):
         """Pull the gzip layout unless that is here."""
         if not self._has(_packed(image)):
             self.store.pull(f"oci:{image.layout('gzip')}:{TAG}", _packed(image))
+
+    def forget_packed(self, image: Image) -> None:
+        """Remove it, and what only it needs."""
+        self.call("rmi", _packed(image))
 
     def pull_gzip(self, image: Image) -> None:
         """Pull the layout."""
@@ -90,9 +112,8 @@ class Layerfs(Subject):
 
     def forget(self, image: Image) -> None:
         """Remove the image, and its layers and blobs with it."""
-        for name in (image.reference, _packed(image)):
-            if self._has(name):
-                self.call("rmi", name)
+        if self._has(image.reference):
+            self.call("rmi", image.reference)
 
     def images(self) -> None:
         """List the images."""

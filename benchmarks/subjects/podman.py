@@ -83,6 +83,9 @@ class Podman(Engine):
         """Have the image; what podman keeps is not packed."""
         self.have(image)
 
+    def forget_packed(self, image: Image) -> None:
+        """The image stays."""
+
     def push(self, image: Image, target: Path) -> None:
         """Write an OCI layout, which packs the layers anew."""
         self.call("push", "--quiet", image.reference, f"oci:{target}:{TAG}")

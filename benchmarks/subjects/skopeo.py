@@ -18,6 +18,9 @@ class Skopeo(Subject):
     def have_packed(self, image: Image) -> None:
         """There is nothing to get ready: it reads the cache's own files."""
 
+    def forget_packed(self, image: Image) -> None:
+        """There is nothing to delete."""
+
     def save(self, image: Image, target: Path) -> None:
         """Copy the gzip layout into a docker-archive."""
         self._copy(f"oci:{image.layout('gzip')}:{TAG}", f"docker-archive:{target}:{image.reference}")

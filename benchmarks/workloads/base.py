@@ -111,8 +111,10 @@ def in_folder(
         shown = bench.images.get(image)
         with container(subject, shown):
             if state is State.FRESH:
-                with mounted(subject) as folder:
-                    _walk(folder)
+                try:
+                    _walk(subject.enter(_KEY))
+                finally:
+                    subject.leave(_KEY)
             with mounted(subject) as folder:
                 if state is State.AGAIN:
                     function(folder, bench, not_counted)
@@ -142,7 +144,7 @@ def mounted(subject: Trees) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subject.unmount(_KEY)
+        subject.leave(_KEY)
 
 
 def _walk(folder: Path) -> None:

@@ -18,7 +18,7 @@ def prepare_and_mount(subject: Trees, bench: Bench, clock: Clock) -> None:
         subject.prepare("prepared", image)
         folder = subject.mount("prepared")
         (folder / "usable").touch()
-    subject.unmount("prepared")
+    subject.leave("prepared")
     subject.remove("prepared")
 
 
@@ -28,7 +28,7 @@ def mount(subject: Trees, bench: Bench, clock: Clock) -> None:
         with clock():
             folder = subject.mount("benchmark")
             os.listdir(folder)
-        subject.unmount("benchmark")
+        subject.leave("benchmark")
 
 
 def unmount(subject: Trees, bench: Bench, clock: Clock) -> None:

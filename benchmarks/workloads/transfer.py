@@ -73,8 +73,7 @@ def _get_ready(subject: object, bench: Bench, name: str) -> None:
     """Have nothing of the image in the store; an earlier workload may have wanted it there."""
     image = bench.images.get(name)
     assert isinstance(subject, Subject)
-    if isinstance(subject, Keeps):
-        subject.have(image)
+    if isinstance(subject, Keeps) and subject.holds(image):
         subject.forget(image)
     subject.get_ready(image)
     bench.settle()
@@ -97,6 +96,7 @@ def push(subject: Pushes, bench: Bench, clock: Clock) -> None:
     bench.settle()
     with clock():
         subject.push(image, target)
+    subject.forget_packed(image)
     shutil.rmtree(target)
 
 

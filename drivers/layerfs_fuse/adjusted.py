@@ -36,7 +36,10 @@ _MAKERS: Final = frozenset({Op.MKNOD, Op.MKDIR, Op.SYMLINK, Op.CREATE, Op.TMPFIL
 _ENTRIES: Final = frozenset({Op.LOOKUP, Op.LINK, *_MAKERS})
 _ATTRIBUTES: Final = frozenset({Op.GETATTR, Op.SETATTR})
 _XATTRS: Final = frozenset({Op.SETXATTR, Op.GETXATTR, Op.REMOVEXATTR})
-_NAME_AT: Final = {Op.SETXATTR: p.SETXATTR_IN.size, Op.GETXATTR: p.GETXATTR_IN.size, Op.REMOVEXATTR: 0}
+_SYNCS: Final = frozenset({Op.FSYNC, Op.FSYNCDIR, Op.SYNCFS})
+_AGREED_FLAGS: Final = 12
+# Where the name of an attribute begins in the body of a request.
+_NAMES: Final = {Op.SETXATTR: p.SETXATTR_IN.size, Op.GETXATTR: p.GETXATTR_IN.size, Op.REMOVEXATTR: 0}
 
 
 class AdjustedDevice(Device):
@@ -47,9 +50,10 @@ class AdjustedDevice(Device):
         self._options = options
         # Requests whose answers are looked at.
         self._asked: dict[int, int] = {}
-        self._until = (p.FOREVER, 0)
+        self._until: tuple[int, int] | None = None
         if options.timeout is not None:
             self._until = (int(options.timeout), int(options.timeout % 1 * 1_000_000_000))
+        self._names = dict(_NAMES)
 
     def receive(self) -> int:
         """Read the next request that the server is to see; see `Device.receive`."""
@@ -78,11 +82,13 @@ class AdjustedDevice(Device):
             return self._adjust_chown()
         if op in _XATTRS:
             return self._adjust_xattr(Op(op), unique, length)
-        if op in (Op.FSYNC, Op.FSYNCDIR) and self._options.volatile:
+        if op in _SYNCS and self._options.volatile:
             return errno.ENOSYS  # the kernel asks no more then, and takes it for done
-        if op == Op.INIT and self._options.no_acl:
+        if op == Op.INIT:
+            self._asked[unique] = op
             (flags,) = _WORD.unpack_from(self.buffer, _INIT_FLAGS)
-            _WORD.pack_into(self.buffer, _INIT_FLAGS, flags & ~Init.POSIX_ACL)
+            if self._options.no_acl:
+                _WORD.pack_into(self.buffer, _INIT_FLAGS, flags & ~Init.POSIX_ACL)
         return 0
 
     def _adjust_owner(self, offset: int, refusal: int) -> int:
@@ -114,7 +120,7 @@ class AdjustedDevice(Device):
         return 0
 
     def _adjust_xattr(self, op: Op, unique: int, length: int) -> int:
-        start = p.REQUEST.size + _NAME_AT[op]
+        start = p.REQUEST.size + self._names[op]
         end = self.buffer.index(0, start, length)
         if bytes(self.buffer[start:end]) not in _ACL:
             return 0
@@ -140,7 +146,8 @@ class AdjustedDevice(Device):
 
     def _adjust_answer(self, op: int, answer: bytearray) -> bytes:
         if op in _ATTRIBUTES:
-            _TIME.pack_into(answer, 0, *self._until)
+            if self._until is not None:
+                _TIME.pack_into(answer, 0, *min(self._until, _TIME.unpack_from(answer)))
             self._adjust_attributes(answer, p.ATTR_OUT.size)
         elif op == Op.READDIRPLUS:
             offset = 0
@@ -149,6 +156,10 @@ class AdjustedDevice(Device):
                 offset += len(p.NO_ENTRY)
                 _, _, length, _ = p.DIRENT.unpack_from(answer, offset)
                 offset += p.DIRENT.size + (length + 7) // 8 * 8
+        elif op == Op.INIT:
+            (agreed,) = _WORD.unpack_from(answer, _AGREED_FLAGS)
+            if agreed & Init.SETXATTR_EXT:
+                self._names[Op.SETXATTR] = p.SETXATTR_EXT_IN.size
         elif op == Op.GETXATTR:
             if len(answer) != p.SIZE_OUT.size:
                 with memoryview(answer) as value:
@@ -158,8 +169,11 @@ class AdjustedDevice(Device):
         return bytes(answer)
 
     def _adjust_entry(self, answer: bytearray, offset: int) -> None:
-        seconds, rest = self._until
-        _TIMES.pack_into(answer, offset + _ENTRY_TIMES, seconds, seconds, rest, rest)
+        if self._until is not None:
+            entry, attributes, entry_rest, rest = _TIMES.unpack_from(answer, offset + _ENTRY_TIMES)
+            entry, entry_rest = min(self._until, (entry, entry_rest))
+            attributes, rest = min(self._until, (attributes, rest))
+            _TIMES.pack_into(answer, offset + _ENTRY_TIMES, entry, attributes, entry_rest, rest)
         if answer[offset : offset + 8] != bytes(8):  # a node: there is such a name
             self._adjust_attributes(answer, offset + p.ENTRY_OUT.size)
 

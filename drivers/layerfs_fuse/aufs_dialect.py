@@ -94,17 +94,20 @@ class AufsDialect(Dialect):
             _unhide(place, name)
 
     def remove(self, at: Workspace, place: Place, name: bytes, *, below: bool, directory: bool) -> None:
-        if below:
-            _hide(at, place, name)
-        if not directory:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=place.open())
-        elif place.stat(name) is not None:
-            temporary = at.temporary()
-            os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=at.work)
-            # What cannot be removed is cleared by the next mount.
-            with contextlib.suppress(OSError):
-                remove_tree(at.work, temporary)
+        with contextlib.ExitStack() as undo:
+            if below:
+                _hide(at, place, name)
+                undo.callback(_unhide, place, name)
+            if not directory:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=place.open())
+            elif place.stat(name) is not None:
+                temporary = at.temporary()
+                os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=at.work)
+                # What cannot be removed is cleared by the next mount.
+                with contextlib.suppress(OSError):
+                    remove_tree(at.work, temporary)
+            undo.pop_all()
 
     def move(
         self,
@@ -117,33 +120,39 @@ class AufsDialect(Dialect):
         below: bool,
         directory: bool,
     ) -> None:
-        # In no moment must the file be only where it is hidden, or a lower one show in its stead.
         old, new = source.open(), destination.open()
         hidden = new_name in _hidden(destination)
-        if hidden:
-            _discard(new, new_name)
-        if directory:
-            standing = not hidden and destination.stat(new_name) is not None
-            if not (below or hidden or standing):
-                os.rename(old_name, new_name, src_dir_fd=old, dst_dir_fd=new)
-                return
-            if not standing:
-                os.mkdir(new_name, 0o700, dir_fd=new)
-            self.make_opaque(destination.path_of(new_name))
-            if hidden:
-                _unhide(destination, new_name)
-            linux.renameat2(old, old_name, new, new_name, linux.RENAME_EXCHANGE)
-        elif hidden:
-            os.link(old_name, new_name, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
-            _unhide(destination, new_name)
-        elif below:
-            temporary = at.temporary()
-            os.link(old_name, temporary, src_dir_fd=old, dst_dir_fd=at.work, follow_symlinks=False)
-            os.rename(temporary, new_name, src_dir_fd=at.work, dst_dir_fd=new)
-        else:
+        standing = not hidden and destination.stat(new_name) is not None
+        if not (below or hidden or (standing and directory)):
             os.rename(old_name, new_name, src_dir_fd=old, dst_dir_fd=new)
             return
-        self.remove(at, source, old_name, below=below, directory=directory)
+        # In no moment must the file be only where it is hidden, or a lower one show in its stead: it gets its
+        # new name first, and an empty directory its old one.
+        with contextlib.ExitStack() as undo:
+            if hidden:
+                _discard(new, new_name)
+            if directory:
+                if not standing:
+                    os.mkdir(new_name, 0o700, dir_fd=new)
+                    undo.callback(_discard, new, new_name)
+                self.make_opaque(destination.path_of(new_name))
+            elif hidden:
+                _link(old, old_name, new, new_name)
+                undo.callback(_discard, new, new_name)
+            if hidden:
+                _unhide(destination, new_name)
+                undo.callback(_hide, at, destination, new_name)
+            if directory:
+                linux.renameat2(old, old_name, new, new_name, linux.RENAME_EXCHANGE)
+                undo.callback(linux.renameat2, old, old_name, new, new_name, linux.RENAME_EXCHANGE)
+            elif not hidden:
+                temporary = at.made(lambda name: _link(old, old_name, at.work, name))
+                undo.callback(_discard, at.work, temporary)
+                os.rename(temporary, new_name, src_dir_fd=at.work, dst_dir_fd=new)
+                if not standing:
+                    undo.callback(_discard, new, new_name)
+            self.remove(at, source, old_name, below=below, directory=directory)
+            undo.pop_all()
 
     def make_opaque(self, path: bytes) -> None:
         os.close(os.open(path + b"/" + OPAQUE, _NEW, 0o600))
@@ -211,7 +220,11 @@ def _unhide(place: Place, name: bytes) -> None:
     _hidden(place).discard(name)
 
 
+def _link(source: int, old_name: bytes, destination: int, new_name: bytes) -> None:
+    os.link(old_name, new_name, src_dir_fd=source, dst_dir_fd=destination, follow_symlinks=False)
+
+
 def _discard(directory: int, name: bytes) -> None:
-    """Remove what a stopped server left beside the whiteout that hides it."""
+    """Remove what does not show, if there is anything."""
     with contextlib.suppress(FileNotFoundError):
         remove_tree(directory, name)

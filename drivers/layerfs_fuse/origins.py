@@ -32,12 +32,17 @@ class Origins:
     def __init__(self, layers: Layers) -> None:
         self._layers = layers
         self._uuids: dict[int, bytes] = {}
+        self._devices: dict[bytes, int] = {}
         # A directory of each file system, by which its handles are opened.
         self._roots: dict[bytes, int] = {}
         for root in layers.roots[1:]:
             uuid = _uuid(root.open())
-            self._uuids.setdefault(os.fstat(root.open()).st_dev, uuid)
-            self._roots.setdefault(uuid, root.open())
+            device = os.fstat(root.open()).st_dev
+            self._uuids.setdefault(device, uuid)
+            if self._devices.setdefault(uuid, device) == device:
+                self._roots.setdefault(uuid, root.open())
+            else:  # handles do not tell these file systems apart
+                self._roots[uuid] = -1
 
     def record(self, above: int, name: bytes, found: os.stat_result) -> tuple[bytes, bytes] | None:
         """Give name and value of the xattr for a copy of a lower file; None where there are no handles."""
@@ -69,8 +74,8 @@ class Origins:
             _, magic, size, flags, kind, uuid = _HEADER.unpack_from(value)
         except error:
             return None
-        root = self._roots.get(uuid)
-        if magic != _MAGIC or size != len(value) or flags != _NATIVE or root is None:
+        root = self._roots.get(uuid, -1)
+        if magic != _MAGIC or size != len(value) or flags != _NATIVE or root < 0:
             return None
         try:
             descriptor = linux.open_by_handle_at(root, kind, value[_HEADER.size :], os.O_PATH | os.O_CLOEXEC)

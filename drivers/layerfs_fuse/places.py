@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -42,7 +43,8 @@ class Place:
         for place in reversed(closed):
             if place.parent is None:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-            place.descriptor = os.open(place.name, OPEN_DIRECTORY, dir_fd=place.parent.descriptor)
+            flags = self.layers.flags[self.layer]
+            place.descriptor = os.open(place.name, flags, dir_fd=place.parent.descriptor)
             self.layers.opened[place] = None
         return self.descriptor
 
@@ -95,11 +97,15 @@ class Layers:
         # Where the process's descriptors can be found by name: proc_pid_fd(5).
         self.descriptors = b"/proc/self/fd/"
         self._devices: dict[int, int] = {}
-        self.roots = []
+        self.roots: list[Place] = []
+        # With which flags to open the directories of each layer.
+        self.flags: list[int] = []
         for number, root in enumerate(roots):
             place = Place(self, number, None, b"")
             place.descriptor = root
             self.roots.append(place)
+            self.flags.append(OPEN_DIRECTORY | (_stop_atime(root) if number else 0))
+            self.number(os.fstat(root))  # so that each file system has the same index in every mount
 
     def trim(self) -> None:
         """Close the directories opened longest ago, when there are too many; between requests only."""
@@ -116,6 +122,15 @@ class Layers:
         """Give an inode number that is unique over the file systems that hold the layers."""
         index = self._devices.setdefault(found.st_dev, len(self._devices))
         return found.st_ino | index << 56 if index else found.st_ino
+
+
+def _stop_atime(root: int) -> int:
+    """Let reading a directory leave its times alone, and give the flag that does; who owns it not, gets 0."""
+    try:
+        fcntl.fcntl(root, fcntl.F_SETFL, fcntl.fcntl(root, fcntl.F_GETFL) | os.O_NOATIME)
+    except PermissionError:
+        return 0
+    return os.O_NOATIME
 
 
 class Found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +29,10 @@ pytestmark = [
         reason="needs /dev/fuse, fusermount3, nsenter, setpriv and unshare",
     ),
 ]
+
+
+# For what is the same for every user.
+alone = pytest.mark.parametrize("user", [""], ids=["alone"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +122,8 @@ def test_owners_are_those_of_the_host(user: Login, target: Path) -> None:
     user.layerfs("rm", "edit")
 
 
+@pytest.mark.parametrize("user", [_RANGES], ids=["with ranges"], indirect=True)
 def test_who_has_ranges_gives_files_to_their_ids(user: Login, target: Path) -> None:
-    if not has_ranges(user):
-        pytest.skip("only for a user with ranges")
     user.layerfs("mount", "--name", "edit", IMAGE, target)
     inside = ["unshare", "--user", "--map-root-user", "--map-auto"]
     if user.run(*inside, "true", check=False).returncode:
@@ -148,6 +151,7 @@ def test_commands_reach_into_a_mounted_container(user: Login, target: Path) -> N
     user.run("rm", "copy", "other")
 
 
+@alone
 @pytest.mark.parametrize("words", [["mount", "edit", "TARGET"], ["umount", "TARGET"], ["umount", "edit"],
                                    ["check", "--repair"], ["gc"], ["rm", "edit"]], ids=" ".join)  # fmt: skip
 def test_a_mount_whose_server_was_killed_is_cleared(user: Login, target: Path, words: list[str]) -> None:
@@ -164,6 +168,7 @@ def test_a_mount_whose_server_was_killed_is_cleared(user: Login, target: Path, w
         user.layerfs("rm", "edit")
 
 
+@alone
 def test_a_mount_in_use_is_not_taken_away(user: Login, target: Path) -> None:
     user.layerfs("mount", "--name", "edit", IMAGE, target)
     with subprocess.Popen(
@@ -176,6 +181,7 @@ def test_a_mount_in_use_is_not_taken_away(user: Login, target: Path) -> None:
     user.layerfs("rm", "--force", "edit")
 
 
+@alone
 def test_of_two_mounts_each_ends_by_itself(user: Login, target: Path) -> None:
     second = user.home / "second"
     user.run("mkdir", second)
@@ -198,6 +204,7 @@ def test_options_are_those_of_fusermount_and_of_the_driver(user: Login, target: 
     user.layerfs("rm", "--force", "edit")
 
 
+@alone
 def test_others_are_let_in_only_where_the_host_allows_it(user: Login, target: Path) -> None:
     done = user.layerfs("mount", "-o", "allow_other", IMAGE, target, check=False)
     assert done.returncode == 1
@@ -205,6 +212,7 @@ def test_others_are_let_in_only_where_the_host_allows_it(user: Login, target: Pa
     assert servers(user.home) == set()
 
 
+@alone
 def test_without_fusermount_the_error_says_what_to_install(user: Login, target: Path) -> None:
     words = user.layerfs_words("mount", IMAGE, target)
     done = user.run("env", "PATH=/nonexistent", *words, check=False)
@@ -213,11 +221,13 @@ def test_without_fusermount_the_error_says_what_to_install(user: Login, target: 
     assert user.layerfs("ps", "-aq").stdout == ""
 
 
+@alone
 def test_a_directory_of_somebody_else_is_refused(user: Login, target: Path) -> None:
     done = user.layerfs("mount", IMAGE, "/usr", check=False)
     assert done.returncode == 1 and "hint: the directory must be yours" in done.stderr
 
 
+@alone
 def test_with_a_driver_of_the_kernel_the_error_names_this_one(user: Login, target: Path) -> None:
     done = user.layerfs("--driver", "vfs", "mount", IMAGE, target, check=False)
     assert done.returncode == 1 and "hint: use --driver fuse" in done.stderr
@@ -229,6 +239,21 @@ def test_a_container_runs_on_a_mount_of_the_user_namespace(user: Login) -> None:
     assert all(map(ends, servers(user.home)))
 
 
+@alone
+def test_in_the_foreground_the_mount_is_the_commands_own(user: Login, target: Path) -> None:
+    command = user.command(*user.layerfs_words("mount", "--foreground", "--name", "edit", IMAGE, target))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "Ctrl-C" in process.stderr.readline()
+        assert "nsenter" in process.stderr.readline()
+        assert user.mounts() == []
+        assert any(info.target == os.fsencode(target) for info in mounting.mount_table(process.pid))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    user.layerfs("rm", "edit")
+
+
+@alone
 def test_a_user_without_a_user_namespace_mounts_too(user: Login, target: Path) -> None:
     done = user.run(sys.executable, "-c", PLAIN, user.home / "driver", target)
     assert done.stdout == "0\n"
@@ -278,10 +303,8 @@ def test_what_the_host_allows_and_forbids_is_told(tree: Path) -> None:
         assert all(map(ends, servers(user.home)))
 
 
-def test_a_device_that_only_root_may_open_is_told_of(tree: Path) -> None:
-    if os.stat("/dev/fuse").st_mode & stat.S_IWOTH:
-        pytest.skip("everybody may open /dev/fuse here")
-    with login(_UID, Path(f"/tmp/layerfs-test-{os.getpid()}-3"), device=False) as user:
+def test_a_device_that_only_root_may_open_is_told_of() -> None:
+    with login(_UID, Path(f"/tmp/layerfs-test-{os.getpid()}-3"), device=0o600) as user:
         done = user.layerfs("--driver", "fuse", "images", check=False)
         if "cannot make a user namespace" in done.stderr:
             pytest.skip(done.stderr)

@@ -261,13 +261,20 @@ def test_ordinary_users_are_not_shown_trusted_attributes(union: Union, mounted: 
 
 
 @each_way
-def test_reading_leaves_the_times_of_lower_files_alone(union: Union, mounted: Mounting) -> None:
-    path = union.lower / "file"
-    path.write_text("x")
-    os.utime(path, ns=(OLD, OLD))
+def test_reading_changes_the_access_time_of_upper_files_alone(union: Union, mounted: Mounting) -> None:
+    for where in (union.lower, union.upper):
+        (where / f"in {where.name}").mkdir()
+        (where / f"in {where.name}" / "file").write_text("x")
+        for each in (f"in {where.name}/file", f"in {where.name}"):
+            os.utime(where / each, ns=(OLD, OLD))
     with mounted(union):
-        assert (union.place / "file").read_text() == "x"
-    assert path.stat().st_atime_ns == OLD
+        for name in ("in lower", "in upper"):
+            assert os.listdir(union.place / name) == ["file"]
+            assert (union.place / name / "file").read_text() == "x"
+    for each in ("in lower", "in lower/file"):
+        assert (union.lower / each).stat().st_atime_ns == OLD
+    for each in ("in upper", "in upper/file"):
+        assert (union.upper / each).stat().st_atime_ns != OLD
 
 
 @each_way

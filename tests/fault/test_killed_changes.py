@@ -1,7 +1,8 @@
-"""A server that dies between any two system calls of a change: nothing half made shows, nothing is lost."""
+"""Changes that die, or fail, at any of their system calls: nothing half made shows, nothing is lost."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -24,17 +25,20 @@ from layerfs import linux
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="whiteouts and trusted xattrs need root")
 
 MAKER = Maker(0, 0, 0o022)
-KILLED = 99
+DONE, KILLED, FAILED, REACHED = 0, 97, 98, 99
+# What needs room on a disk, and no more than a name to say so.
+NEEDING_ROOM = frozenset({"link", "mkdir", "mknod", "rename", "setxattr", "symlink"})
 
 # What a tree shows: the content of files, None for directories.
 Tree = dict[str, str | None]
 
 
 class Change(NamedTuple):
-    """A change, and whether it needs more than one step where there is no whiteout to rename."""
+    """A change; whether it takes steps where no whiteout can be renamed, and whether names show it."""
 
     make: Callable[[Changes], object]
     in_steps: bool = False
+    shows: bool = True
 
 
 def at(union: Changes, path: str) -> Node:
@@ -70,7 +74,7 @@ CHANGES = {
     "link where a file was deleted": Change(
         lambda union: union.link(at(union, "own"), union.nodes.root, b"gone")
     ),
-    "truncate a lower file": Change(lambda union: union.chmod(at(union, "full/below"), 0o600)),
+    "copy a lower file up": Change(lambda union: union.chmod(at(union, "full/below"), 0o600), shows=False),
     "rename where a file was deleted": moved("own", "gone"),
     "rename a changed file where one was deleted": moved("both", "gone"),
     "rename a lower file over another": moved("lower", "other"),
@@ -150,34 +154,56 @@ class Place:
         os.close(union.work)
         return found
 
-    def change(self, change: Change, calls: int) -> bool:
-        """Make a change in a process that dies before its system call of that number; say whether it did."""
+    def change(self, change: Change, calls: int, stop: Callable[[], None] | None = None) -> int:
+        """Make a change in a process of its own that stops at its system call of that number.
+
+        Gives DONE, KILLED, FAILED, or REACHED when a call failed and the change was made all the same.
+        """
         child = os.fork()
         if child == 0:
+            reached = False
+
+            def stopped() -> None:
+                nonlocal reached
+                reached = True
+                (stop or _die)()
+
             try:
                 union = self.union()
-                sys.setprofile(_killer(calls))
+                sys.setprofile(_at_call(calls, stopped, NEEDING_ROOM if stop else None))
                 change.make(union)
                 sys.setprofile(None)
-                os._exit(0)
-            except BaseException:
-                sys.setprofile(None)
-                sys.excepthook(*sys.exc_info())
+                os._exit(REACHED if reached else DONE)
+            except OSError as error:
+                os._exit(FAILED if error.errno == errno.EDQUOT else 1)
+            finally:
                 os._exit(1)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert code in (0, KILLED)
-        return code == KILLED
+        assert code in (DONE, KILLED, FAILED, REACHED)
+        return code
 
 
-def _killer(calls: int) -> Callable[[FrameType, str, Any], None]:
+def _die() -> None:
+    os._exit(KILLED)
+
+
+def _fail() -> None:
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+def _at_call(
+    calls: int, stop: Callable[[], None], names: frozenset[str] | None
+) -> Callable[[FrameType, str, Any], None]:
     left = calls
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal left
-        if event == "c_call" and argument.__module__ == "posix" and argument.__name__ != "fsencode":
+        if event != "c_call" or argument.__module__ != "posix":
+            return
+        if names is None or argument.__name__ in names:
             left -= 1
-            if left < 0:
-                os._exit(KILLED)
+            if left == -1:
+                stop()
 
     return profile
 
@@ -190,12 +216,12 @@ def test_a_change_is_made_or_not_made(tmp_path: Path, dialect: Dialect, name: st
     first.top.mkdir()
     first.make()
     last = _copied(first, tmp_path / "last")
-    assert not last.change(change, 1 << 30)
+    assert last.change(change, 1 << 30) == DONE
     before, after = first.tree(), last.tree()
     kills = 0
     while True:
         place = _copied(first, tmp_path / f"killed{kills}")
-        if not place.change(change, kills):
+        if place.change(change, kills) == DONE:
             break
         found = place.tree()
         if change.in_steps and isinstance(dialect, AufsDialect):
@@ -205,6 +231,24 @@ def test_a_change_is_made_or_not_made(tmp_path: Path, dialect: Dialect, name: st
         kills += 1
     assert kills >= 3
     assert found == after or place.tree() == after
+
+
+@pytest.mark.parametrize("dialect", [OverlayDialect(), AufsDialect()], ids=["overlay", "aufs"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_that_fails_changes_nothing(tmp_path: Path, dialect: Dialect, name: str) -> None:
+    change = CHANGES[name]
+    first = Place(tmp_path / "first", dialect)
+    first.top.mkdir()
+    first.make()
+    before = first.tree()
+    number = 0
+    while True:
+        place = _copied(first, tmp_path / f"failed{number}")
+        outcome = place.change(change, number, _fail)
+        if outcome == DONE:
+            break
+        assert (place.tree() == before) is (outcome == FAILED or not change.shows), f"{outcome} at {number}"
+        number += 1
 
 
 def _check_moved(before: Tree, after: Tree, found: Tree) -> None:

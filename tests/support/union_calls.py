@@ -22,7 +22,8 @@ GROUPS: Final = {1001: [1001, 1002], 1003: [1003]}
 
 TMPFILE: Final = os.O_TMPFILE | os.O_RDWR
 WHITEOUT: Final = 4
-DIRECTORIES: Final = ("", "d", "d/e", "g", "l", "m", "o", "t", "w", "n1", "d/n2")
+DEEP: Final = f"{'long' * 35}/{'longer' * 35}"
+DIRECTORIES: Final = ("", "d", "d/e", "g", "l", "m", "o", "t", "w", "n1", "d/n2", DEEP)
 FILES: Final = (
     "a", "b", "c", "cap", "d/b2", "d/e/g", "d/e/h", "d/f", "fifo", "g/f", "l/f", "m/1", "m/2", "o/n", "o/old",
     "q", "r", "s", "sd", "sg", "sparse", "su", "t/u1", "t/u3", "w/x", "w/y", "w/z", "x",
@@ -434,11 +435,12 @@ _F_OFD_SETLK: Final = 37
 
 
 def shown(found: os.stat_result) -> dict[str, int]:
-    """Give what two unions must say alike of a file."""
+    """Give what two unions must say alike of a file; of directories nobody counts the links."""
+    links = min(found.st_nlink, 1) if stat.S_ISDIR(found.st_mode) else found.st_nlink
     size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
     device = found.st_rdev if stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode) else 0
     return {
-        "mode": found.st_mode, "links": found.st_nlink, "uid": found.st_uid, "gid": found.st_gid,
+        "mode": found.st_mode, "links": links, "uid": found.st_uid, "gid": found.st_gid,
         "size": size, "device": device,
     }  # fmt: skip
 

@@ -7,19 +7,28 @@ import socket
 import stat
 from pathlib import Path
 
-from tests.support.union_calls import ACLS, CAPABILITY
+from tests.support.union_calls import ACLS, CAPABILITY, DEEP
 
 OLD = 1_000_000_000_000_000_000
 """When everything in the layers was last changed, nanoseconds."""
 
 
-def make_layers(place: Path, *, linked: bool) -> list[Path]:
-    """Make two layers, top first; with `linked` some of their files have several names."""
+def make_layers(place: Path, *, linked: bool, deep: bool = False) -> list[Path]:
+    """Make two layers, top first.
+
+    With `linked` some of their files have several names; with `deep` there is a directory of which the
+    path is longer than overlayfs would follow.
+    """
     bottom, top = place / "bottom", place / "top"
     for each in (bottom, top):
         each.mkdir(mode=0o755)
     _fill_bottom(bottom, linked=linked)
     _fill_top(top, linked=linked)
+    if deep:
+        for number, layer in enumerate((bottom, top)):
+            (layer / DEEP / "sub").mkdir(parents=True)
+            _file(layer / DEEP / f"in {number}")
+            _file(layer / DEEP / "sub" / f"in {number}")
     for each in (bottom, top):
         for above, directories, names in os.walk(each, topdown=False):
             for name in (*directories, *names):

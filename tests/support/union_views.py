@@ -23,11 +23,6 @@ class Seen(NamedTuple):
     mtime: int
     closely: dict[str, object] | None
 
-    @property
-    def is_directory(self) -> bool:
-        """Say whether this is a directory."""
-        return stat.S_ISDIR(int(str(self.facts["mode"])))
-
 
 View = dict[str, Seen]
 
@@ -85,12 +80,10 @@ def unlike(one: View, other: View, *, links: bool = True, times: bool = True) ->
         if here.facts["links"] != there.facts["links"] == names.get(there.number):
             # Overlayfs counts names that lower layers have and hide.
             here = here._replace(facts=here.facts | {"links": there.facts["links"]})
-        # Of a merged directory overlayfs says 1; how many subdirectories there are may still be known.
-        counted = links and (1 not in (here.facts["links"], there.facts["links"]) or not here.is_directory)
         lines += [
             f"{path}: {field} {here.facts.get(field)!r} and {there.facts.get(field)!r}"
             for field in here.facts.keys() | there.facts.keys()
-            if here.facts.get(field) != there.facts.get(field) and (counted or field != "links")
+            if here.facts.get(field) != there.facts.get(field) and (links or field != "links")
         ]
         if here.closely is not None and there.closely is not None and here.closely != there.closely:
             fields = here.closely.keys() | there.closely.keys()

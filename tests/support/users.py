@@ -59,7 +59,7 @@ class Login:
 
 @contextlib.contextmanager
 def login(
-    uid: int, home: Path, *, ranges: str = "", fuse_conf: str = "", device: bool = True
+    uid: int, home: Path, *, ranges: str = "", fuse_conf: str = "", device: int = 0o666
 ) -> Iterator[Login]:
     """Make the namespace, with `home` (made here) for the user; both are gone after the block.
 
@@ -67,7 +67,7 @@ def login(
         uid: a number that no other user has.
         ranges: of ids that he may map, as in a line of subuid(5) behind the name: ``START:COUNT``.
         fuse_conf: what stands in /etc/fuse.conf for him.
-        device: whether he may open /dev/fuse, as on most machines.
+        device: the mode of /dev/fuse.
     """
     home.mkdir(0o700)
     os.chown(home, uid, uid)
@@ -104,7 +104,7 @@ def login(
         shutil.rmtree(home)
 
 
-def _prepare(files: dict[str, str], *, device: bool) -> None:
+def _prepare(files: dict[str, str], *, device: int) -> None:
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
     # Else a mount of another test would live as long as this namespace.
@@ -117,10 +117,9 @@ def _prepare(files: dict[str, str], *, device: bool) -> None:
         _open_way(needed)
     own = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
     linux.mount("tmpfs", own, "tmpfs", 0)
-    if device:
-        os.mknod(own / "fuse", stat.S_IFCHR, _DEVICE)
-        os.chmod(own / "fuse", 0o666)
-        linux.mount(own / "fuse", "/dev/fuse", None, linux.MS_BIND)
+    os.mknod(own / "fuse", stat.S_IFCHR, _DEVICE)
+    os.chmod(own / "fuse", device)
+    linux.mount(own / "fuse", "/dev/fuse", None, linux.MS_BIND)
     for name, text in files.items():
         if os.path.exists(f"/etc/{name}"):
             (own / name).write_text(text)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import estimates
+from benchmarks import estimates, machine, plots, processes
+from benchmarks.clock import Sample
 from benchmarks.commands import CommandError, Commands
 from benchmarks.filesystem import fresh
 from benchmarks.images.archives import digests
 from benchmarks.images.cache import Images
-from benchmarks.results import from_json
+from benchmarks.results import Result, Results, from_json, to_json
 from benchmarks.scales import TINY
+from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a file system")
@@ -28,26 +32,119 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(cache: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", "--scale", "tiny", "--cache", cache, *arguments]
+    own = arguments[0] in ("show", "compare")
+    options = [] if own else ["--scale", "tiny", "--cache", cache]
+    command = [sys.executable, "-m", "benchmarks", *arguments, *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def mounts_and_loops() -> tuple[int, str]:
-    table = Path("/proc/self/mounts").read_text()
-    loops = subprocess.run(["losetup", "--all"], capture_output=True, text=True, check=False).stdout
-    return table.count("layerfs-benchmark-"), loops
-
-
-@needs_root
-def test_the_folder_workloads_run_on_a_driver_and_on_the_kernels_overlay(cache: Path, tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    subjects = "layerfs-overlay2,kernel-overlay"
-    done = run(cache, "--subjects", subjects, "--filesystem", "ext4", "--targets", "--json", file)
+def measured(cache: Path, place: Path, subjects: str, workloads: str) -> Results:
+    """Run workloads once, on fresh ext4; every pair that ran must have left a sample."""
+    file = place / "figures.json"
+    done = run(
+        cache, "--subjects", subjects, "--workloads", workloads, "--filesystem", "ext4", "--json", file
+    )
     assert done.returncode == 0, done.stderr
     found = from_json(file)
     assert not [result for result in found.results if result.failed]
     assert all(len(result.samples) == 1 and result.walls[0] > 0 for result in found.results)
-    assert "delete-lower" in done.stdout
+    return found
+
+
+@needs_root
+def test_every_workload_runs_on_a_driver(cache: Path, tmp_path: Path) -> None:
+    found = measured(cache, tmp_path, "layerfs-overlay2", "*")
+    expected = {
+        name for name, workload in WORKLOADS.items() if workload.fits(TINY) and not workload.why_not()
+    }
+    assert set(found.workloads) == expected
+
+
+@needs_root
+def test_every_driver_and_every_union_shows_a_folder(cache: Path, tmp_path: Path) -> None:
+    subjects = "layerfs-*,kernel-overlay,fuse-overlayfs,unionfs-fuse,bare"
+    found = measured(cache, tmp_path, subjects, "mount,walk-again,create,depth-3")
+    assert {"layerfs-overlay2", "layerfs-vfs", "kernel-overlay", "bare"} <= set(found.subjects)
+    fuse = found.find("walk-again", "layerfs-fuse")
+    if fuse is not None:
+        assert fuse.samples[0].server_memory > 1 << 20
+        assert "layerfs-fuse" not in found.left_out
+
+
+@needs_root
+@pytest.mark.parametrize("peer", ["docker", "podman", "containerd-*", "umoci", "skopeo", "tar,cp,dd,python"])
+def test_a_peer_that_is_installed_runs_what_it_can(cache: Path, tmp_path: Path, peer: str) -> None:
+    found = measured(cache, tmp_path, peer, "load,pull-*,save,push,run-true,commit-mixed,export,version")
+    if found.left_out:
+        pytest.skip(f"left out: {found.left_out}")
+    assert found.results
+
+
+@needs_root
+def test_an_interrupted_run_leaves_no_daemon_and_no_mount(cache: Path, tmp_path: Path) -> None:
+    subjects = "docker,kernel-overlay" if shutil.which("dockerd") else "kernel-overlay"
+    command = [sys.executable, "-m", "benchmarks", "--scale", "tiny", "--cache", cache, "--rounds", "99"]
+    words = [*command, "--where", tmp_path, "--subjects", subjects, "--workloads", "walk-first"]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if "walk-first" in line:
+                break
+        started = processes.descendants(running.pid)
+        running.send_signal(signal.SIGINT)
+        running.stderr.read()
+    assert running.returncode == 130
+    assert started
+    assert not [process for process in started if Path(f"/proc/{process}").exists()]
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert not os.listdir(tmp_path)
+
+
+def test_a_run_is_shown_again_compared_and_drawn(cache: Path, tmp_path: Path) -> None:
+    before, after, page = (tmp_path / name for name in ("before.json", "after.json", "page.html"))
+    before.write_text(to_json(made_up(slower=1)))
+    after.write_text(to_json(made_up(slower=2)))
+    compared = run(cache, "compare", before, after)
+    assert compared.returncode == 1, compared.stderr
+    assert [line.split()[1] for line in compared.stdout.splitlines() if "slower" in line] == ["walk-first"]
+    assert run(cache, "compare", before, before).returncode == 0
+    shown = run(cache, "show", before, "--targets", "--details", "--peer", "kernel-overlay")
+    assert "0.50" in shown.stdout
+    if plots.missing():
+        pytest.skip(plots.missing())
+    document = tmp_path / "page.md"
+    document.write_text((ROOT / "docs" / "benchmarks.md").read_text())
+    drawn = run(cache, "show", before, "--html", page, "--markdown", document)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "<svg" in page.read_text()
+    assert "http" not in page.read_text().replace("http://www.w3.org/", "")
+    assert "(page/reading.svg)" in document.read_text()
+    assert (tmp_path / "page" / "reading.svg").read_text().startswith("<?xml")
+
+
+def made_up(*, slower: float) -> Results:
+    """Five rounds of two workloads on two subjects; the first workload of one takes longer by a factor."""
+    walls = {
+        ("walk-first", "layerfs-fuse"): 0.1 * slower,
+        ("walk-first", "kernel-overlay"): 0.2,
+        ("find-again", "layerfs-fuse"): 0.3,
+    }
+    results = tuple(
+        Result(*pair, tuple(Sample(wall + wall * 0.01 * n, 0.1, 0.1, 0.0, 0, 0) for n in range(5)))
+        for pair, wall in walls.items()
+    )
+    facts = machine.facts()
+    plan = {"scale": {"name": "tiny"}, "rounds": 5, "warm_up": 0, "filesystem": "ext4"}
+    about = {"walk-first": "Walk.", "find-again": "Find."}
+    noise = [{"stolen": 0.0, "load": 0.5}]
+    return Results(facts, plan, {}, noise, about, {"reading": list(about)}, {}, results)
+
+
+def test_what_is_no_result_is_refused(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"answer": 42}')
+    done = run(cache, "show", tmp_path / "other.json")
+    assert done.returncode == 2
+    assert "does not hold results" in done.stderr
 
 
 def test_an_unknown_workload_is_refused_with_the_known_ones(cache: Path) -> None:

@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Final
 
 from layerfs_fuse import protocol as p
-from layerfs_fuse.device import Device
+from layerfs_fuse.device import RUNG, Device
 from layerfs_fuse.options import IdMap, Options
 from layerfs_fuse.protocol import Attribute, Init, Op
 
@@ -58,7 +58,9 @@ class AdjustedDevice(Device):
     def receive(self) -> int:
         """Read the next request that the server is to see; see `Device.receive`."""
         while length := super().receive():
-            _, op, unique, *_ = p.REQUEST.unpack_from(self.buffer)
+            if length == RUNG:
+                return length
+            op, unique, *_ = p.REQUEST.unpack_from(self.buffer)
             refused = self._adjust_request(op, unique, length)
             if not refused:
                 return length
@@ -71,6 +73,12 @@ class AdjustedDevice(Device):
         if op and answer and not number:
             answer = self._adjust_answer(op, bytearray(answer))
         super().send(unique, answer, number)
+
+    def send_room(self, unique: int, length: int) -> None:
+        """Answer a request; see `Device.send_room`."""
+        if self._asked.pop(unique, 0) == Op.READDIRPLUS:
+            self._adjust_listing(self.room[:length])
+        super().send_room(unique, length)
 
     def _adjust_request(self, op: int, unique: int, length: int) -> int:
         """Change a request in the buffer; gives the errno to answer with at once, 0 for none."""
@@ -148,14 +156,7 @@ class AdjustedDevice(Device):
         if op in _ATTRIBUTES:
             if self._until is not None:
                 _TIME.pack_into(answer, 0, *min(self._until, _TIME.unpack_from(answer)))
-            self._adjust_attributes(answer, p.ATTR_OUT.size)
-        elif op == Op.READDIRPLUS:
-            offset = 0
-            while offset < len(answer):
-                self._adjust_entry(answer, offset)
-                offset += len(p.NO_ENTRY)
-                _, _, length, _ = p.DIRENT.unpack_from(answer, offset)
-                offset += p.DIRENT.size + (length + 7) // 8 * 8
+            self._adjust_attributes(answer, p.ATTR_ATTRIBUTES)
         elif op == Op.INIT:
             (agreed,) = _WORD.unpack_from(answer, _AGREED_FLAGS)
             if agreed & Init.SETXATTR_EXT:
@@ -168,16 +169,24 @@ class AdjustedDevice(Device):
             self._adjust_entry(answer, 0)
         return bytes(answer)
 
-    def _adjust_entry(self, answer: bytearray, offset: int) -> None:
+    def _adjust_listing(self, answer: memoryview) -> None:
+        offset = 0
+        while offset < len(answer):
+            self._adjust_entry(answer, offset)
+            offset += p.ENTRY_OUT.size
+            _, _, length, _ = p.DIRENT.unpack_from(answer, offset)
+            offset += p.DIRENT.size + (length + 7) // 8 * 8
+
+    def _adjust_entry(self, answer: bytearray | memoryview, offset: int) -> None:
         if self._until is not None:
             entry, attributes, entry_rest, rest = _TIMES.unpack_from(answer, offset + _ENTRY_TIMES)
             entry, entry_rest = min(self._until, (entry, entry_rest))
             attributes, rest = min(self._until, (attributes, rest))
             _TIMES.pack_into(answer, offset + _ENTRY_TIMES, entry, attributes, entry_rest, rest)
-        if answer[offset : offset + 8] != bytes(8):  # a node: there is such a name
-            self._adjust_attributes(answer, offset + p.ENTRY_OUT.size)
+        if any(answer[offset : offset + 8]):  # a node: there is such a name
+            self._adjust_attributes(answer, offset + p.ENTRY_ATTRIBUTES)
 
-    def _adjust_attributes(self, answer: bytearray, offset: int) -> None:
+    def _adjust_attributes(self, answer: bytearray | memoryview, offset: int) -> None:
         options, at = self._options, offset + _MODE
         mode, links = _PAIR.unpack_from(answer, at)
         uid, gid = _PAIR.unpack_from(answer, at + 8)

@@ -22,7 +22,7 @@ from layerfs import linux
 from layerfs.files import remove_tree
 from layerfs.tree.whiteouts import OPAQUE, PREFIX, AufsWhiteouts, aufs_marker
 from layerfs_fuse.dialect import Build, Dialect, Workspace, make_shared
-from layerfs_fuse.places import Found, Place
+from layerfs_fuse.places import NO_PLACES, Found, Place
 
 _WHITEOUTS: Final = AufsWhiteouts()
 _PREFIX_TEXT: Final = os.fsdecode(PREFIX)
@@ -45,7 +45,7 @@ class AufsDialect(Dialect):
             if found is None:
                 continue
             if not stat.S_ISDIR(found.st_mode):
-                return Found(found, parent, [])
+                return Found(found, parent, NO_PLACES)
             return Found(found, parent, [*_merged(parents[index:], name)])
         return None
 
@@ -76,6 +76,9 @@ class AufsDialect(Dialect):
         return name
 
     # Writing.
+
+    def is_free(self, place: Place, name: bytes) -> bool:
+        return not name.startswith(PREFIX) and name not in _hidden(place)
 
     def add(self, at: Workspace, place: Place, name: bytes, build: Build, *, directory: bool) -> None:
         above = place.open()

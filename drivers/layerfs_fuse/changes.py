@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -11,9 +12,10 @@ from typing import Final, NamedTuple
 from layerfs import linux
 from layerfs_fuse.copy_up import WritableUnion
 from layerfs_fuse.nodes import Node
-from layerfs_fuse.places import Found, Place
+from layerfs_fuse.places import NO_PLACES, Found, Place
 
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_CREATED: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # FS_IMMUTABLE_FL and FS_APPEND_FL.
 _FORBIDDING: Final = 0x10 | 0x20
 _ACCESS_LISTS: Final = b"system.posix_acl_"
@@ -45,6 +47,30 @@ class Changes(WritableUnion):
             os.mknod(entry, mode, device, dir_fd=directory)
 
         return self._make(parent, name, make, mode, maker)
+
+    def create(self, parent: Node, name: bytes, mode: int, flags: int, maker: Maker) -> tuple[Node, int]:
+        """Make a regular file and give a descriptor too, opened with `flags` (open(2), O_CREAT)."""
+        mode = stat.S_IMODE(mode)
+        nameless = parent is not self.nodes.root and parent.parent is None
+        descriptor = -1
+        if not (nameless or self.nodes.child(parent, name) or self._is_below(parent, name)):
+            place = self.upper(parent)
+            above = place.open()
+            if self.layers.dialect.is_free(place, name):
+                os.umask(maker.umask)
+                with contextlib.suppress(FileExistsError):  # what hides the name, or shows under it
+                    descriptor = os.open(name, flags | _CREATED, mode, dir_fd=above)
+        if descriptor < 0:
+            node = self.mknod(parent, name, stat.S_IFREG | mode, 0, maker)
+            return node, self.open(node, flags)
+        try:
+            self._own(above, above, name, stat.S_IFREG | mode, maker)
+            found = Found(os.fstat(descriptor), place, NO_PLACES)
+            return self.nodes.add(parent, name, found, new=True), descriptor
+        except BaseException:
+            os.close(descriptor)
+            os.unlink(name, dir_fd=above)
+            raise
 
     def symlink(self, parent: Node, name: bytes, target: bytes, maker: Maker) -> Node:
         """Make a symlink (symlink(2))."""
@@ -99,7 +125,7 @@ class Changes(WritableUnion):
         found = place.stat(name)
         if found is None:
             raise failure(errno.EIO)
-        places = [place.below(name)] if stat.S_ISDIR(found.st_mode) else []
+        places = [place.below(name)] if stat.S_ISDIR(found.st_mode) else NO_PLACES
         return self.nodes.add(parent, name, Found(found, place, places), new=True)
 
     def _own(self, above: int, directory: int | None, name: bytes, mode: int, maker: Maker) -> None:
@@ -140,7 +166,7 @@ class Changes(WritableUnion):
             os.close(node.descriptor)
             node.descriptor = -1
         else:
-            node.names.append((parent, name))
+            node.names += ((parent, name),)
             self.nodes.share(node, self.stat(node))
         return node
 
@@ -161,7 +187,7 @@ class Changes(WritableUnion):
         if node.users and node.linked is not None and not node.upper:
             self.know_all_names(node)
         self._keep(node)
-        below = self._is_below(parent, name)
+        below = not node.upper or self._is_below(parent, name)
         self.layers.dialect.remove(self, place, name, below=below, directory=False)
         self._unname(node, parent, name)
 
@@ -174,7 +200,7 @@ class Changes(WritableUnion):
             raise failure(errno.ENOTEMPTY)
         place = self.upper(parent)
         self._keep(node)
-        below = self._is_below(parent, name)
+        below = not node.upper or self._is_below(parent, name)
         self.layers.dialect.remove(self, place, name, below=below, directory=True)
         self._unname(node, parent, name)
 
@@ -186,8 +212,10 @@ class Changes(WritableUnion):
 
     def _is_below(self, parent: Node, name: bytes) -> bool:
         """Say whether a name would show from lower layers, were it not in the upper one."""
+        if len(parent.places) == 1 and parent.upper:
+            return False
         lower = [place for place in parent.places if place.layer]
-        return bool(lower) and self.layers.merge(lower, name) is not None
+        return self.layers.merge(lower, name) is not None
 
     def _keep(self, node: Node) -> None:
         """Hold a file that is about to lose its last name; whoever has it open can still use it."""
@@ -208,9 +236,11 @@ class Changes(WritableUnion):
         assert parent.children is not None
         parent.children.pop(name, None)
         if (parent, name) in node.names:
-            node.names.remove((parent, name))
+            node.names = tuple(other for other in node.names if other != (parent, name))
         elif node.names:
-            self._place(node, *node.names.pop(0))
+            (above, other), *names = node.names
+            node.names = tuple(names)
+            self._place(node, above, other)
         else:
             node.parent = None
             for place in node.places:
@@ -332,7 +362,7 @@ class Changes(WritableUnion):
             del old.children[old_name]
         new.children[new_name] = node
         if (old, old_name) in node.names:
-            node.names[node.names.index((old, old_name))] = (new, new_name)
+            node.names = tuple((new, new_name) if other == (old, old_name) else other for other in node.names)
         elif node.children is None:
             self._place(node, new, new_name)
         else:

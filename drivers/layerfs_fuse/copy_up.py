@@ -15,8 +15,18 @@ from layerfs_fuse.nodes import Node
 from layerfs_fuse.places import Layers, Place
 from layerfs_fuse.union import Union
 
-_NEW: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_XATTR: Final = (errno.ENOTSUP, errno.ENODATA)
+_LARGE: Final = 4 << 20
+
+
+class Postponed(Exception):
+    """The data of a large file must be copied first; nothing has happened yet."""
+
+    def __init__(self, node: Node, size: int) -> None:
+        super().__init__()
+        self.node = node
+        self.size = size
 
 
 class WritableUnion(Union):
@@ -26,6 +36,8 @@ class WritableUnion(Union):
         super().__init__(layers, writable=True)
         self.work = work
         self._made = 0
+        # Gives the name of a copy of a large file's data in the work directory, or raises `Postponed`.
+        self.fetch: Callable[[Node, int], bytes] | None = None
         self._links = Links(self)
         for name in os.listdir(work):
             remove_tree(work, name)
@@ -59,11 +71,16 @@ class WritableUnion(Union):
 
     def _copy_up_one(self, node: Node, *, data: bool) -> None:
         found = self.stat(node)
-        others = self._other_names(node, found)
-        source, follow = self.path(node)
-        temporary = self.temporary()
+        copied = b""
+        if self.fetch and data and stat.S_ISREG(found.st_mode) and found.st_size >= _LARGE:
+            copied = self.fetch(node, found.st_size)
+        temporary = copied or self.temporary()
         try:
-            if stat.S_ISDIR(found.st_mode):
+            others = self._other_names(node, found)
+            source, follow = self.path(node)
+            if copied:
+                pass
+            elif stat.S_ISDIR(found.st_mode):
                 os.mkdir(temporary, 0o700, dir_fd=self.work)
             elif stat.S_ISREG(found.st_mode):
                 self._copy_file(node, temporary, found, data=data)
@@ -117,7 +134,7 @@ class WritableUnion(Union):
         node.partial = False
 
     def _copy_file(self, node: Node, temporary: bytes, found: os.stat_result, *, data: bool) -> None:
-        target = os.open(temporary, _NEW, 0o600, dir_fd=self.work)
+        target = os.open(temporary, NEW_FILE, 0o600, dir_fd=self.work)
         try:
             if data and found.st_size:
                 source = self.open(node, os.O_RDONLY)

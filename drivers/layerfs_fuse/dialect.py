@@ -56,6 +56,13 @@ class Dialect(abc.ABC):
         The type is that of dirent(3). ``.`` and ``..`` are left out.
         """
 
+    def names(self, places: Sequence[Place]) -> dict[bytes, int]:
+        """Give all names that merged directories show, and perhaps more, without a look at each.
+
+        With each name comes how many of the directories, from the top on, have no part in what it shows.
+        """
+        return {name: 0 for name, _, _ in self.entries(places)}
+
     def data(self, place: Place, name: bytes, file: int) -> tuple[Place, bytes] | None:
         """Say where the data of a regular file lies, which is open; None: in the file itself."""
         return None
@@ -79,6 +86,13 @@ class Dialect(abc.ABC):
     @abc.abstractmethod
     def shown(self, name: bytes) -> bytes | None:
         """Give the name under which a stored attribute shows, None for one of the format's own."""
+
+    @abc.abstractmethod
+    def is_free(self, place: Place, name: bytes) -> bool:
+        """Say whether a file may be made in the upper directory as it is, unless that has the very name.
+
+        The name does not show from below; `add` is for all other cases.
+        """
 
     @abc.abstractmethod
     def add(self, at: Workspace, place: Place, name: bytes, build: Build, *, directory: bool) -> None:

@@ -40,6 +40,10 @@ _HINTS: Final = {
 _NO_FSOPEN: Final = (errno.ENOSYS, errno.EPERM)
 
 
+# KiB; as much as `protocol.MAX_WRITE`.
+_READ_AHEAD: Final = 1024
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class FuseMount(Mount):
     """Layers merged by a server of our own; the first fields are those of `layerfs.mount.Overlay`.
@@ -116,6 +120,7 @@ def _detached(mount: FuseMount) -> int:
         except BaseException:
             os.close(tree)
             raise
+        _read_ahead(tree)
         return tree
 
 
@@ -143,6 +148,14 @@ def _attach_at_once(mount: FuseMount, target: Path | int) -> None:
                 serve(device, mount)
         finally:
             os.close(device)
+
+
+def _read_ahead(tree: int) -> None:
+    """Let the kernel read as much ahead as one answer may hold, where there is the privilege to say so."""
+    with contextlib.suppress(OSError):
+        number = os.fstat(tree).st_dev
+        place = Path(f"/sys/class/bdi/{os.major(number)}:{os.minor(number)}/read_ahead_kb")
+        place.write_text(f"{_READ_AHEAD}\n")
 
 
 @mounting.attach_outside.register

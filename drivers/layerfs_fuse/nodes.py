@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 
 from layerfs_fuse.origins import Origins
-from layerfs_fuse.places import Found, Layers, Place
+from layerfs_fuse.places import NO_PLACES, Found, Layers, Place
 
 ROOT_ID = 1
 
@@ -25,10 +26,10 @@ class Node:
         self.parent = parent
         self.name = name
         # Further names of the same file.
-        self.names: list[tuple[Node, bytes]] = []
+        self.names: tuple[tuple[Node, bytes], ...] = ()
         self.children: dict[bytes, Node] | None = None
         # The merged directories, top first.
-        self.places: list[Place] = []
+        self.places = NO_PLACES
         self.at: Place | None = None
         self.at_name = b""
         self.upper = False
@@ -74,6 +75,28 @@ class Nodes:
         self._by_id[node.id] = node
         return node
 
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    @property
+    def issued(self) -> int:
+        """How many nodes there have been."""
+        return self._next
+
+    def spare(self, count: int) -> list[int]:
+        """Pick nodes of lower layers that nobody has open here, from the oldest on, children before parents.
+
+        They count as the youngest afterwards.
+        """
+        found: list[int] = []
+        for identity in list(itertools.islice(self._by_id, count)):
+            node = self._by_id.pop(identity)
+            self._by_id[identity] = node
+            if not (node.upper or node.users or node is self.root):
+                found.append(identity)
+        found.reverse()
+        return found
+
     def get(self, identity: int) -> Node:
         """Find the node of a request."""
         node = self._by_id.get(identity)
@@ -101,7 +124,7 @@ class Nodes:
                     node.parent, node.name = parent, name
                     node.at, node.at_name = found.parent, name
                 elif (parent, name) != (node.parent, node.name) and (parent, name) not in node.names:
-                    node.names.append((parent, name))
+                    node.names += ((parent, name),)
                 parent.children[name] = node
                 return node
         node = self._new(parent, name)

@@ -19,7 +19,7 @@ from layerfs import linux
 from layerfs.files import remove_tree
 from layerfs.tree.whiteouts import is_overlay_whiteout
 from layerfs_fuse.dialect import Build, Dialect, Workspace, make_shared
-from layerfs_fuse.places import OPEN_DIRECTORY, Found, Place
+from layerfs_fuse.places import NO_PLACES, OPEN_DIRECTORY, Found, Place
 
 _NO_XATTR: Final = (errno.ENODATA, errno.ENOTSUP)
 _DEFAULT_LIST: Final = "system.posix_acl_default"
@@ -47,13 +47,20 @@ class OverlayDialect(Dialect):
             found = parent.stat(name)
             if found is None:
                 continue
+            if stat.S_ISDIR(found.st_mode):
+                place = parent.below(name)
+                return Found(found, parent, [place, *self._merged_with(place, parents[index + 1 :], name)])
             if self._is_whiteout(parent, name, found):
                 return None
-            if not stat.S_ISDIR(found.st_mode):
-                return Found(found, parent, [])
-            place = parent.below(name)
-            return Found(found, parent, [place, *self._merged_with(place, parents[index + 1 :], name)])
+            return Found(found, parent, NO_PLACES)
         return None
+
+    def names(self, places: Sequence[Place]) -> dict[bytes, int]:
+        found: dict[bytes, int] = {}
+        for first in reversed(range(len(places))):
+            place = places[first]
+            found.update(dict.fromkeys(os.listdir(place.layers.through(place.open())), first))
+        return found
 
     def entries(self, places: Sequence[Place]) -> Iterator[tuple[bytes, int, int]]:
         merged = len(places) > 1
@@ -83,9 +90,9 @@ class OverlayDialect(Dialect):
 
     def _is_whiteout(self, place: Place, name: bytes, found: os.stat_result) -> bool:
         """Say whether a name hides what the layers below have under it."""
-        if is_overlay_whiteout(found):
-            return True
-        if not stat.S_ISREG(found.st_mode) or found.st_size:
+        if not stat.S_ISREG(found.st_mode):
+            return is_overlay_whiteout(found)
+        if found.st_size:
             return False
         if place.marked is None:
             place.marked = self._xattr(place.open(), b"opaque") == b"x"
@@ -103,7 +110,7 @@ class OverlayDialect(Dialect):
     def _merged_with(self, top: Place, parents: Sequence[Place], name: bytes) -> Iterator[Place]:
         """Give the lower directories that one is merged with."""
         place = top
-        while True:
+        while place.layer + 1 < len(place.layers.roots):
             if self._xattr(place.open(), b"opaque") == b"y":
                 return
             redirect = self._redirect_of(place)
@@ -216,6 +223,9 @@ class OverlayDialect(Dialect):
         return prefix + name[len(escaped) :] if name.startswith(escaped) else None
 
     # Writing.
+
+    def is_free(self, place: Place, name: bytes) -> bool:
+        return True  # whatever hides the name has it
 
     def add(self, at: Workspace, place: Place, name: bytes, build: Build, *, directory: bool) -> None:
         above = place.open()

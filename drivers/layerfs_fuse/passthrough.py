@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import stat
 from collections.abc import Iterator
 from struct import Struct
 from typing import Final
@@ -34,16 +36,13 @@ class Passthrough:
         self._capabilities = linux.capget()
         self.enabled = False
 
-    def tie(self, node: Node, file: OpenFile, *, guarded: bool) -> int:
-        """Tie a file that was just opened to the one below; gives the backing id, 0 when that cannot be.
-
-        What is `guarded` is tied only where it has to be, because another open file is.
-        """
+    def tie(self, node: Node, file: OpenFile) -> int:
+        """Tie a file that was just opened to the one below; gives the backing id, 0 when that cannot be."""
         if not self.enabled or not node.upper:
             return 0
         users = self._users.get(node.id, 0)
         if users == 0:
-            if guarded or node.users > 1:
+            if node.users > 1 or _is_guarded(file):
                 return 0
             try:
                 with self._not_exempt():
@@ -83,3 +82,10 @@ class Passthrough:
         if not self._users[node.id]:
             del self._users[node.id]
             fcntl.ioctl(self._device, _CLOSE, _IDENTITY.pack(self._identities.pop(node.id)))
+
+
+def _is_guarded(file: OpenFile) -> bool:
+    """Say whether writing must take setuid or setgid away, which the kernel leaves to us."""
+    if not file.flags & os.O_ACCMODE:
+        return False
+    return bool(os.fstat(file.descriptor).st_mode & (stat.S_ISUID | stat.S_ISGID))

@@ -124,6 +124,10 @@ class Layers:
         return found.st_ino | index << 56 if index else found.st_ino
 
 
+NO_PLACES: Final[list[Place]] = []
+"""What is no directory has none; one list for all of them, since they are many."""
+
+
 def _stop_atime(root: int) -> int:
     """Let reading a directory leave its times alone, and give the flag that does; who owns it not, gets 0."""
     try:

@@ -37,6 +37,32 @@ class Union:
         found = self.layers.merge(parent.places, name)
         return None if found is None else self.nodes.add(parent, name, found)
 
+    def find(self, parent: Node, name: bytes, first: int = 0) -> tuple[Node, os.stat_result] | None:
+        """Look up as `lookup` does, and read the attributes of what is found.
+
+        The first `first` ones of the merged directories are known to have no part in it.
+        """
+        if parent.children is None:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        node = parent.children.get(name)
+        if node is not None:
+            return node, self.stat(node)
+        found = self.layers.merge(parent.places[first:] if first else parent.places, name)
+        if found is None:
+            return None
+        node = self.nodes.add(parent, name, found)
+        # One that was known by another name may have been copied up.
+        return node, self.stat(node) if node.lookups else found.status
+
+    def described(self, parent: Node, name: bytes, first: int = 0) -> tuple[int, int] | None:
+        """Give the inode number and the mode of a name, without making a node; None when nothing shows."""
+        assert parent.children is not None
+        node = parent.children.get(name)
+        if node is not None:
+            return node.number, self.stat(node).st_mode
+        found = self.layers.merge(parent.places[first:], name)
+        return None if found is None else (self.layers.number(found.status), found.status.st_mode)
+
     def stat(self, node: Node) -> os.stat_result:
         """Read the attributes of the topmost copy; `number_links` and `Node.number` correct two of them."""
         if node.descriptor >= 0:
@@ -106,6 +132,11 @@ class Union:
             return os.readlink(b"", dir_fd=node.descriptor)
         assert node.at is not None
         return os.readlink(node.at_name, dir_fd=node.at.open())
+
+    def names(self, node: Node) -> dict[bytes, int]:
+        """Give the names that a directory may show, with how many of the merged ones need not be asked."""
+        nameless = node.parent is None and node is not self.nodes.root
+        return {} if nameless else self.layers.dialect.names(node.places)
 
     def entries(self, node: Node) -> list[Listed]:
         """List a directory, whiteouts and what they hide left out, ``.`` and ``..`` too."""

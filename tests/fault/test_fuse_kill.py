@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -90,3 +91,16 @@ def test_a_server_killed_at_any_moment_leaves_what_was_done_and_nothing_half_don
             assert as_modelled(union.place) == after
         assert [each for each in os.listdir(union.work / "work") if each.startswith("#")] == []
         shutil.rmtree(tmp_path / str(time_))
+
+
+def test_a_list_that_a_killed_server_left_on_the_work_directory_is_not_inherited(tmp_path: Path) -> None:
+    if shutil.which("setfacl") is None:
+        pytest.skip("not installed: setfacl")
+    union = Union(tmp_path)
+    (union.lower / "file").write_text("x")
+    (union.work / "work").mkdir()
+    subprocess.run(["setfacl", "-d", "-m", "u:1000:rwx", union.work / "work"], check=True)
+    with union.mounted():
+        (union.place / "file").chmod(0o640)
+        assert os.listxattr(union.place / "file") == []
+        assert (union.place / "file").stat().st_mode & 0o777 == 0o640

@@ -85,13 +85,14 @@ class Serving:
         self.id = self._find()
 
     def _find(self) -> int:
-        for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        for process in filter(str.isdecimal, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                if os.readlink(descriptor) == "/dev/fuse":
-                    text = Path(str(descriptor).replace("/fd/", "/fdinfo/")).read_text()
-                    found = re.search(r"fuse_connection:\s*(\d+)", text)
-                    if found and int(found[1]) == self.connection:
-                        return int(descriptor.parts[2])
+                for descriptor in os.listdir(f"/proc/{process}/fd"):
+                    if os.readlink(f"/proc/{process}/fd/{descriptor}") == "/dev/fuse":
+                        text = Path(f"/proc/{process}/fdinfo/{descriptor}").read_text()
+                        found = re.search(r"fuse_connection:\s*(\d+)", text)
+                        if found and int(found[1]) == self.connection:
+                            return int(process)
         raise AssertionError("no process serves the mount")
 
     def descriptors(self) -> int:

@@ -249,8 +249,8 @@ def _attach(stack: Stack, name: str) -> int:
 def test_a_container_process_is_the_first_of_its_namespace_though_a_server_came_before(
     layerfs: CommandLine,
 ) -> None:
-    script = "echo $$; cat /proc/1/comm; ls -d /proc/[0-9]* | wc -l"
-    assert layerfs.good("run", "--rm", IMAGE, "sh", "-c", script) == "1\nsh\n3\n"
+    script = "echo $$; cat /proc/1/comm; echo /proc/[0-9]*"
+    assert layerfs.good("run", "--rm", IMAGE, "sh", "-c", script) == "1\nsh\n/proc/1\n"
 
 
 def test_a_process_may_have_few_files_open(stack: Stack) -> None:
@@ -307,7 +307,6 @@ def test_a_server_that_breaks_down_writes_that_down(stack: Stack, monkeypatch: p
     def break_down(*_: object) -> None:
         raise ZeroDivisionError("a mistake of ours")
 
-    monkeypatch.setattr("layerfs_fuse.server.Server._forget", break_down)
     monkeypatch.setattr("layerfs_fuse.server.Server._answer", break_down)
     layer = stack.create()
     with stack.mounted(layer, stack.layers) as place, pytest.raises(OSError):

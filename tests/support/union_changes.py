@@ -17,7 +17,7 @@ from tests.support.unions import Serving, Union
 # The system calls that can change a layer.
 CALLS = (
     "mkdirat,mknodat,linkat,symlinkat,unlinkat,renameat,renameat2,fchownat,fchmodat,fchmod,chmod,"
-    "fchown,chown,lchown,utimensat,setxattr,lsetxattr,fsetxattr,removexattr,lremovexattr,write,pwrite64,"
+    "fchown,chown,lchown,utimensat,setxattr,lsetxattr,fsetxattr,removexattr,lremovexattr,pwrite64,"
     "copy_file_range,sendfile,ftruncate,truncate,fallocate,mkdir,rmdir,unlink,rename,link,symlink,"
     "mknod"
 )

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -137,10 +138,16 @@ class Traced:
     def __init__(self, server: Serving, log: Path, *options: str, trace: str = CALLS) -> None:
         self.log = log
         command = ["strace", "-f", "-o", log, "-p", str(server.id), "-e", f"trace={trace}", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        assert "attached" in line, line
+        for _ in range(10):
+            self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            assert self.process.stderr is not None
+            line = self.process.stderr.readline()
+            if "attached" in line:
+                return
+            # A process that has just started another program or thread cannot be traced for a moment.
+            self.process.communicate()
+            time.sleep(0.02)
+        raise AssertionError(line)
 
     def stop(self) -> str:
         self.process.send_signal(signal.SIGINT)

@@ -120,8 +120,9 @@ def _detached(mount: FuseMount) -> int:
         except BaseException:
             os.close(tree)
             raise
-        _read_ahead(tree)
-        return tree
+    # Not before the device is closed here too: with it open, what asks a server that died waits for ever.
+    _read_ahead(tree)
+    return tree
 
 
 def _attach_at_once(mount: FuseMount, target: Path | int) -> None:

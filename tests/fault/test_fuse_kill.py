@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.testing.snapshot import Snapshot
 from tests.support.tree_worker import Worker, as_modelled
 from tests.support.union_changes import CHANGES, Traced, closest, do, lay_out, seen, steps_of
 from tests.support.unions import Union, missing
@@ -54,7 +55,9 @@ def test_a_change_is_done_or_not_wherever_the_server_is_killed(tmp_path: Path, n
             log = traced.stop()
         with union.overlaid():
             after = seen(union.place)
-            assert after in states, (closest(states, after), log)
+            # Two names of a file may have come apart, as they always do under overlayfs; nothing else.
+            allowed = [*states, *map(apart, states)] if name == "copy up of one of two links" else states
+            assert after in allowed, (closest(states, after), log)
         with union.mounted():
             assert seen(union.place) == after, log
             if after == states[0]:
@@ -63,6 +66,11 @@ def test_a_change_is_done_or_not_wherever_the_server_is_killed(tmp_path: Path, n
         left = os.listdir(union.work / "work")
         assert [each for each in left if each.startswith("#")] == [], log
         shutil.rmtree(tmp_path / f"{call} {when}")
+
+
+def apart(tree: Snapshot) -> Snapshot:
+    """Describe a tree as if every file had one name."""
+    return {path: facts._replace(links=b"") for path, facts in tree.items()}
 
 
 def test_a_server_killed_at_any_moment_leaves_what_was_done_and_nothing_half_done(

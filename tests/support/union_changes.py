@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.support.unions import Serving, Union
 # The system calls that can change a layer.
 CALLS = (
     "mkdirat,mknodat,linkat,symlinkat,unlinkat,renameat,renameat2,fchownat,fchmodat,fchmod,chmod,"
-    "fchown,chown,lchown,utimensat,setxattr,lsetxattr,fsetxattr,removexattr,lremovexattr,write,pwrite64,"
+    "fchown,chown,lchown,utimensat,setxattr,lsetxattr,fsetxattr,removexattr,lremovexattr,pwrite64,"
     "copy_file_range,sendfile,ftruncate,truncate,fallocate,mkdir,rmdir,unlink,rename,link,symlink,"
     "mknod"
 )
@@ -137,10 +138,16 @@ class Traced:
     def __init__(self, server: Serving, log: Path, *options: str, trace: str = CALLS) -> None:
         self.log = log
         command = ["strace", "-f", "-o", log, "-p", str(server.id), "-e", f"trace={trace}", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        assert "attached" in line, line
+        for _ in range(10):
+            self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            assert self.process.stderr is not None
+            line = self.process.stderr.readline()
+            if "attached" in line:
+                return
+            # A process that has just started another program or thread cannot be traced for a moment.
+            self.process.communicate()
+            time.sleep(0.02)
+        raise AssertionError(line)
 
     def stop(self) -> str:
         self.process.send_signal(signal.SIGINT)

@@ -58,6 +58,10 @@ class Commands:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        # Whatever a peer has left running has nobody else to end it.
+        for process in self.others():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self._channel.close()
         self._launcher.wait()
         self._directory.cleanup()

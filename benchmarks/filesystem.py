@@ -32,25 +32,37 @@ def fresh(kind: str, *, size: int, where: Path | None = None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="layerfs-benchmark-", dir=where) as place:
         # PostgreSQL runs as a user of its own, and has to get through.
         os.chmod(place, 0o711)
-        if kind == "none":
-            yield Path(place)
-            return
-        image, target = Path(place, "image"), Path(place, "mounted")
-        target.mkdir()
-        with image.open("wb") as file:
-            file.truncate(size)
-        subprocess.run([*_MAKE[kind], image], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run(["mount", "-o", "loop", image, target], check=True)
+        target = Path(place, "mounted")
+        target.mkdir(0o711)
         try:
+            if kind != "none":
+                _mount(kind, Path(place, "image"), target, size)
             yield target
         finally:
             _unmount(target)
 
 
+def _mount(kind: str, image: Path, target: Path, size: int) -> None:
+    with image.open("wb") as file:
+        file.truncate(size)
+    subprocess.run([*_MAKE[kind], image], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["mount", "-o", "loop", image, target], check=True)
+
+
 def _unmount(target: Path) -> None:
-    """Unmount; a process that came by may hold it for a moment."""
-    for _ in range(20):
-        if subprocess.run(["umount", target], check=False, stderr=subprocess.DEVNULL).returncode == 0:
-            return
-        time.sleep(0.1)
-    subprocess.run(["umount", target], check=True)
+    """Unmount what is at a directory and below it, the youngest first."""
+    for mounted in _mounts_below(target):
+        for _ in range(20):
+            if subprocess.run(["umount", mounted], check=False, stderr=subprocess.DEVNULL).returncode == 0:
+                break
+            # A process that came by may hold it for a moment.
+            time.sleep(0.1)
+        else:
+            subprocess.run(["umount", "--lazy", mounted], check=True)
+
+
+def _mounts_below(target: Path) -> list[Path]:
+    """Read proc_pid_mountinfo(5), where the fifth field is the mount point."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = [line.split()[4].decode("unicode_escape") for line in file]
+    return [Path(line) for line in reversed(lines) if Path(line).is_relative_to(target)]

@@ -156,6 +156,8 @@ def _line_chart(
     lines: Mapping[str, Sequence[tuple[int, estimates.Estimate]]],
     colours: Mapping[str, str],
 ) -> None:
+    from matplotlib.ticker import LogLocator
+
     for subject, points in lines.items():
         numbers = [number for number, _ in points]
         middles = [middle.median * 1e3 for _, middle in points]
@@ -166,6 +168,7 @@ def _line_chart(
     axes.set_yscale("log")
     numbers = sorted({number for points in lines.values() for number, _ in points})
     axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.grid(color="#e4e4e4", linewidth=0.7)

@@ -58,8 +58,9 @@ class Results:
 
     @property
     def subjects(self) -> list[str]:
-        """The subjects that were measured, in order."""
-        return list(dict.fromkeys(result.subject for result in self.results))
+        """The subjects that were measured, in the order in which they were opened."""
+        measured = {result.subject for result in self.results}
+        return [name for name in self.plan["subjects"] if name in measured]
 
     @property
     def workloads(self) -> list[str]:

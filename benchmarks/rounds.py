@@ -45,6 +45,7 @@ class Plan:
             "rounds": self.rounds,
             "warm_up": self.warm_up,
             "filesystem": self.filesystem,
+            "subjects": [candidate.name for candidate in self.subjects],
         }
 
 
@@ -91,11 +92,15 @@ class Rounds:
             {workload.name: _explain(workload) for workload in plan.workloads},
             self._sections(),
             left_out,
-            tuple(
-                Result(*pair, tuple(samples), self._failed.get(pair, ""))
-                for pair, samples in self._samples.items()
-            ),
+            tuple(self._results()),
         )
+
+    def _results(self) -> Iterator[Result]:
+        for workload in self._plan.workloads:
+            for subject in self._plan.subjects:
+                pair = (workload.name, subject.name)
+                if pair in self._samples:
+                    yield Result(*pair, tuple(self._samples[pair]), self._failed.get(pair, ""))
 
     def _sections(self) -> dict[str, list[str]]:
         chosen = {workload.name for workload in self._plan.workloads}

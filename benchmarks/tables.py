@@ -41,12 +41,15 @@ def print_details(console: Console, results: Results) -> None:
 
 
 def print_targets(console: Console, results: Results) -> None:
-    """Print every target with its figure and whether it is met."""
+    """Print every target with its figure and whether it is met, of tables of which anything was measured."""
     for table in TABLES:
+        rows = table.rows(results)
+        if all(row.verdict is Verdict.UNKNOWN for row in rows):
+            continue
         shown = RichTable(title=table.title, title_justify="left")
         for heading in ("work", "against", "target", "here (95 % interval)", ""):
             shown.add_column(heading)
-        for row in table.rows(results):
+        for row in rows:
             verdict = f"[{_COLOURS[row.verdict]}]{row.verdict.value}[/]"
             shown.add_row(row.work, row.against, row.limit, row.figure, verdict if row.limit else "")
         console.print(shown)

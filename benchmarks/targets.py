@@ -81,12 +81,11 @@ class Bound:
     def row(self, results: Results) -> Row | None:
         """Compare the figure with its limit."""
         work, limit = f"{self.workload}, {self.ours}", f"at most {self.write(self.limit)}"
-        found = _measured(results, self.workload, self.ours)
+        found, what = _measured(results, self.workload, self.ours), self.measure.__name__.replace("_", " ")
         if found is None:
-            return Row(work, self.measure.__name__, limit, "", Verdict.UNKNOWN)
+            return Row(work, what, limit, "", Verdict.UNKNOWN)
         value = self.measure(found).median
-        figure, verdict = self.write(value), _verdict(value, self.limit)
-        return Row(work, self.measure.__name__, limit, figure, verdict)
+        return Row(work, what, limit, self.write(value), _verdict(value, self.limit))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,17 +127,17 @@ class ServerMemory:
         return Row(f"peak memory of the server, {self.subject}", "", "", figure, Verdict.UNKNOWN)
 
 
-def wall(result: Result) -> Estimate:
+def time(result: Result) -> Estimate:
     """Give the wall time of a workload."""
     return estimates.estimate(result.walls)
 
 
-def per_item(result: Result) -> Estimate:
+def time_each(result: Result) -> Estimate:
     """Give the wall time for each of the things that a workload did."""
     return estimates.estimate([sample.wall / sample.items for sample in result.samples])
 
 
-def memory(result: Result) -> Estimate:
+def peak_memory(result: Result) -> Estimate:
     """Give the peak of memory of the largest command of a workload."""
     return estimates.estimate([float(sample.memory) for sample in result.samples])
 
@@ -161,6 +160,8 @@ def _verdict(value: float, limit: float) -> Verdict:
 
 
 def _ratio(found: Estimate) -> str:
+    if found.low == found.high:
+        return units.ratio(found.median)
     return f"{units.ratio(found.median)} ({units.ratio(found.low)} to {units.ratio(found.high)})"
 
 
@@ -214,7 +215,7 @@ TABLES: Final = (
         "the FUSE union",
         (
             *_union_targets(),
-            Bound("mount", _UNION, 0.15, wall, units.seconds),
+            Bound("mount", _UNION, 0.15, time, units.seconds),
             *map(ServerMemory, (_UNION, "fuse-overlayfs", "unionfs-fuse")),
         ),
     ),
@@ -231,8 +232,8 @@ TABLES: Final = (
             Ratio(("pull-zstd",), _STORE, "podman", 0.20),
             Ratio(("run-true",), _STORE, "docker", 0.35),
             Ratio(("run-true",), _STORE, "podman", 0.7),
-            Bound("depth-10", _STORE, 0.005, per_item, units.seconds),
-            Bound("depth-500", _STORE, 0.015, per_item, units.seconds),
+            Bound("depth-10", _STORE, 0.005, time_each, units.seconds),
+            Bound("depth-500", _STORE, 0.015, time_each, units.seconds),
             Ratio(("diff", "commit-mixed"), _STORE, "docker", 0.4),
             Ratio(("diff", "commit-mixed"), _STORE, "podman", 0.3),
             Ratio(("prepare",), _COPIES, "cp", 1.05, filesystems=("ext4",)),
@@ -241,19 +242,19 @@ TABLES: Final = (
             Ratio(("save",), _STORE, "skopeo", 0.5),
             Ratio(("push",), _STORE, "skopeo", 0.5),
             *(
-                Bound(workload, _STORE, _MEMORY, memory, units.mebibytes)
+                Bound(workload, _STORE, _MEMORY, peak_memory, units.mebibytes)
                 for workload in ("load", "load-crowd", "pull-gzip", "pull-zstd", "run-true")
             ),
             *(
-                Bound(workload, _STORE, _MEMORY, memory, units.mebibytes)
+                Bound(workload, _STORE, _MEMORY, peak_memory, units.mebibytes)
                 for workload in ("diff", "commit-mixed", "save", "push", "export")
             ),
             Ratio(("version",), _STORE, "python", 2),
             Ratio(("images",), _STORE, "python", 4, theirs=("version",)),
-            Growth("create-among-10000", "create-among-1", _STORE, 1.5, wall),
-            Growth("list-10000", "list-100", _STORE, 1.5, per_item),
-            Growth("images-10000", "images-100", _STORE, 1.5, per_item),
-            Growth("load-crowd", "load-few", _STORE, 1.3, per_item),
+            Growth("create-among-10000", "create-among-1", _STORE, 1.5, time),
+            Growth("list-10000", "list-100", _STORE, 1.5, time_each),
+            Growth("images-10000", "images-100", _STORE, 1.5, time_each),
+            Growth("load-crowd", "load-few", _STORE, 1.3, time_each),
         ),
     ),
 )

@@ -84,6 +84,8 @@ class LayerWriter:
             self.directory(parent)
         self._seen.add(entry.name)
         self._archive.addfile(entry, data)
+        # It would remember a million of them.
+        self._archive.members.clear()  # type: ignore[attr-defined]
         self.entries += 1
         self.size += entry.size if entry.isreg() else 0
 

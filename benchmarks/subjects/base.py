@@ -269,10 +269,10 @@ class Prepares(Protocol):
     def fill(self, image: Image) -> None:
         """Have an image ready; again does nothing."""
 
-    def prepare(self, key: str, image: Image) -> None:
+    def make_layer(self, key: str, image: Image) -> None:
         """Make a writable layer on an image."""
 
-    def remove(self, key: str) -> None:
+    def delete_layer(self, key: str) -> None:
         """Delete the writable layer."""
 
 

@@ -78,18 +78,18 @@ class Copy(Subject):
 
     def load(self, image: Image) -> None:
         """Copy the tree."""
-        self.prepare(image.name, image)
+        self.make_layer(image.name, image)
 
     def forget(self, image: Image) -> None:
         """Delete the copy."""
         shutil.rmtree(self.place / f"copy-{image.name}", ignore_errors=True)
 
-    def prepare(self, key: str, image: Image) -> None:
+    def make_layer(self, key: str, image: Image) -> None:
         """Copy the tree as vfs does, sharing blocks where the file system can."""
         tree = self.place / f"{image.name}-tree"
         self.commands.run(["cp", "-a", "--reflink=auto", tree, self.place / f"copy-{key}"])
 
-    def remove(self, key: str) -> None:
+    def delete_layer(self, key: str) -> None:
         """Delete the copy."""
         shutil.rmtree(self.place / f"copy-{key}")
 

@@ -24,6 +24,8 @@ def whiteouts(layer: Path) -> list[str]:
             parent, _, name = entry.name.rpartition("/")
             if name.startswith(_WHITEOUT):
                 found.append(f"{parent}/{name.removeprefix(_WHITEOUT)}".lstrip("/"))
+            # It would remember a million of them.
+            archive.members.clear()  # type: ignore[attr-defined]
     return found
 
 

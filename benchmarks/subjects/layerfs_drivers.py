@@ -75,13 +75,20 @@ class Layerfs(Subject):
         """Remove the container."""
         self.store.containers.remove(key)
 
+    def make_layer(self, key: str, image: Image) -> None:
+        """Prepare a layer through the library, without a container."""
+        self.store.layers.prepare(key, self.store.images.get(image.reference).chain_ids[-1])
+
+    def delete_layer(self, key: str) -> None:
+        """Remove it."""
+        self.store.layers.remove(key)
+
     def cycle(self, image: Image) -> None:
         """Prepare, mount, unmount and remove a layer through the library."""
-        layers, top = self.store.layers, self.store.images.get(image.reference).chain_ids[-1]
-        layers.prepare("cycle", top)
-        with layers.mounted("cycle"):
+        self.make_layer("cycle", image)
+        with self.store.layers.mounted("cycle"):
             pass
-        layers.remove("cycle")
+        self.delete_layer("cycle")
 
     # -- images
 

@@ -104,8 +104,8 @@ def prepare(subject: Prepares, bench: Bench, clock: Clock) -> None:
     subject.fill(image)
     bench.settle()
     with clock():
-        subject.prepare("prepared", image)
-    subject.remove("prepared")
+        subject.make_layer("prepared", image)
+    subject.delete_layer("prepared")
 
 
 _PROGRAM: Final = "import json, email, decimal, http.client, sqlite3, argparse; print(sum(range(100000)))"

@@ -135,6 +135,7 @@ def made_up(*, slower: float) -> Results:
     )
     facts = machine.facts()
     plan = {"scale": {"name": "tiny"}, "rounds": 5, "warm_up": 0, "filesystem": "ext4"}
+    plan["subjects"] = ["layerfs-fuse", "kernel-overlay"]
     about = {"walk-first": "Walk.", "find-again": "Find."}
     noise = [{"stolen": 0.0, "load": 0.5}]
     return Results(facts, plan, {}, noise, about, {"reading": list(about)}, {}, results)

@@ -223,9 +223,7 @@ class Ingest:
             VerificationError: more bytes than the promised size.
         """
         self.offset += len(data)
-        if self._size is not None and self.offset > self._size:
-            self._discard()
-            raise VerificationError(f"{self._name()} is longer than the promised {self._size} bytes")
+        self._check_length()
         self._hasher.update(data)
         files.write_all(self._descriptor, data)
         if self.offset - self._begun >= _WRITE_BACK and self._blobs.durability != "none":
@@ -233,6 +231,10 @@ class Ingest:
             linux.start_writing_back(self._descriptor, self._begun, self.offset - self._begun)
             self._begun = self.offset
         return len(data)
+
+    def read_back(self, size: int, offset: int) -> bytes:
+        """Read up to `size` bytes of what is there already, from `offset` on."""
+        return os.pread(self._descriptor, size, offset)
 
     @property
     def digest(self) -> Digest:
@@ -248,13 +250,7 @@ class Ingest:
         Raises:
             VerificationError: the digest or the size is not the promised one; the bytes are gone then.
         """
-        found = self.digest
-        if self._size is not None and self.offset != self._size:
-            # A stream that ended early may be resumed; it is not proven wrong.
-            raise VerificationError(f"{self._name()} ended after {self.offset} of {self._size} bytes")
-        if self._digest is not None and found != self._digest:
-            self._discard()
-            raise VerificationError(f"{self._digest} was promised, the content has {found}")
+        found = self.verify()
         if self._blobs.has(found):
             self._discard()
             return found
@@ -270,6 +266,27 @@ class Ingest:
             self._blobs.sync_names(found.algorithm)
         self._close()
         return found
+
+    def verify(self) -> Digest:
+        """Compare what was written with what was promised, and give its digest.
+
+        Raises:
+            VerificationError: the digest or the size is another; wrong bytes are gone then.
+        """
+        self._check_length()
+        found = self.digest
+        if self._size is not None and self.offset != self._size:
+            # A stream that ended early may be resumed; it is not proven wrong.
+            raise VerificationError(f"{self._name()} ended after {self.offset} of {self._size} bytes")
+        if self._digest is not None and found != self._digest:
+            self._discard()
+            raise VerificationError(f"{self._digest} was promised, the content has {found}")
+        return found
+
+    def _check_length(self) -> None:
+        if self._size is not None and self.offset > self._size:
+            self._discard()
+            raise VerificationError(f"{self._name()} is longer than the promised {self._size} bytes")
 
     def _open(self, path: str) -> bool:
         """Open and lock a partial file, made where it is missing; False when another writer has it."""
@@ -293,6 +310,8 @@ class Ingest:
             self.offset += len(data)
 
     def _discard(self) -> None:
+        if self._descriptor < 0:
+            return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         self._close()

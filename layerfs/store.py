@@ -465,7 +465,9 @@ class Store:
     def _sink(self, progress: Progress) -> StoreSink:
         from layerfs.store_ends import StoreSink
 
-        return StoreSink(self._database, self.blobs, self.images, self.containers, progress=progress)
+        return StoreSink(
+            self._database, self.blobs, self.images, self.containers, self.layers, progress=progress
+        )
 
     def _spool(self) -> BinaryIO:
         import tempfile

@@ -140,10 +140,13 @@ def copy(
     """
     from layerfs.oci.manifest import Manifest
     from layerfs.progress import Silent
+    from layerfs.transports.endpoint import Plans
 
     shown = progress or Silent()
     resolved = source.manifest(image, platform=platform)
     manifest = Manifest.parse(resolved.raw, resolved.descriptor.media_type)
+    if isinstance(sink, Plans):
+        sink.plan(manifest)
     for descriptor in (manifest.config, *manifest.layers):
         if sink.has(descriptor):
             continue

@@ -15,7 +15,7 @@ ROWS: list[set[str]] = [
     {"errors"},
     {"linux", "digest", "reference", "compression", "files", "progress", "liveness", "reserve", "flushing"},
     {"mount", "mounting", "oci"},
-    {"tree", "driver", "directories", "overlay_layers", "blobs", "database", "leases", "ledger"},
+    {"tree", "driver", "directories", "overlay_layers", "blobs", "incoming", "database", "leases", "ledger"},
     {"layer_table", "contents", "unpacking", "layers"},
     {
         "images",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
 from layerfs import liveness
+from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.containers import Container, Containers
 from layerfs.database import Database, Durability
@@ -96,6 +97,8 @@ class Store:
         self._layers: dict[str, Layers] = {}
         self.driver = self._choose_driver(driver)
         self.layers = self._add_layers(self.driver)
+        self._assembly = Assembly(database, self.blobs, self.layers_of)
+        self.blobs.assembles = self._assembly
         self.images = Images(database, self.blobs, driver=self.driver.name, reclaim=self._reclaim)
         self.containers = Containers(
             database, self.blobs, self.images, driver=self.driver.name, layers_of=self.layers_of, warn=warn
@@ -412,6 +415,7 @@ class Store:
         return Check(
             self._database,
             self.blobs,
+            self._assembly,
             all_layers=self.all_layers,
             repair=repair,
             contents=contents,
@@ -518,7 +522,9 @@ class Store:
             return
         from layerfs.check import Check
 
-        check = Check(self._database, self.blobs, all_layers=self.all_layers, repair=True, contents=True)
+        check = Check(
+            self._database, self.blobs, self._assembly, all_layers=self.all_layers, repair=True, contents=True
+        )
         for layers in self.all_layers():
             check.settle(layers, boot)
         for problem in check.problems:

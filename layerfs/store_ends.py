@@ -77,8 +77,9 @@ class StoreSink:
     """Takes images into the store and unpacks them; a Sink that `Plans`.
 
     Blobs are stored as they come, verified, and leased until `close`; a layer is unpacked in the same pass,
-    into a draft, so that its bytes are read once. A broken transfer of a large blob goes on where it
-    ended the next time. `commit` unpacks what is left, and gives the names last of all: a name never
+    into a draft, so that its bytes are read once. Of one that is not compressed only a skeleton is kept
+    beside its files (see `assembly`). A broken transfer of a large blob goes on where it ended the next
+    time. `commit` unpacks what is left, and gives the names last of all: a name never
     stands for an image that cannot be used. `stored` holds the images then.
     """
 
@@ -132,6 +133,7 @@ class StoreSink:
                 return
         with Incoming(self._blobs, descriptor.digest, descriptor.size, stream) as incoming:
             incoming.finish()
+            assert incoming.ingest is not None
             incoming.ingest.commit()
 
     def put_manifest(self, raw: bytes, media_type: str, *, names: Sequence[str] = ()) -> Descriptor:
@@ -183,11 +185,14 @@ class StoreSink:
 
     def _unpack(self, chain: Chain, number: int, descriptor: Descriptor, stream: Readable) -> None:
         try:
-            chain.arrive(number, Incoming(self._blobs, descriptor.digest, descriptor.size, stream))
+            kept = chain.arrive(
+                number, Incoming(self._blobs, descriptor.digest, descriptor.size, stream, whole=False)
+            )
         except BaseException:
             self._drop_chain()
             raise
-        self._arrived.add(descriptor.digest)
+        if kept:
+            self._arrived.add(descriptor.digest)
 
     def _end_chain(self) -> None:
         """Commit the layers of the image that was planned, if any of them came."""

@@ -27,6 +27,7 @@ from layerfs.progress import Progress
 from layerfs.tree.budget import Budget
 from layerfs.tree.extract import extract
 from layerfs.tree.merge import unpack_in_place
+from layerfs.tree.skeleton import SkeletonWriter
 from layerfs.tree.toc import TocWriter
 from layerfs.tree.whiteouts import WhiteoutFormat
 
@@ -75,11 +76,15 @@ class Unpacking:
         """Whether there is anything to commit."""
         return bool(self._drafts)
 
-    def unpack(self, step: Step, name: str, parent: str | None, *, incoming: Incoming | None = None) -> None:
+    def unpack(self, step: Step, name: str, parent: str | None, *, incoming: Incoming | None = None) -> bool:
         """Unpack one layer on the one before it, on `parent` if it is the first.
 
         Its blob is read from the store, or is the `incoming` one, which is entered and left here and
-        becomes visible with `commit`.
+        becomes visible with `commit`: whole if it is compressed, else as a skeleton.
+
+        Returns:
+            Whether the blob is kept; an uncompressed one that came in, and whose files are not all in the
+            layer, is not.
 
         Raises:
             NotFoundError: the blob is not in the store.
@@ -97,19 +102,24 @@ class Unpacking:
         with self._layers.lock(draft.driver_id):
             self._driver.create(draft.driver_id, below)
             if incoming is None:
-                with self._blobs.open(step.blob) as file:
-                    self._fill(draft, below, step, toc, file, self._blobs.size(step.blob))
+                skeleton = self._fill_from_store(draft, below, step, toc)
             else:
-                self._fill_while_storing(draft, below, step, toc, incoming)
+                skeleton = self._fill_while_storing(draft, below, step, toc, incoming)
             if isinstance(self._driver, Seals):
                 self._driver.seal(draft.driver_id)
             usage = self._layers.measure(draft.driver_id, below)
         facts = Facts(usage, toc.digest, step.diff_id, step.blob, self._layers.durability != "none")
-        self._drafts.append((draft, facts))
         self._lease.add("blob", str(facts.toc))
         self._ingests.append(toc)
+        if skeleton is not None:
+            size = self._blobs.size(step.blob) if incoming is None else incoming.size
+            facts = dataclasses.replace(facts, skeleton=skeleton.digest, blob_size=size)
+            self._lease.add("blob", str(facts.skeleton))
+            self._ingests.append(skeleton)
+        self._drafts.append((draft, facts))
         if len(self._ingests) >= _OPEN_INGESTS:
             self._commit_blobs()
+        return incoming is None or incoming.ingest is not None or skeleton is not None
 
     def commit(self) -> None:
         """Bring everything to disk, then make it visible."""
@@ -136,32 +146,66 @@ class Unpacking:
             self._blobs.sync_names(algorithm)
         self._ingests.clear()
 
+    def _fill_from_store(self, draft: Draft, below: Sequence[str], step: Step, toc: Ingest) -> Ingest | None:
+        size = self._blobs.size(step.blob)
+        with self._blobs.open(step.blob) as file:
+            if self._blobs.is_whole(step.blob):
+                self._fill(draft, below, step, toc, None, file, size)
+                return None
+            # Another layer gives it now, but need not be there as long as this one.
+            skeleton = self._open.enter_context(self._blobs.ingest())
+            if self._fill(draft, below, step, toc, skeleton, file, size):
+                return skeleton
+        with self._blobs.open(step.blob) as again:
+            incoming = self._open.enter_context(Incoming(self._blobs, step.blob, size, again))
+            incoming.finish()
+            self._keep(incoming)
+        return None
+
     def _fill_while_storing(
         self, draft: Draft, below: Sequence[str], step: Step, toc: Ingest, incoming: Incoming
-    ) -> None:
+    ) -> Ingest | None:
+        skeleton = None
+        if incoming.ingest is None:
+            skeleton = self._open.enter_context(self._blobs.ingest())
         try:
-            self._fill(draft, below, step, toc, incoming, incoming.size)
+            whole = self._fill(draft, below, step, toc, skeleton, incoming, incoming.size)
         except (LayerError, VerificationError):
             # A blob that was damaged on its way says so here, and is not gone on with the next time.
             incoming.finish()
             raise
         incoming.finish()
-        self._ingests.append(incoming.ingest)
+        self._keep(incoming)
+        return skeleton if whole else None
+
+    def _keep(self, incoming: Incoming) -> None:
+        if incoming.ingest is not None:
+            self._ingests.append(incoming.ingest)
 
     def _fill(
-        self, draft: Draft, below: Sequence[str], step: Step, ingest: Ingest, stream: Readable, size: int
-    ) -> None:
+        self,
+        draft: Draft,
+        below: Sequence[str],
+        step: Step,
+        toc: Ingest,
+        skeleton: Ingest | None,
+        stream: Readable,
+        size: int,
+    ) -> bool:
+        """Unpack a stream; say whether it can be put together again, if a skeleton is wanted."""
         with self._progress.task(f"unpack {step.diff_id.hex[:12]}", size) as advance:
-            toc = TocWriter(ingest.write)
+            contents = TocWriter(toc.write)
             plain = compression.open_decompressed(_Counted(stream.read, advance), budget=self._budget)
             hashed = _Hashed(plain.read, step.diff_id)
             # Inflating and hashing in a thread of its own overlaps with making files here.
             ahead = compression.readahead(hashed)
+            bones = None if skeleton is None else SkeletonWriter(ahead, skeleton.write)
+            layer: Readable = ahead if bones is None else bones
 
             def unpack(directory: int, *, lower: Callable[[], int] | None, whiteouts: WhiteoutFormat) -> None:
                 extract(
-                    ahead, directory, lower=lower, whiteouts=whiteouts, budget=self._budget, warn=self._warn,
-                    record=toc.add, squash=os.geteuid() != 0,
+                    layer, directory, lower=lower, whiteouts=whiteouts, budget=self._budget, warn=self._warn,
+                    record=contents.add, skeleton=bones, squash=os.geteuid() != 0,
                 )  # fmt: skip
 
             try:
@@ -169,13 +213,16 @@ class Unpacking:
                     self._driver.apply(draft.driver_id, below, unpack)
                 else:
                     self._apply_through_mount(draft.driver_id, below, unpack)
-                while ahead.read(1 << 20):
+                while layer.read(1 << 20):
                     pass
             finally:
                 ahead.close()
                 plain.close()
             hashed.verify()
-            toc.close()
+            contents.close()
+            if bones is not None:
+                bones.close()
+            return bones is not None and bones.whole
 
     def _apply_through_mount(self, driver_id: str, below: Sequence[str], unpack: Unpack) -> None:
         """Unpack through the layer's own mount, for drivers whose format is unknown here."""
@@ -251,10 +298,13 @@ class Chain:
         """Say whether a layer, counted from 0 at the bottom, has still to be unpacked."""
         return number >= self._done
 
-    def arrive(self, number: int, incoming: Incoming) -> None:
-        """Unpack a lacking layer while its blob comes in; those below it are unpacked first."""
+    def arrive(self, number: int, incoming: Incoming) -> bool:
+        """Unpack a lacking layer while its blob comes in; those below it are unpacked first.
+
+        Says whether the blob is kept, as `Unpacking.unpack` does.
+        """
         self._unpack_stored(number)
-        self._unpack(incoming)
+        return self._unpack(incoming)
 
     def finish(self) -> None:
         """Unpack what is left and commit all."""
@@ -266,10 +316,11 @@ class Chain:
         while self._done < end:
             self._unpack(None)
 
-    def _unpack(self, incoming: Incoming | None) -> None:
+    def _unpack(self, incoming: Incoming | None) -> bool:
         number = self._done
-        self._new.unpack(self._steps[number], self.names[number], self._parent, incoming=incoming)
+        kept = self._new.unpack(self._steps[number], self.names[number], self._parent, incoming=incoming)
         self._done += 1
+        return kept
 
 
 class _Counted:

@@ -133,7 +133,10 @@ class Sink(Protocol):
 
 @runtime_checkable
 class Plans(Protocol):
-    """A sink that uses blobs while they pass, and so has to know what they are for before they come."""
+    """A sink that uses blobs while they pass, and so has to know what they are for before they come.
+
+    It may find that it used a blob and does not `has` it all the same: the blob is put a second time then.
+    """
 
     def plan(self, manifest: Manifest) -> None:
         """Hear of the image whose blobs come next: its config first, then its layers, bottom first."""

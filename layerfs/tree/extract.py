@@ -21,6 +21,7 @@ from layerfs.tree.budget import DEFAULT_BUDGET, Budget
 from layerfs.tree.entry import Entry, Kind
 from layerfs.tree.layer_tree import LayerTree, lstat
 from layerfs.tree.names import split
+from layerfs.tree.skeleton import SkeletonWriter
 from layerfs.tree.tar_reader import TarReader
 from layerfs.tree.whiteouts import AUFS_PREFIX, OPAQUE, PREFIX, WhiteoutFormat, is_overlay_whiteout
 
@@ -46,6 +47,7 @@ def extract(
     budget: Budget = DEFAULT_BUDGET,
     warn: Callable[[str], None],
     record: Record | None = None,
+    skeleton: SkeletonWriter | None = None,
     strict: bool = False,
     squash: bool = False,
 ) -> None:
@@ -61,6 +63,7 @@ def extract(
         record: told each entry that the layer now has, with normalised path, and the SHA-256
             (hex) of a file's data, holes left out; of two entries of one path the later holds. Whiteouts are
             recorded under their OCI names.
+        skeleton: told which bytes of the stream are in which file; it is the stream then.
         strict: refuse what would only be warned of.
         squash: give everything to the caller's own user and group instead of the recorded owner.
 
@@ -69,17 +72,24 @@ def extract(
         BudgetError: it asks for more than `budget`.
         OSError: the file system refused; its tree is incomplete then.
     """
-    extraction = _Extraction(budget, warn, record or (lambda entry, digest: None), strict, squash)
+    extraction = _Extraction(budget, warn, record or (lambda entry, digest: None), skeleton, strict, squash)
     extraction.run(stream, directory, lower, whiteouts)
 
 
 class _Extraction:
     def __init__(
-        self, budget: Budget, warn: Callable[[str], None], record: Record, strict: bool, squash: bool
+        self,
+        budget: Budget,
+        warn: Callable[[str], None],
+        record: Record,
+        skeleton: SkeletonWriter | None,
+        strict: bool,
+        squash: bool,
     ) -> None:
         self._budget = budget
         self._warn = warn
         self._record = record
+        self._skeleton = skeleton
         self._strict = strict
         self._owner = (os.geteuid(), os.getegid()) if squash else None
         self._bytes_left = budget.bytes
@@ -105,6 +115,7 @@ class _Extraction:
             whiteouts=whiteouts,
             warn=self._warn,
             record=lambda entry: self._record(entry, None),
+            lose=(lambda: None) if self._skeleton is None else self._skeleton.lose,
             owner=self._owner or (0, 0),
         ) as tree:
             for entry in reader:
@@ -211,6 +222,8 @@ class _Extraction:
         try:
             digest = hashlib.sha256()
             if entry.size:
+                if self._skeleton is not None:
+                    self._skeleton.refer(entry, self._prefix + name, reader.offset)
                 self._write(file, entry, reader, digest.update)
             uid, gid = self._owner or (entry.uid, entry.gid)
             os.fchown(file, uid, gid)
@@ -311,11 +324,14 @@ class _Extraction:
         if len(parts) != 2 or entry.kind in (Kind.DIRECTORY, Kind.HARDLINK):
             return
         told, self._record = self._record, self._keep_plink
+        # What is put here is taken away at the end.
+        skeleton, self._skeleton = self._skeleton, None
         try:
             self._enter(tree, parts[:1])
             self._put(tree, parts[1], entry, reader)
         finally:
             self._record = told
+            self._skeleton = skeleton
 
     def _keep_plink(self, entry: Entry, digest: str | None) -> None:
         name = entry.path.removeprefix(_PLINKS + b"/")

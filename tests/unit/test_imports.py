@@ -16,7 +16,7 @@ ROWS: list[set[str]] = [
     {"linux", "digest", "reference", "compression", "files", "progress", "liveness", "reserve", "flushing"},
     {"mount", "mounting", "oci"},
     {"tree", "driver", "directories", "overlay_layers", "blobs", "incoming", "database", "leases", "ledger"},
-    {"layer_table", "contents", "unpacking", "layers"},
+    {"layer_table", "contents", "assembly", "unpacking", "layers"},
     {
         "images",
         "instructions",

@@ -20,6 +20,7 @@ from layerfs.driver import Applies, Driver, Seals, Unpack
 from layerfs.errors import LayerError, VerificationError
 from layerfs.files import Lock
 from layerfs.flushing import Flusher
+from layerfs.hashing import Hasher
 from layerfs.incoming import Incoming
 from layerfs.layer_table import Draft, Facts, Layer, LayerTable, Step
 from layerfs.leases import Lease
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # How many partial blobs are open at once: each is a file descriptor.
 _OPEN_INGESTS = 64
+# Pieces of 1 MiB to go on with while large files are hashed, or many small ones are made.
+_AHEAD = 16
 
 
 class Unpacking:
@@ -169,7 +172,8 @@ class Unpacking:
         if incoming.ingest is None:
             skeleton = self._open.enter_context(self._blobs.ingest())
         try:
-            whole = self._fill(draft, below, step, toc, skeleton, incoming, incoming.size)
+            known = incoming.ingest is None and step.diff_id == incoming.digest
+            whole = self._fill(draft, below, step, toc, skeleton, incoming, incoming.size, known=known)
         except (LayerError, VerificationError):
             # A blob that was damaged on its way says so here, and is not gone on with the next time.
             incoming.finish()
@@ -191,21 +195,29 @@ class Unpacking:
         skeleton: Ingest | None,
         stream: Readable,
         size: int,
+        *,
+        known: bool = False,
     ) -> bool:
-        """Unpack a stream; say whether it can be put together again, if a skeleton is wanted."""
-        with self._progress.task(f"unpack {step.diff_id.hex[:12]}", size) as advance:
+        """Unpack a stream; say whether it can be put together again, if a skeleton is wanted.
+
+        `known` says that the stream is uncompressed, and compares itself with the diff id.
+        """
+        with (
+            self._progress.task(f"unpack {step.diff_id.hex[:12]}", size) as advance,
+            Hasher() as hasher,
+        ):
             contents = TocWriter(toc.write)
             plain = compression.open_decompressed(_Counted(stream.read, advance), budget=self._budget)
-            hashed = _Hashed(plain.read, step.diff_id)
-            # Inflating and hashing in a thread of its own overlaps with making files here.
-            ahead = compression.readahead(hashed)
+            hashed = None if known else _Hashed(plain.read, step.diff_id, hasher)
+            # Inflating and hashing in threads of their own overlap with making files here.
+            ahead = compression.readahead(hashed or plain, depth=_AHEAD)
             bones = None if skeleton is None else SkeletonWriter(ahead, skeleton.write)
             layer: Readable = ahead if bones is None else bones
 
             def unpack(directory: int, *, lower: Callable[[], int] | None, whiteouts: WhiteoutFormat) -> None:
                 extract(
                     layer, directory, lower=lower, whiteouts=whiteouts, budget=self._budget, warn=self._warn,
-                    record=contents.add, skeleton=bones, squash=os.geteuid() != 0,
+                    record=contents.add, skeleton=bones, hasher=hasher, squash=os.geteuid() != 0,
                 )  # fmt: skip
 
             try:
@@ -218,7 +230,8 @@ class Unpacking:
             finally:
                 ahead.close()
                 plain.close()
-            hashed.verify()
+            if hashed is not None:
+                hashed.verify()
             contents.close()
             if bones is not None:
                 bones.close()
@@ -337,20 +350,24 @@ class _Counted:
 
 
 class _Hashed:
-    """A reader that hashes what passes."""
+    """A reader that has what passes hashed."""
 
-    def __init__(self, read: Callable[[int], bytes], expected: Digest) -> None:
+    def __init__(self, read: Callable[[int], bytes], expected: Digest, hasher: Hasher) -> None:
         self._read = read
         self._expected = expected
-        self._hasher = expected.hasher()
+        self._hasher = hasher
+        self._hash = hasher.begin(expected.algorithm)
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int, /) -> bytes:
         data = self._read(size)
-        self._hasher.update(data)
+        if data:
+            self._hasher.update(self._hash, data)
         return data
 
     def verify(self) -> None:
-        found = Digest(self._expected.algorithm, self._hasher.hexdigest())
+        """Compare, once all was read."""
+        self._hasher.end(self._hash)
+        found = Digest(self._expected.algorithm, str(self._hash))
         if found != self._expected:
             raise VerificationError(
                 f"the layer's uncompressed content is {found}, its diff id promises {self._expected}"

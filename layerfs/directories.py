@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -187,14 +187,19 @@ def opened(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def occupied(roots: Iterable[Path]) -> tuple[int, int]:
-    """Count the bytes allocated and the inodes of trees, a file with several names once."""
+def occupied(
+    roots: Iterable[Path], *, several: Callable[[os.stat_result], bool] | None = None
+) -> tuple[int, int]:
+    """Count the bytes allocated and the inodes of trees, a file with several names once.
+
+    `several` says which files may have more than one name there; all that have, anywhere, if left out.
+    """
     size = inodes = 0
     linked: set[tuple[int, int]] = set()
     for root in roots:
         with opened(root) as descriptor:
             for found in _walk(descriptor):
-                if found.st_nlink > 1:
+                if found.st_nlink > 1 and (several is None or several(found)):
                     identity = (found.st_dev, found.st_ino)
                     if identity in linked:
                         continue

@@ -12,7 +12,8 @@ The life of a layer as the driver sees it::
         --> [changes(x, below)] --> [seal(x)] --> x serves in other layers' `below` --> remove(x)
 
 What a driver can do beyond the five methods it says by having the methods of a capability protocol
-(`Applies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `Sweeps`); what it leaves out is done through its mount.
+(`Applies`, `Drafts`, `Diffs`, `Seals`, `Measures`, `Quotas`, `Sweeps`); what it leaves out is done through
+its mount.
 """
 
 from __future__ import annotations
@@ -26,7 +27,19 @@ from layerfs.mount import Mount
 from layerfs.tree.change import Change
 from layerfs.tree.unpack import Unpack
 
-__all__ = ["Applies", "Change", "Diffs", "Driver", "Measures", "Quotas", "Seals", "Sweeps", "Unpack", "Usage"]
+__all__ = [
+    "Applies",
+    "Change",
+    "Diffs",
+    "Drafts",
+    "Driver",
+    "Measures",
+    "Quotas",
+    "Seals",
+    "Sweeps",
+    "Unpack",
+    "Usage",
+]
 
 
 class Driver(abc.ABC):
@@ -92,6 +105,19 @@ class Applies(Protocol):
 
     def apply(self, layer: str, below: Sequence[str], unpack: Unpack) -> None:
         """Fill a layer that `create` has just made; on any error the caller removes the layer."""
+
+
+@runtime_checkable
+class Drafts(Protocol):
+    """Can make a layer more cheaply when nobody but `Applies.apply` ever writes to it."""
+
+    def draft(self, layer: str, below: Sequence[str]) -> None:
+        """Make a layer as `create` does, to be filled once by `apply` and never mounted writable.
+
+        It may share its files with the layers below, since unpacking replaces files and writes to none.
+
+        Raises as `create` does.
+        """
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from layerfs import compression
 from layerfs.blobs import Blobs, Ingest
 from layerfs.digest import Digest
-from layerfs.driver import Applies, Driver, Seals, Unpack
+from layerfs.driver import Applies, Drafts, Driver, Seals, Unpack
 from layerfs.errors import LayerError, VerificationError
 from layerfs.files import Lock
 from layerfs.flushing import Flusher
@@ -103,7 +103,10 @@ class Unpacking:
         toc = self._open.enter_context(self._blobs.ingest())
         below = self._table.stack(draft.row)[:-1]
         with self._layers.lock(draft.driver_id):
-            self._driver.create(draft.driver_id, below)
+            if isinstance(self._driver, Drafts):
+                self._driver.draft(draft.driver_id, below)
+            else:
+                self._driver.create(draft.driver_id, below)
             if incoming is None:
                 skeleton = self._fill_from_store(draft, below, step, toc)
             else:

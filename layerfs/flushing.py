@@ -9,7 +9,7 @@ from typing import Final, Self
 
 from layerfs import linux
 
-_SECONDS_BETWEEN: Final = 0.2
+_SECONDS_BETWEEN: Final = 0.05
 
 
 class Flusher:

@@ -24,7 +24,7 @@ from layerfs.hashing import Hasher
 from layerfs.incoming import Incoming
 from layerfs.layer_table import Draft, Facts, Layer, LayerTable, Step
 from layerfs.leases import Lease
-from layerfs.progress import Progress
+from layerfs.progress import Progress, Silent
 from layerfs.tree.budget import Budget
 from layerfs.tree.extract import extract
 from layerfs.tree.merge import unpack_in_place
@@ -205,10 +205,9 @@ class Unpacking:
 
         `known` says that the stream is uncompressed, and compares itself with the diff id.
         """
-        with (
-            self._progress.task(f"unpack {step.diff_id.hex[:12]}", size) as advance,
-            Hasher() as hasher,
-        ):
+        # What comes in is shown by whoever copies it.
+        progress = Silent() if isinstance(stream, Incoming) else self._progress
+        with progress.task(f"unpack {step.diff_id.hex[:12]}", size) as advance, Hasher() as hasher:
             contents = TocWriter(toc.write)
             plain = compression.open_decompressed(_Counted(stream.read, advance), budget=self._budget)
             hashed = None if known else _Hashed(plain.read, step.diff_id, hasher)

@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +306,25 @@ def test_a_layer_that_is_wrong_leaves_nothing_committed(store: Store, tmp_path: 
     store.pull(f"oci:{tmp_path}/layout", "app")
     assert files_of(store, "app") == {"a": b"one", "b": b"two"}
     assert store.check(contents=True).problems == ()
+
+
+def test_progress_counts_each_byte_that_comes_in_once(store: Store, tmp_path: Path) -> None:
+    manifest = make_layout(tmp_path / "layout", [{"a": b"one"}, {"b": b"two"}])
+    seen: dict[str, int] = {}
+
+    class Counting:
+        @contextlib.contextmanager
+        def task(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+            seen[label] = 0
+
+            def advance(count: int) -> None:
+                seen[label] += count
+
+            yield advance
+            assert seen[label] == total
+
+    store.pull(f"oci:{tmp_path}/layout", "app", progress=Counting())
+    assert seen == {f"blob {one.digest.hex[:12]}": one.size for one in (manifest.config, *manifest.layers)}
 
 
 def test_a_blob_that_is_two_layers_is_unpacked_twice(store: Store, tmp_path: Path) -> None:

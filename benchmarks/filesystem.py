@@ -30,6 +30,8 @@ def fresh(kind: str, *, size: int, where: Path | None = None) -> Iterator[Path]:
         where: the directory for the image file; the system's temporary directory by default.
     """
     with tempfile.TemporaryDirectory(prefix="layerfs-benchmark-", dir=where) as place:
+        # PostgreSQL runs as a user of its own, and has to get through.
+        os.chmod(place, 0o711)
         if kind == "none":
             yield Path(place)
             return
@@ -42,7 +44,6 @@ def fresh(kind: str, *, size: int, where: Path | None = None) -> Iterator[Path]:
         try:
             yield target
         finally:
-            os.sync()
             _unmount(target)
 
 

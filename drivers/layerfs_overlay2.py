@@ -11,7 +11,7 @@ from typing import Final
 from layerfs import mounting
 from layerfs.directories import opened, probing
 from layerfs.errors import MountError, UnsupportedError
-from layerfs.mount import Bind, Mount, Overlay
+from layerfs.mount import Mount, Overlay
 from layerfs.overlay_layers import OverlayLayers, may_set_trusted
 from layerfs.tree.whiteouts import OverlayWhiteouts, is_overlay_whiteout
 
@@ -32,47 +32,19 @@ class Overlay2Driver(OverlayLayers):
         with probing(root) as scratch:
             _try(scratch)
 
-    def mount(self, layer: str, below: Sequence[str], *, read_only: bool) -> Mount:
-        """Stack the layers; a single one is bound, since overlayfs wants two directories at least."""
-        self._directories.require(layer, *below)
-        if read_only:
-            return self._stack((*below, layer))
-        source = f"layerfs-{layer}"
-        if not below:
-            return Bind(source, self._diff(layer), read_only=False)
-        work = self._directories.path(layer) / "work"
-        return Overlay(source, self._lower(below), self._diff(layer), work, self._options)
-
-    def _lower(self, layers: Sequence[str]) -> tuple[Path, ...]:
-        if len(layers) > _DEEPEST:
+    def _union(self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None) -> Mount:
+        if len(lower) > _DEEPEST:
             raise UnsupportedError(
-                f"overlayfs stacks {_DEEPEST} layers at most, this image has {len(layers)}",
+                f"overlayfs stacks {_DEEPEST} layers at most, this image has {len(lower)}",
                 hint="commit fewer, larger layers, or use another driver (`layerfs drivers`)",
             )
-        return tuple(self._diff(layer) for layer in reversed(layers))
-
-    def _stack(self, layers: Sequence[str]) -> Mount:
-        source = f"layerfs-{layers[-1]}"
-        lower = self._lower(layers)
-        if len(lower) == 1:
-            return Bind(source, lower[0], read_only=True)
-        return Overlay(source, lower, None, None, self._options)
-
-    def _open_stack(self, layers: Sequence[str]) -> int:
-        """Open the merged tree of a stack."""
-        if len(layers) == 1:
-            return os.open(self._diff(layers[0]), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        return mounting.open_mount(self._stack(layers))
+        return Overlay(source, lower, upper, work, _options(self._user_xattrs))
 
     def _open_merged(self, layers: Sequence[str]) -> int:
         """Open the merged tree with redirects and metadata-only copies followed, whoever made them."""
-        options = self._options if self._user_xattrs else (*_FOLLOWING, "index=off")
+        options = _options(True) if self._user_xattrs else (*_FOLLOWING, "index=off")
         mount = Overlay(f"layerfs-{layers[-1]}", self._lower(layers), None, None, options)
         return mounting.open_mount(mount)
-
-    @property
-    def _options(self) -> tuple[str, ...]:
-        return _options(self._user_xattrs)
 
 
 def _options(user_xattrs: bool) -> tuple[str, ...]:

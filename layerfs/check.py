@@ -18,9 +18,9 @@ from layerfs.blobs import Blobs
 from layerfs.contents import digest_of_data
 from layerfs.database import Database
 from layerfs.digest import Digest
+from layerfs.driver import Logs
 from layerfs.errors import InUseError, LayerfsError, NotFoundError, VerificationError, printable
 from layerfs.layers import Layer, Layers, State
-from layerfs.ledger import Ledger
 from layerfs.progress import Progress, Silent
 from layerfs.tree.entry import Entry, Kind
 from layerfs.tree.read_entry import read_directory_entry, read_entry
@@ -89,6 +89,7 @@ class Check:
         layers = 0
         for each in self._all_layers():
             layers += self._check_driver(each)
+            self._check_logs(each)
         self._check_links()
         self._check_mounts()
         return Findings(tuple(self._problems), blobs, layers)
@@ -169,19 +170,29 @@ class Check:
                 self._tell("image", image, f"its blob {blob} is missing", hint="pull or load the image again")
 
     def _check_mounts(self) -> None:
-        ledger = Ledger(self._database)
-        for record in ledger.all():
-            if not ledger.exists(record):
-                if self._repair:
-                    ledger.forget(record.id)
+        for layers in self._all_layers()[:1]:  # the ledger is the same for all of them
+            ledger = layers.ledger
+            for record in ledger.all():
+                if not ledger.exists(record):
+                    what = "recorded, but not there"
+                    if self._repair:
+                        ledger.forget(record.id)
+                elif ledger.dead(record):
+                    what = "the process that served it is gone"
+                    if self._repair:
+                        layers.clear([record])
+                else:
+                    continue
                 target = os.fsdecode(record.target) or "(private)"
-                self._tell(
-                    "mount",
-                    target,
-                    "recorded, but not there",
-                    repaired=self._repair,
-                    hint="layerfs check --repair",
-                )
+                self._tell("mount", target, what, repaired=self._repair, hint="layerfs check --repair")
+
+    def _check_logs(self, layers: Layers) -> None:
+        for log in layers.driver.logs() if isinstance(layers.driver, Logs) else ():
+            lines = log.read_text(errors="replace").strip().splitlines() or [""]
+            what = (
+                f"a process of the driver {layers.driver.name} met an error of its own: {lines[-1].strip()}"
+            )
+            self._tell("log", str(log), what, hint="read the log, tell the authors, then delete it")
 
     def _check_driver(self, layers: Layers) -> int:
         held = set(layers.driver.layers())

@@ -24,6 +24,7 @@ from layerfs.images import Image, Images, full_name
 from layerfs.layers import Layers, Step
 from layerfs.leases import Lease
 from layerfs.liveness import Owner
+from layerfs.mount_options import MountOptions
 from layerfs.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -67,9 +68,14 @@ class Container:
     pid: int | None
     _containers: Containers = dataclasses.field(repr=False, compare=False)
 
-    def mount(self, target: Path, *, read_only: bool = False) -> None:
-        """Mount the tree on a directory, where it stays until `unmount`; see `Layers.mount`."""
-        self._containers.layers_of(self.driver).mount(self.id, target, read_only=read_only)
+    def mount(self, target: Path, *, read_only: bool = False, options: Sequence[str] = ()) -> None:
+        """Mount the tree on a directory, where it stays until `unmount`; see `Layers.mount`.
+
+        Each of `options` is a word, or several with commas between them, as mount(8) takes them after -o.
+        """
+        parsed = MountOptions.parse(options)
+        layers = self._containers.layers_of(self.driver)
+        layers.mount(self.id, target, read_only=read_only, options=parsed)
 
     def unmount(self) -> None:
         """Take the tree away from wherever `mount` put it in this mount namespace.
@@ -87,15 +93,15 @@ class Container:
 
     def mounts(self) -> list[Path]:
         """Give the directories of this mount namespace where the tree is mounted, none if it was removed."""
-        here = liveness.mount_namespace()
+        layers = self._containers.layers_of(self.driver)
         try:
-            records = self._containers.layers_of(self.driver).mounts(self.id)
+            records = layers.mounts(self.id)
         except NotFoundError:
             return []
         return [
             Path(os.fsdecode(one.target))
             for one in records
-            if one.target and not one.held and one.namespace == here
+            if one.target and not one.held and layers.ledger.near(one)
         ]
 
     def mounted(self, *, read_only: bool = False) -> contextlib.AbstractContextManager[Path]:

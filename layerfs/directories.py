@@ -79,16 +79,14 @@ class LayerDirectories:
             os.close(lock)
 
     def _temporary(self, layer: str) -> tuple[Path, int]:
-        """Make a directory with a temporary name and lock it; a sweep may take it in between."""
-        while True:
+        """Make a directory with a temporary name and lock it."""
+
+        def make() -> Path:
             temporary = self.root / f".new-{layer}-{os.urandom(4).hex()}"
             os.mkdir(temporary, 0o700)
-            with contextlib.suppress(FileNotFoundError):
-                lock = os.open(temporary, _OPEN)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if temporary.is_dir():
-                    return temporary, lock
-                os.close(lock)
+            return temporary
+
+        return _locked(make)
 
     def remove(self, layer: str) -> None:
         """Delete a layer's directory; a missing one is no error.
@@ -163,7 +161,7 @@ def probing(root: Path) -> Iterator[Path]:
         UnsupportedError: no directory can be made there.
     """
     try:
-        scratch = tempfile.mkdtemp(prefix=".check-", dir=root)
+        scratch, lock = _locked(lambda: Path(tempfile.mkdtemp(prefix=".check-", dir=root)))
     except OSError as error:
         raise UnsupportedError(
             f"no directory can be made in {root}: {error.strerror}",
@@ -171,10 +169,23 @@ def probing(root: Path) -> Iterator[Path]:
             hint="choose another place for the store (--root)",
         ) from error
     try:
-        yield Path(scratch)
+        yield scratch
     finally:
         with opened(root) as directory:
-            files.remove_tree(directory, os.path.basename(scratch))
+            files.remove_tree(directory, scratch.name)
+        os.close(lock)
+
+
+def _locked(make: Callable[[], Path]) -> tuple[Path, int]:
+    """Make a directory and lock it; a sweep may take it in between, then another one is made."""
+    while True:
+        temporary = make()
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(temporary, _OPEN)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if temporary.is_dir():
+                return temporary, lock
+            os.close(lock)
 
 
 @contextlib.contextmanager

@@ -12,14 +12,14 @@ The life of a layer as the driver sees it::
         --> [changes(x, below)] --> [seal(x)] --> x serves in other layers' `below` --> remove(x)
 
 What a driver can do beyond the five methods it says by having the methods of a capability protocol
-(`Applies`, `Drafts`, `Diffs`, `Seals`, `Measures`, `Quotas`, `Sweeps`); what it leaves out is done through
-its mount.
+(`Applies`, `Drafts`, `Diffs`, `Seals`, `Measures`, `Quotas`, `FallsBack`, `Sweeps`, `Configures`, `Logs`);
+what it leaves out is done through its mount, or not at all.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -28,18 +28,9 @@ from layerfs.tree.change import Change
 from layerfs.tree.unpack import Unpack
 
 __all__ = [
-    "Applies",
-    "Change",
-    "Diffs",
-    "Drafts",
-    "Driver",
-    "Measures",
-    "Quotas",
-    "Seals",
-    "Sweeps",
-    "Unpack",
-    "Usage",
-]
+    "Applies", "Change", "Configures", "Diffs", "Drafts", "Driver", "FallsBack", "Logs", "Measures", "Quotas",
+    "Seals", "Sweeps", "Unpack", "Usage",
+]  # fmt: skip
 
 
 class Driver(abc.ABC):
@@ -160,8 +151,50 @@ class Quotas(Protocol):
 
 
 @runtime_checkable
+class FallsBack(Protocol):
+    """Works in a second, lesser way where the first is not to be had; ranks lower there."""
+
+    @classmethod
+    def fallback(cls, root: Path) -> str | None:
+        """Say in one clause what serves below `root` in the first way's stead, and why; None if nothing does.
+
+        What `Driver.check` finds wrong is not asked here.
+
+        Raises:
+            UnsupportedError: it cannot be tried below `root`.
+        """
+
+
+@runtime_checkable
 class Sweeps(Protocol):
     """Can delete what a stopped process left half made or half removed."""
 
     def sweep(self) -> int:
         """Delete it, leave alone what living processes are at, and give how many things went."""
+
+
+@runtime_checkable
+class Configures(Protocol):
+    """Can be told how its mounts behave, beyond what holds for any file system (mount(8), -o)."""
+
+    mount_options: ClassVar[Mapping[str, str]]
+    """The options by name (``squash_to_root``, ``timeout=SECONDS``), each with a few words about it."""
+
+    def configured(
+        self, layer: str, below: Sequence[str], *, read_only: bool, options: Sequence[str]
+    ) -> Mount:
+        """Do what `mount` does, with options, which may be none; raises as `mount` does.
+
+        The mount is one that the options, and `mounting.attach_outside`, can work on.
+
+        Raises:
+            InvalidError: an option is unknown, or its value makes no sense.
+        """
+
+
+@runtime_checkable
+class Logs(Protocol):
+    """Writes down what goes wrong in processes of its own, which have nobody to tell."""
+
+    def logs(self) -> Iterable[Path]:
+        """List the files that are there: text, the last lines the newest."""

@@ -83,6 +83,7 @@ class Garbage:
         if not dry_run:
             for layers in drivers:
                 layers.recover()
+                layers.clear(layers.ledger.all())
                 gone = layers.finish()
                 if isinstance(layers.driver, Sweeps):
                     gone += layers.driver.sweep()

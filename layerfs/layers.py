@@ -25,18 +25,19 @@ from layerfs import linux
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
 from layerfs.digest import Digest
-from layerfs.driver import Diffs, Driver, Measures, Seals, Usage
+from layerfs.driver import Configures, Diffs, Driver, Measures, Seals, Usage
 from layerfs.errors import ExistsError, InUseError, InvalidError, LayerfsError, NotFoundError
 from layerfs.files import Lock
 from layerfs.layer_table import Facts, Layer, LayerTable, State, Step, check_name
 from layerfs.leases import Lease
-from layerfs.ledger import Ledger, Record
-from layerfs.liveness import mount_namespace
+from layerfs.ledger import Ledger, Record, shown
 from layerfs.mount import Bind, Mount
+from layerfs.mount_options import GENERAL, MountOptions
 from layerfs.progress import Progress, Silent
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
 
 if TYPE_CHECKING:
+    from layerfs.outside import Outside
     from layerfs.tree.change import Change
     from layerfs.unpacking import Chain
 
@@ -58,6 +59,7 @@ class Layers:
         durability: Durability = "commit",
         budget: Budget = DEFAULT_BUDGET,
         warn: Callable[[str], None] | None = None,
+        outside: Outside | None = None,
     ) -> None:
         self.root = root
         self.blobs = blobs
@@ -65,9 +67,10 @@ class Layers:
         self.durability = durability
         self.budget = budget
         self.table = LayerTable(database, driver.name)
-        self.ledger = Ledger(database)
+        self.ledger = Ledger(database, outside)
         self._database = database
         self._warn = warn or (lambda text: None)
+        self._outside = outside
 
     # -- life
 
@@ -275,25 +278,45 @@ class Layers:
 
     # -- mounts
 
-    def mount(self, name: str, target: Path, *, read_only: bool = False) -> None:
+    def mount(
+        self,
+        name: str,
+        target: Path,
+        *,
+        read_only: bool = False,
+        options: MountOptions = MountOptions(),  # noqa: B008  a frozen value
+    ) -> None:
         """Mount a layer's tree on a directory, where it stays until `unmount`.
 
-        A committed layer or a view can only be mounted `read_only`.
+        A committed layer or a view can only be mounted `read_only`. An ordinary user's layerfs, in its user
+        namespace, mounts outside of it.
 
         Raises:
             NotFoundError: no such layer.
             FileNotFoundError: no such directory.
             InUseError: the layer is mounted writable already, or `target` has a mount of this store.
+            InvalidError: the driver has not all of these options.
+            UnsupportedError: an ordinary user cannot mount with this driver.
             MountError: the kernel refused.
         """
         from layerfs import mounting
+        from layerfs.mount import Restricted
 
-        target = target.resolve(strict=True)
-        with self._reserved(name, target, read_only=read_only, held=False) as mount:
+        read_only = read_only or options.read_only
+        self.clear(self.ledger.at(target.resolve()))
+        # Outside, what is dead may be gone by now, while the copy of it in our namespace stays.
+        target = target.resolve(strict=self._outside is None)
+        with self._reserved(name, target, read_only=read_only, held=False, options=options) as mount:
             if len(self.ledger.at(target)) > 0:
                 raise InUseError(
                     f"{target} has a mount of this store already", hint=f"layerfs umount {target}"
                 )
+            if self._outside is not None:
+                mounting.attach_outside(mount, target, self._outside, options.general)
+                return
+            added, cleared = options.attributes
+            if added or cleared:
+                mount = Restricted(mount.source, mount, added, cleared)
             mounting.attach(mount, target)
 
     def unmount(self, target: Path) -> None:
@@ -303,14 +326,25 @@ class Layers:
             NotFoundError: nothing of this store is mounted there.
             InUseError: files below it are open.
         """
-        from layerfs import mounting
-
         target = target.resolve()
         found = self.ledger.at(target)
         if not found:
             raise NotFoundError(f"nothing of this store is mounted at {target}")
-        mounting.detach(target)
+        self._detach(found[0], target, lazy=self.ledger.dead(found[0]))
         self.ledger.forget(found[0].id)
+
+    def clear(self, records: Iterable[Record]) -> list[Record]:
+        """Take the mounts among these whose server was killed away; give the records of the others."""
+        living = []
+        for record in records:
+            if not self.ledger.dead(record):
+                living.append(record)
+                continue
+            target = os.fsdecode(record.target)
+            self._detach(record, Path(target), lazy=True)
+            self.ledger.forget(record.id)
+            self._warn(f"the server of {target} had died; the mount is cleared away")
+        return living
 
     def mounts(self, name: str) -> list[Record]:
         """Give the live mounts of a layer."""
@@ -391,6 +425,14 @@ class Layers:
                     os.rmdir(record.target)
             if not self.ledger.exists(record):
                 self.ledger.forget(record.id)
+
+    def _detach(self, record: Record, target: Path, *, lazy: bool) -> None:
+        if self._outside is not None and self.ledger.is_outside(record):
+            self._outside.unmount(str(target), lazy=lazy)
+            return
+        from layerfs import mounting
+
+        mounting.detach(target, lazy=lazy)
 
     # -- parts that `unpacking`, `garbage` and `check` use too
 
@@ -501,7 +543,15 @@ class Layers:
         lock.path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _reserved(self, name: str, target: Path | None, *, read_only: bool, held: bool) -> Iterator[Mount]:
+    def _reserved(
+        self,
+        name: str,
+        target: Path | None,
+        *,
+        read_only: bool,
+        held: bool,
+        options: MountOptions | None = None,
+    ) -> Iterator[Mount]:
         """Lock and record a mount; the record goes with a held block, or with a failed one."""
         layer = self.table.find(name)
         writable = self._writable(layer, read_only)
@@ -509,8 +559,11 @@ class Layers:
         with self.lock(layer.driver_id, shared=not writable, what=f"layer {name!r}"):
             if writable:
                 self._refuse_live(layer, writable_only=True)
-            mount = self._mount_of(layer, read_only=not writable)
-            record = self.ledger.record(layer.row, place, mount, read_only=not writable, held=held)
+            mount = self._mount_of(layer, read_only=not writable, options=options)
+            outside = options is not None and self._outside is not None
+            record = self.ledger.record(
+                layer.row, place, mount, read_only=not writable, held=held, outside=outside
+            )
             done = False
             try:
                 yield mount
@@ -519,10 +572,19 @@ class Layers:
                 if (held or not done) and (target is None or not _is_mount(target)):
                     self.ledger.forget(record)
 
-    def _mount_of(self, layer: Layer, *, read_only: bool) -> Mount:
+    def _mount_of(self, layer: Layer, *, read_only: bool, options: MountOptions | None = None) -> Mount:
         stack = self.table.stack(layer.row)
         if layer.state is State.VIEW and len(stack) > 1:
             stack = stack[:-1]
+        if options is not None and (options.own or self._outside is not None):
+            if isinstance(self.driver, Configures):
+                return self.driver.configured(stack[-1], stack[:-1], read_only=read_only, options=options.own)
+            if options.own:
+                known = ", ".join(GENERAL)
+                raise InvalidError(
+                    f"the driver {self.driver.name} has no mount option {options.own[0]!r}",
+                    hint=f"it takes {known}",
+                )
         return self.driver.mount(stack[-1], stack[:-1], read_only=read_only)
 
     def _writable(self, layer: Layer, read_only: bool) -> bool:
@@ -533,16 +595,20 @@ class Layers:
         return not read_only
 
     def _reachable(self, layer: Layer) -> Record | None:
-        """Find a live writable mount of the layer in this mount namespace."""
-        here = mount_namespace()
-        for record in self.ledger.live(layer.row):
-            if record.target and not record.read_only and record.namespace == here:
+        """Find a live writable mount of the layer that this process can look into."""
+        from layerfs import mounting
+
+        for record in self.clear(self.ledger.live(layer.row)):
+            if not record.target or record.read_only or not self.ledger.near(record):
+                continue
+            # What is mounted outside need not have come to our namespace too.
+            if not self.ledger.is_outside(record) or shown(record, mounting.mount_table()):
                 return record
         return None
 
     def _refuse_live(self, layer: Layer, *, writable_only: bool = False) -> None:
         """Raise InUseError for a live mount; the caller holds the layer's lock exclusively."""
-        for record in self.ledger.live(layer.row, locked=True):
+        for record in self.clear(self.ledger.live(layer.row, locked=True)):
             if not (writable_only and record.read_only):
                 raise InUseError(
                     f"layer {layer.name!r} is {record}",

@@ -4,11 +4,16 @@ A record is *live* when its mount exists in its mount namespace, or when it is `
 process that holds it runs. All others are stale, of a crash or of an unmount by other means. Stale
 records are cleared by who holds the layer's lock (see `layers`) exclusively, or when their maker is
 gone: else a mount that is just being made could be taken for a stale one.
+
+A mount is *dead* when it is there and the process that served it is not (a FUSE server that was killed). It
+shows nothing and writes nothing, and whoever needs its layer or its place takes it away.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +24,7 @@ from layerfs.mount import Bind, Mount
 
 if TYPE_CHECKING:
     from layerfs.mounting import MountInfo
+    from layerfs.outside import Outside
 
 
 class Record(NamedTuple):
@@ -44,20 +50,25 @@ _COLUMNS = "id, layer, target, source, directory, read_only, held, namespace, pi
 
 
 class Ledger:
-    """The records of one store."""
+    """The records of one store; `outside` is the mount namespace beside our own that we can act in."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, outside: Outside | None = None) -> None:
         self._database = database
+        self._outside = outside
 
-    def record(self, layer: int, target: bytes, mount: Mount, *, read_only: bool, held: bool) -> int:
+    def record(
+        self, layer: int, target: bytes, mount: Mount, *, read_only: bool, held: bool, outside: bool = False
+    ) -> int:
         """Write down a mount that is about to be made and give the record's id.
 
-        An empty `target` stands for a mount that only the holder can reach.
+        An empty `target` stands for a mount that only the holder can reach; with `outside` it is made there.
         """
+        here = liveness.mount_namespace()
+        namespace = self._outside.namespace if outside and self._outside is not None else here
         directory = os.fsencode(mount.directory) if isinstance(mount, Bind) else None
         values = (
             layer, target, mount.source, directory, int(read_only), int(held),
-            liveness.mount_namespace(), *liveness.this_process(), now_ns(),
+            namespace, *liveness.this_process(), now_ns(),
         )  # fmt: skip
         with self._database.transaction() as connection:
             cursor = connection.execute(
@@ -79,10 +90,35 @@ class Ledger:
 
     def at(self, target: Path) -> list[Record]:
         """Give the live mounts at a target of this mount namespace, the newest first."""
-        found = self._select(
-            "WHERE target = ? AND namespace = ?", os.fsencode(target), liveness.mount_namespace()
-        )
+        found = [each for each in self._select("WHERE target = ?", os.fsencode(target)) if self.near(each)]
         return self._living(found)[::-1]
+
+    def near(self, record: Record) -> bool:
+        """Say whether a record's mount is in a namespace that we can act in: our own, or the one outside."""
+        return record.namespace == liveness.mount_namespace() or self.is_outside(record)
+
+    def is_outside(self, record: Record) -> bool:
+        """Say whether a record's mount was made outside of our user namespace."""
+        return self._outside is not None and record.namespace == self._outside.namespace
+
+    def dead(self, record: Record) -> bool:
+        """Say whether a mount that is there, near and not held has lost the process that served it.
+
+        Of one that another mount hides nobody can say.
+        """
+        if record.held or not self.near(record):
+            return False
+        top = None
+        for info in self._table(record):
+            top = info if info.target == record.target else top
+        if top is None or not top.fstype.startswith("fuse") or shown(record, [top]) is None:
+            return False
+        try:
+            # The one question that no cache of the kernel answers.
+            os.statvfs(record.target)
+        except OSError as error:
+            return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        return False
 
     def all(self) -> list[Record]:
         """Give every record, live or stale."""
@@ -101,11 +137,23 @@ class Ledger:
             return True
         if not record.target:
             return False
-        if record.namespace == liveness.mount_namespace():
-            return shown(record) is not None
+        if self.near(record):
+            return self._shown(record) is not None
         if not record.held and (pid := _witness(record)) is not None:
-            return shown(record, pid) is not None
+            from layerfs import mounting
+
+            return shown(record, mounting.mount_table(pid)) is not None
         return False
+
+    def _shown(self, record: Record) -> MountInfo | None:
+        return shown(record, self._table(record))
+
+    def _table(self, record: Record) -> list[MountInfo]:
+        if self._outside is not None and self.is_outside(record):
+            return self._outside.mount_table()
+        from layerfs import mounting
+
+        return mounting.mount_table()
 
     def _living(self, records: list[Record], *, locked: bool = False) -> list[Record]:
         living, stale = [], []
@@ -135,11 +183,9 @@ class Ledger:
         ]
 
 
-def shown(record: Record, pid: int | str = "self") -> MountInfo | None:
-    """Find a record's mount in a process's table of mounts; None when it is not there."""
-    from layerfs import mounting
-
-    for info in mounting.mount_table(pid):
+def shown(record: Record, table: Iterable[MountInfo]) -> MountInfo | None:
+    """Find a record's mount in a table of mounts; None when it is not there."""
+    for info in table:
         if record.directory is None:
             if os.fsencode(info.source) == record.source.encode():
                 return info

@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import os
 import struct
+import sys
 from collections.abc import Iterable
 from typing import Final
 
@@ -47,6 +48,12 @@ MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR_ATIME: Final = 0x70
+"""All the bits that say when access times change; none of them set stands for relatime."""
+MOUNT_ATTR_NOATIME: Final = 0x10
+MOUNT_ATTR_STRICTATIME: Final = 0x20
+MOUNT_ATTR_NODIRATIME: Final = 0x80
+MOUNT_ATTR_NOSYMFOLLOW: Final = 0x200000
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -66,17 +73,25 @@ CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 
 PR_SET_PDEATHSIG: Final = 1
+PR_SET_NAME: Final = 15
 PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 FICLONE: Final = 0x40049409
+FS_IOC_GETFLAGS: Final = 0x80086601
+FS_IOC_SETFLAGS: Final = 0x40086602
+FS_IOC_FSGETXATTR: Final = 0x801C581F
+_FS_IOC_GETFSUUID: Final = 0x80111500
+_MAX_HANDLE_SZ: Final = 128
 
 CLOSE_RANGE_CLOEXEC: Final = 4
 SIGNALFD_SIZE: Final = 128
+_AF_UNIX: Final = 1
 _AF_INET: Final = 2
 _SOCK_DGRAM: Final = 2
+_SOCK_SEQPACKET: Final = 5
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1
@@ -93,6 +108,7 @@ _SYS: Final = {
     # These are older than the shared table, so their numbers differ.
     "pivot_root": {"x86_64": 155, "aarch64": 41, "riscv64": 41}.get(os.uname().machine, 217),
     "keyctl": {"x86_64": 250, "aarch64": 219, "riscv64": 219}.get(os.uname().machine, 219),
+    "capget": {"x86_64": 125, "aarch64": 90, "riscv64": 90}.get(os.uname().machine, 90),
     "capset": {"x86_64": 126, "aarch64": 91, "riscv64": 91}.get(os.uname().machine, 185),
 }
 
@@ -248,6 +264,20 @@ def prctl(option: int, argument: int = 0, third: int = 0) -> int:
     return _check(_libc.prctl(ctypes.c_int(option), *wide))
 
 
+def set_process_name(name: bytes) -> None:
+    """prctl(2) PR_SET_NAME: what ps(1) shows of the calling thread; the kernel takes 15 bytes of it."""
+    _check(_libc.prctl(ctypes.c_int(PR_SET_NAME), ctypes.c_char_p(name)))
+
+
+def capget() -> tuple[int, int, int]:
+    """capget(2) version 3 of the calling thread: effective, permitted, inheritable, as bit sets."""
+    data = ctypes.create_string_buffer(24)
+    _syscall("capget", struct.pack("=Ii", 0x20080522, 0), data)
+    low = struct.unpack_from("=III", data, 0)
+    high = struct.unpack_from("=III", data, 12)
+    return low[0] | high[0] << 32, low[1] | high[1] << 32, low[2] | high[2] << 32
+
+
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """capset(2) version 3 for the calling thread; each argument is a bit set of capabilities."""
     header = struct.pack("=Ii", 0x20080522, 0)
@@ -287,6 +317,14 @@ def raise_loopback() -> None:
         os.close(descriptor)
 
 
+def socketpair() -> tuple[int, int]:
+    """socketpair(2): two ends of a connection that keeps messages apart (AF_UNIX), close-on-exec."""
+    # Not of the module `socket`, for the reason above.
+    ends = (ctypes.c_int * 2)()
+    _check(_libc.socketpair(_AF_UNIX, _SOCK_SEQPACKET | os.O_CLOEXEC, 0, ends))
+    return ends[0], ends[1]
+
+
 def syncfs(descriptor: int) -> None:
     """syncfs(2): every dirty page and inode of the file system that holds the descriptor."""
     _check(_libc.syncfs(ctypes.c_int(descriptor)))
@@ -321,3 +359,41 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
 def clone_file(source: int, target: int) -> None:
     """ioctl(2) FICLONE: share all of the source's extents, where the file system can (reflink)."""
     fcntl.ioctl(target, FICLONE, source)
+
+
+def name_to_handle_at(directory: int, name: bytes) -> tuple[int, bytes]:
+    """name_to_handle_at(2): type and bytes of the handle of a file; a symlink is not followed."""
+    handle = ctypes.create_string_buffer(struct.pack("=Ii", _MAX_HANDLE_SZ, 0), 8 + _MAX_HANDLE_SZ)
+    mount = ctypes.c_int()
+    _check(
+        _libc.name_to_handle_at(ctypes.c_int(directory), name, handle, ctypes.byref(mount), ctypes.c_int(0))
+    )
+    size, kind = struct.unpack_from("=Ii", handle)
+    return kind, handle.raw[8 : 8 + size]
+
+
+def open_by_handle_at(mount: int, kind: int, handle: bytes, flags: int) -> int:
+    """open_by_handle_at(2): open a file of the file system that holds `mount`."""
+    whole = struct.pack("=Ii", len(handle), kind) + handle
+    return _check(_libc.open_by_handle_at(ctypes.c_int(mount), whole, ctypes.c_int(flags)))
+
+
+def file_flags(descriptor: int) -> int:
+    """ioctl(2) FS_IOC_GETFLAGS: the flags of an open file or directory that chattr(1) sets."""
+    return int.from_bytes(fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, bytes(8))[:4], sys.byteorder)
+
+
+def file_attributes(descriptor: int) -> bytes:
+    """ioctl(2) FS_IOC_FSGETXATTR: the struct fsxattr of an open file or directory."""
+    return fcntl.ioctl(descriptor, FS_IOC_FSGETXATTR, bytes(28))
+
+
+def set_file_flags(descriptor: int, flags: int) -> None:
+    """ioctl(2) FS_IOC_SETFLAGS."""
+    fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, flags.to_bytes(4, sys.byteorder) + bytes(4))
+
+
+def file_system_uuid(descriptor: int) -> bytes:
+    """ioctl(2) FS_IOC_GETFSUUID: the 16 bytes that name the file system of an open file (Linux 6.9)."""
+    answer = fcntl.ioctl(descriptor, _FS_IOC_GETFSUUID, bytes(17))
+    return answer[1 : 1 + answer[0]].ljust(16, b"\0")

@@ -37,3 +37,12 @@ class Overlay(Mount):
     upper: Path | None
     work: Path | None
     options: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Restricted(Mount):
+    """Another mount with other attributes: MOUNT_ATTR_ flags, set after some cleared (mount_setattr(2))."""
+
+    mount: Mount
+    added: int
+    cleared: int

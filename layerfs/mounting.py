@@ -1,7 +1,8 @@
 """Makes mounts described as data real, and takes them away: the only place that attaches and detaches.
 
 A driver with mounts of another sort registers them: ``attach.register`` and ``open_mount.register``
-take a function of the driver's own `Mount` class (functools.singledispatch).
+take a function of the driver's own `Mount` class (functools.singledispatch), `flushes` one that is called
+before an unmount.
 """
 
 from __future__ import annotations
@@ -11,20 +12,28 @@ import errno
 import functools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from layerfs import linux
 from layerfs.errors import InUseError, MountError, UnsupportedError
-from layerfs.mount import Bind, Mount, Overlay
+from layerfs.mount import Bind, Mount, Overlay, Restricted
+
+if TYPE_CHECKING:
+    from layerfs.outside import Outside
 
 # fsconfig(2): a string value holds at most 255 bytes; longer paths go by descriptor.
 _STRING_MAXIMUM: Final = 255
 # mount(2) takes one page for all options, its final NUL included.
 _PAGE: Final = 4096
+_TABLE_AT_ONCE: Final = 1 << 18
 # How long to wait, in seconds, each time that a mount to be taken away is in use.
 _PATIENCE: Final = (0.01, 0.04, 0.15, 0.3)
+
+
+# What a file system of a type wants done before it is unmounted; a driver with such mounts adds it here.
+flushes: Final[dict[str, Callable[[Path], None]]] = {}
 
 
 @functools.singledispatch
@@ -53,13 +62,80 @@ def open_mount(mount: Mount) -> int:
     raise TypeError(f"no way to open a {type(mount).__name__} is registered")
 
 
+@functools.singledispatch
+def detached(mount: Mount) -> int:
+    """Give the O_PATH descriptor of a mount that is attached nowhere, for `attach_tree`.
+
+    Raises:
+        UnsupportedError: a mount of this class, or on this kernel, can only be attached at once.
+        MountError: the kernel refused.
+    """
+    raise UnsupportedError(f"a {type(mount).__name__} cannot be made before it is attached")
+
+
+@functools.singledispatch
+def attach_outside(mount: Mount, target: Path, outside: Outside, options: Sequence[str]) -> None:
+    """Mount at `target` outside of our user namespace, where this user sees it; `options` as after -o.
+
+    Raises:
+        UnsupportedError: a mount of this class cannot be made there.
+        MountError: it was refused.
+    """
+    raise UnsupportedError(
+        "what an ordinary user mounts with this driver is seen only inside the process that mounted it",
+        hint="use --driver fuse, or --foreground, which tells how to enter, or `layerfs run`, or root",
+    )
+
+
+@attach.register
+def _attach_restricted(mount: Restricted, target: Path | int) -> None:
+    """Change the attributes before anybody can see the mount, where its class allows that."""
+    try:
+        tree = detached(mount.mount)
+    except UnsupportedError:
+        attach(mount.mount, target)
+        with _topmost(target) as place:
+            _restrict(place, mount)
+        return
+    try:
+        _restrict(tree, mount)
+    except BaseException:
+        os.close(tree)
+        raise
+    attach_tree(tree, target)
+
+
+def _restrict(tree: int, mount: Restricted) -> None:
+    try:
+        linux.mount_setattr(
+            tree, b"", linux.AT_EMPTY_PATH, set_attributes=mount.added, clear_attributes=mount.cleared
+        )
+    except OSError as error:
+        raise _refused(f"cannot set the options of {mount.source!r}", error) from error
+
+
+@contextlib.contextmanager
+def _topmost(target: Path | int) -> Iterator[int]:
+    """Open what is mounted at a place now; a descriptor from before would lead beneath it."""
+    path = _shown(target)
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 @attach.register
 def _attach_bind(mount: Bind, target: Path | int) -> None:
+    attach_tree(_detached_bind(mount), target)
+
+
+@detached.register
+def _detached_bind(mount: Bind) -> int:
     try:
-        tree = _clone_bind(mount)
+        return _clone_bind(mount)
     except OSError as error:
         raise _refused(f"cannot bind {mount.directory}", error) from error
-    attach_tree(tree, target)
 
 
 @open_mount.register
@@ -71,6 +147,11 @@ def _open_bind(mount: Bind) -> int:
             return os.open(mount.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         raise _refused(f"cannot bind {mount.directory}", error) from error
     return readable(tree)
+
+
+@detached.register
+def _detached_overlay(mount: Overlay) -> int:
+    return _new_overlay(mount)
 
 
 @attach.register
@@ -301,6 +382,8 @@ def detach(target: Path, *, lazy: bool = False) -> None:
         InUseError: a process still uses the mount.
         MountError: nothing is mounted there (errno EINVAL), or the kernel refused.
     """
+    if flushes and not lazy and (found := mounted(target)) and (flush := flushes.get(found.fstype)):
+        flush(target)
     try:
         _umount(target, linux.UMOUNT_NOFOLLOW | (linux.MNT_DETACH if lazy else 0))
     except OSError as error:
@@ -310,6 +393,11 @@ def detach(target: Path, *, lazy: bool = False) -> None:
             ) from error
         if error.errno == errno.EINVAL:
             raise MountError(f"{target} is not a mount", errno=error.errno) from error
+        if error.errno == errno.EPERM and os.geteuid() != 0:
+            from layerfs import fusermount
+
+            fusermount.unmount(str(target), lazy=lazy)
+            return
         raise _refused(f"cannot unmount {target}", error) from error
 
 
@@ -328,8 +416,20 @@ class MountInfo(NamedTuple):
 
 def mount_table(pid: int | str = "self") -> list[MountInfo]:
     """Read the mounts of a process's mount namespace, our own by default, in the order of attaching."""
-    with open(f"/proc/{pid}/mountinfo", "rb", buffering=0) as table:
-        return [_parse_line(line) for line in table.read().splitlines()]
+    table = os.open(f"/proc/{pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return parse_table(table)
+    finally:
+        os.close(table)
+
+
+def parse_table(table: int) -> list[MountInfo]:
+    """Read an open /proc/PID/mountinfo from its beginning; its namespace is that of when it was opened."""
+    os.lseek(table, 0, os.SEEK_SET)
+    text = b""
+    while part := os.read(table, _TABLE_AT_ONCE):
+        text += part
+    return [_parse_line(line) for line in text.splitlines()]
 
 
 def _parse_line(line: bytes) -> MountInfo:

@@ -13,19 +13,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from layerfs.driver import Driver
+from layerfs.driver import Driver, FallsBack
 from layerfs.errors import NotFoundError, UnsupportedError
 
 GROUP: Final = "layerfs.drivers"
 
 BUILT_IN: Final[Mapping[str, str]] = {
     "overlay2": "layerfs_overlay2:Overlay2Driver",
+    "aufs": "layerfs_aufs:AufsDriver",
     "fuse": "layerfs_fuse:FuseDriver",
     "vfs": "layerfs_vfs:VfsDriver",
 }
 
+
+class Rank(NamedTuple):
+    """A driver by its name, in its first way or, with `falls_back`, in its second (`driver.FallsBack`)."""
+
+    name: str
+    falls_back: bool = False
+
+
 # Best first. A driver of another name is used only when it is asked for.
-PREFERENCE: Final = ("overlay2", "aufs", "btrfs", "zfs", "fuse", "aufs-fuse", "vfs")
+PREFERENCE: Final = (
+    Rank("overlay2"),
+    Rank("aufs"),
+    Rank("btrfs"),
+    Rank("zfs"),
+    Rank("fuse"),
+    Rank("aufs", falls_back=True),
+    Rank("vfs"),
+)
 
 
 class Plugin(NamedTuple):
@@ -58,12 +75,17 @@ class Plugin(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """What one driver can do here; `reason` and `hint` are "" where there is nothing to say."""
+    """What one driver can do here.
+
+    `reason` says why it does not work, `note` how it does, `hint` what would help; "" where there is nothing
+    to say.
+    """
 
     name: str
     works: bool
-    reason: str
-    hint: str
+    reason: str = ""
+    hint: str = ""
+    note: str = ""
 
 
 def available() -> dict[str, Plugin]:
@@ -72,11 +94,15 @@ def available() -> dict[str, Plugin]:
 
     found = {point.name: Plugin(point.name, point.value) for point in entry_points(group=GROUP)}
     found.update({name: Plugin(name, value) for name, value in BUILT_IN.items()})
-    return {name: found[name] for name in sorted(found, key=_rank)}
+    return {name: found[name] for name in sorted(found, key=lambda name: _place(Rank(name)))}
 
 
-def _rank(name: str) -> tuple[int, str]:
-    return (PREFERENCE.index(name) if name in PREFERENCE else len(PREFERENCE), name)
+def _place(rank: Rank) -> tuple[int, str]:
+    return (PREFERENCE.index(rank) if rank in PREFERENCE else len(PREFERENCE), rank.name)
+
+
+def _fallback(driver: type[Driver], root: Path) -> str | None:
+    return driver.fallback(root) if issubclass(driver, FallsBack) else None
 
 
 def find(name: str) -> Plugin:
@@ -114,6 +140,8 @@ def load(name: str, root: Path) -> Driver:
 def choose(root: Path, preferred: str | None = None) -> Driver:
     """Open the best driver that works here, or the preferred one and no other.
 
+    Where drivers have left layers, the best is the best of those.
+
     Args:
         root: an existing directory on the file system that will hold the layers.
         preferred: the name of a driver.
@@ -125,30 +153,51 @@ def choose(root: Path, preferred: str | None = None) -> Driver:
     if preferred is not None:
         find(preferred).load().check(root)
         return load(preferred, root)
+    held = _held(root)
+    ranks = [rank for rank in PREFERENCE if not held or rank.name in held]
+    ranks += [Rank(name) for name in held if Rank(name) not in PREFERENCE]
     reasons = []
-    for name in PREFERENCE:
+    for name, falls_back in ranks:
         try:
-            find(name).load().check(root)
+            driver = find(name).load()
+            if (_fallback(driver, root) is not None) is not falls_back:
+                continue
+            driver.check(root)
         except NotFoundError:
             continue
         except UnsupportedError as error:
             reasons.append(f"{name}: {error}")
             continue
         return load(name, root)
+    if held:
+        raise UnsupportedError(
+            f"{root} holds layers of {', '.join(held)}, which does not work here: "
+            f"{'; '.join(reasons) or 'it is not installed'}",
+            hint="name a driver to use another one beside them (--driver)",
+        )
     raise UnsupportedError(
         f"no driver works in {root}: {'; '.join(reasons) or 'none is installed'}",
         hint="`layerfs drivers` explains each",
     )
 
 
+def _held(root: Path) -> list[str]:
+    """Name the drivers that have left something in their directories."""
+    return sorted(each.name for each in root.iterdir() if each.is_dir() and any(each.iterdir()))
+
+
 def explain(root: Path) -> list[Candidate]:
     """Try every installed driver and say what it found; best first."""
     found = []
     for name, plugin in available().items():
+        note = None
         try:
-            plugin.load().check(root)
+            driver = plugin.load()
+            note = _fallback(driver, root)
+            driver.check(root)
         except UnsupportedError as error:
-            found.append(Candidate(name, False, str(error), error.hint or ""))
+            candidate = Candidate(name, False, reason=str(error), hint=error.hint or "")
         else:
-            found.append(Candidate(name, True, "", ""))
-    return found
+            candidate = Candidate(name, True, note=note or "")
+        found.append((_place(Rank(name, note is not None)), candidate))
+    return [candidate for _, candidate in sorted(found)]

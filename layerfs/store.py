@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from layerfs.garbage import Garbage, Report
     from layerfs.oci.descriptor import Descriptor
     from layerfs.oci.platform import Platform
+    from layerfs.outside import Outside
     from layerfs.store_ends import StoreSink, StoreSource
     from layerfs.transports import Place
     from layerfs.transports.endpoint import Source
@@ -86,9 +87,11 @@ class Store:
         durability: Durability,
         budget: Budget,
         warn: Callable[[str], None],
+        outside: Outside | None,
     ) -> None:
         """Use `Store.open`."""
         self.root = root
+        self._outside = outside
         self.durability: Durability = durability
         self.blobs = Blobs(root, durability=durability)
         self._database = database
@@ -113,6 +116,7 @@ class Store:
         durability: Durability = "commit",
         budget: Budget = DEFAULT_BUDGET,
         warn: Callable[[str], None] | None = None,
+        outside: Outside | None = None,
     ) -> Store:
         """Open the store at a directory, which is made when it is missing or empty.
 
@@ -125,6 +129,8 @@ class Store:
                 change), or "none" (whenever the kernel likes; for throw-away stores).
             budget: what a stranger's layer may ask for.
             warn: told, one sentence each, what was odd but has a defined result.
+            outside: where `mount` mounts, for a process that entered a user namespace (see `runtime.userns`);
+                None: in the mount namespace of this process.
 
         Raises:
             StoreError: the directory holds something else, or a store of another format.
@@ -138,7 +144,7 @@ class Store:
         try:
             store = cls(
                 place, database, driver=driver, durability=durability, budget=budget,
-                warn=warn or (lambda message: None),
+                warn=warn or (lambda message: None), outside=outside,
             )  # fmt: skip
             store._recover()
         except BaseException:
@@ -346,7 +352,13 @@ class Store:
     # -- mounts
 
     def mount(
-        self, what: str, target: Path, *, read_only: bool = False, name: str | None = None
+        self,
+        what: str,
+        target: Path,
+        *,
+        read_only: bool = False,
+        name: str | None = None,
+        options: Sequence[str] = (),
     ) -> Container:
         """Mount a container, or an image with a fresh writable layer, on a directory until `unmount`.
 
@@ -355,23 +367,25 @@ class Store:
             target: an existing directory.
             read_only: refuse writes.
             name: of the container that is made for an image.
+            options: as mount(8) takes them after -o; those of the driver are its `mount_options`.
 
         Raises:
             NotFoundError: there is neither such a container nor such an image.
             InUseError: the container is mounted already.
+            InvalidError: the driver has no such option.
         """
         try:
             container = self.containers.get(what)
         except NotFoundError:
             container = None
         if container is not None and name is None:
-            container.mount(target, read_only=read_only)
+            container.mount(target, read_only=read_only, options=options)
             return container
         if container is not None and name is not None and not self._is_image(what):
             raise ExistsError(f"container {container.name} has a name already")
         made = self.containers.create(what, name=name)
         try:
-            made.mount(target, read_only=read_only)
+            made.mount(target, read_only=read_only, options=options)
         except BaseException:
             self.containers.remove(made.id)
             raise
@@ -456,7 +470,7 @@ class Store:
     def _add_layers(self, driver: Driver) -> Layers:
         layers = Layers(
             self.root, self._database, self.blobs, driver, durability=self.durability, budget=self._budget,
-            warn=self._warn,
+            warn=self._warn, outside=self._outside,
         )  # fmt: skip
         self._layers[driver.name] = layers
         return layers

@@ -1,4 +1,4 @@
-"""What changes a union: files made, removed, renamed and given attributes, as overlayfs writes it."""
+"""What changes a union: files made, removed, renamed and given attributes, in the dialect of its layers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from layerfs import linux
-from layerfs.files import remove_tree
 from layerfs_fuse.copy_up import WritableUnion
 from layerfs_fuse.nodes import Node
-from layerfs_fuse.places import Found, Place
+from layerfs_fuse.places import NO_PLACES, Found, Place
 
-_RENAME_WHITEOUT: Final = 4
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
-_LONGEST_REDIRECT: Final = 256
-# In the work directory: the whiteout that others are further names of.
-_WHITEOUT: Final = b"whiteout"
+_CREATED: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# FS_IMMUTABLE_FL and FS_APPEND_FL.
+_FORBIDDING: Final = 0x10 | 0x20
+_ACCESS_LISTS: Final = b"system.posix_acl_"
+_KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
 
 
 def failure(number: int) -> OSError:
@@ -41,12 +41,36 @@ class Changes(WritableUnion):
     def mknod(self, parent: Node, name: bytes, mode: int, device: int, maker: Maker) -> Node:
         """Make a regular file, a fifo, a socket or a device (mknod(2))."""
         if stat.S_ISCHR(mode) and device == 0:
-            raise failure(errno.EPERM)  # it would be a whiteout
+            raise failure(errno.EPERM)  # overlayfs's whiteout, which no layer may hold
 
         def make(directory: int, entry: bytes) -> None:
             os.mknod(entry, mode, device, dir_fd=directory)
 
         return self._make(parent, name, make, mode, maker)
+
+    def create(self, parent: Node, name: bytes, mode: int, flags: int, maker: Maker) -> tuple[Node, int]:
+        """Make a regular file and give a descriptor too, opened with `flags` (open(2), O_CREAT)."""
+        mode = stat.S_IMODE(mode)
+        nameless = parent is not self.nodes.root and parent.parent is None
+        descriptor = -1
+        if not (nameless or self.nodes.child(parent, name) or self._is_below(parent, name)):
+            place = self.upper(parent)
+            above = place.open()
+            if self.layers.dialect.is_free(place, name):
+                os.umask(maker.umask)
+                with contextlib.suppress(FileExistsError):  # what hides the name, or shows under it
+                    descriptor = os.open(name, flags | _CREATED, mode, dir_fd=above)
+        if descriptor < 0:
+            node = self.mknod(parent, name, stat.S_IFREG | mode, 0, maker)
+            return node, self.open(node, flags)
+        try:
+            self._own(above, above, name, stat.S_IFREG | mode, maker)
+            found = Found(os.fstat(descriptor), place, NO_PLACES)
+            return self.nodes.add(parent, name, found, new=True), descriptor
+        except BaseException:
+            os.close(descriptor)
+            os.unlink(name, dir_fd=above)
+            raise
 
     def symlink(self, parent: Node, name: bytes, target: bytes, maker: Maker) -> Node:
         """Make a symlink (symlink(2))."""
@@ -66,16 +90,17 @@ class Changes(WritableUnion):
 
     def tmpfile(self, parent: Node, mode: int, maker: Maker) -> Node:
         """Make a regular file without a name (open(2), O_TMPFILE)."""
+        if parent is not self.nodes.root and parent.parent is None:
+            raise failure(errno.ENOENT)
         above = self.upper(parent).open()
         os.umask(maker.umask)
-        temporary = self.temporary()
-        os.mknod(temporary, stat.S_IFREG | stat.S_IMODE(mode), dir_fd=self.work)
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+        descriptor = os.open(b".", flags, stat.S_IMODE(mode), dir_fd=above)
         try:
-            self._own(above, self.work, temporary, stat.S_IFREG | mode, maker)
-            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(temporary, flags, dir_fd=self.work)
-        finally:
-            os.unlink(temporary, dir_fd=self.work)
+            self._own(above, None, self.layers.through(descriptor), mode, maker)
+        except BaseException:
+            os.close(descriptor)
+            raise
         return self.nodes.add_nameless(descriptor)
 
     def _make(
@@ -87,92 +112,68 @@ class Changes(WritableUnion):
             raise failure(errno.ENOENT)
         place = self.upper(parent)
         above = place.open()
-        hidden = place.stat(name) is not None
-        inherits = hidden and self._default_list(above)
         os.umask(maker.umask)
-        if not hidden or inherits:
-            if hidden:
-                os.unlink(name, dir_fd=above)
-            try:
-                make(above, name)
-                self._own(above, above, name, mode, maker)
-                if hidden and stat.S_ISDIR(mode):
-                    self._make_opaque(self.layers.through(above, name))
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    remove_tree(above, name)
-                if hidden:
-                    self._hide(above, name)
-                raise
-        else:
 
-            def prepare(temporary: bytes) -> None:
-                make(self.work, temporary)
-                self._own(above, self.work, temporary, mode, maker)
-                if stat.S_ISDIR(mode):
-                    self._make_opaque(self.layers.through(self.work, temporary))
+        def build(directory: int, entry: bytes) -> None:
+            make(directory, entry)
+            self._own(above, directory, entry, mode, maker)
 
-            self._exchange_whiteout(self.made(prepare), place, name)
+        self.layers.dialect.add(self, place, name, build, directory=stat.S_ISDIR(mode))
         return self._added(parent, place, name)
 
     def _added(self, parent: Node, place: Place, name: bytes) -> Node:
         found = place.stat(name)
         if found is None:
             raise failure(errno.EIO)
-        places = [place.below(name)] if stat.S_ISDIR(found.st_mode) else []
-        return self.nodes.add(parent, name, Found(found, place, places))
+        places = [place.below(name)] if stat.S_ISDIR(found.st_mode) else NO_PLACES
+        return self.nodes.add(parent, name, Found(found, place, places), new=True)
 
-    def _own(self, above: int, directory: int, name: bytes, mode: int, maker: Maker) -> None:
-        """Give a new file its owner, as the file system below would have if the maker had made it."""
+    def _own(self, above: int, directory: int | None, name: bytes, mode: int, maker: Maker) -> None:
+        """Give a new file its owner, as the file system below would have if the maker had made it.
+
+        Without a `directory` the name is that of an open file.
+        """
+        follow = directory is None
         parent = os.fstat(above)
         inherit = parent.st_mode & stat.S_ISGID
         gid = parent.st_gid if inherit else maker.gid
         if maker.uid or gid:
-            os.chown(name, maker.uid, gid, dir_fd=directory, follow_symlinks=False)
+            os.chown(name, maker.uid, gid, dir_fd=directory, follow_symlinks=follow)
         if stat.S_ISDIR(mode) and inherit:
             mode |= stat.S_ISGID
         if mode & _SET_IDS:
-            now = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            now = os.stat(name, dir_fd=directory, follow_symlinks=follow)
             os.chmod(name, stat.S_IMODE(now.st_mode) | mode & _SET_IDS, dir_fd=directory)
-
-    def _default_list(self, directory: int) -> bool:
-        try:
-            os.getxattr(directory, "system.posix_acl_default")
-        except OSError as error:
-            if error.errno in (errno.ENODATA, errno.ENOTSUP):
-                return False
-            raise
-        return True
-
-    def _make_opaque(self, path: bytes) -> None:
-        os.setxattr(path, self.layers.prefix + b"opaque", b"y")
-
-    def _exchange_whiteout(self, temporary: bytes, place: Place, name: bytes) -> None:
-        """Put something from the work directory in the stead of a whiteout, at one stroke."""
-        linux.renameat2(self.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
-        os.unlink(temporary, dir_fd=self.work)
 
     def link(self, node: Node, parent: Node, name: bytes) -> Node:
         """Give a file one more name (link(2)); it is copied up first."""
         if self.lookup(parent, name) is not None:
             raise failure(errno.EEXIST)
-        if node.parent is None:
+        if parent is not self.nodes.root and parent.parent is None:
             raise failure(errno.ENOENT)
         self.copy_up(node)
         place = self.upper(parent)
-        if place.stat(name) is None:
-            self._link(node, place.open(), name)
-        else:
-            temporary = self.temporary()
-            self._link(node, self.work, temporary)
-            self._exchange_whiteout(temporary, place, name)
-        self.nodes.share(node, self.stat(node))
-        node.names.append((parent, name))
+
+        def build(directory: int, entry: bytes) -> None:
+            self._link(node, directory, entry)
+
+        self.layers.dialect.note_copies(place)
+        self.layers.dialect.add(self, place, name, build, directory=False)
         assert parent.children is not None
         parent.children[name] = node
+        if node.parent is None:
+            self._place(node, parent, name)
+            os.close(node.descriptor)
+            node.descriptor = -1
+        else:
+            node.names += ((parent, name),)
+            self.nodes.share(node, self.stat(node))
         return node
 
     def _link(self, node: Node, directory: int, name: bytes) -> None:
+        if node.parent is None:  # made without a name (O_TMPFILE)
+            os.link(self.layers.through(node.descriptor), name, dst_dir_fd=directory, follow_symlinks=True)
+            return
         assert node.at is not None
         source = node.at.open()
         os.link(node.at_name, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
@@ -183,14 +184,11 @@ class Changes(WritableUnion):
         if node.is_directory:
             raise failure(errno.EISDIR)
         place = self.upper(parent)
+        if node.users and node.linked is not None and not node.upper:
+            self.know_all_names(node)
         self._keep(node)
-        if not self._is_below(parent, name):
-            os.unlink(name, dir_fd=place.open())
-        elif place.stat(name) is None:
-            self._hide(place.open(), name)
-        else:
-            temporary = self.made(self._whiteout)
-            os.rename(temporary, name, src_dir_fd=self.work, dst_dir_fd=place.open())
+        below = not node.upper or self._is_below(parent, name)
+        self.layers.dialect.remove(self, place, name, below=below, directory=False)
         self._unname(node, parent, name)
 
     def rmdir(self, parent: Node, name: bytes) -> None:
@@ -202,17 +200,8 @@ class Changes(WritableUnion):
             raise failure(errno.ENOTEMPTY)
         place = self.upper(parent)
         self._keep(node)
-        temporary = b""
-        if not self._is_below(parent, name):
-            temporary = self.temporary()
-            os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=self.work)
-        elif place.stat(name) is None:
-            self._hide(place.open(), name)
-        else:
-            temporary = self.made(self._whiteout)
-            linux.renameat2(self.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
-        if temporary:
-            remove_tree(self.work, temporary)
+        below = not node.upper or self._is_below(parent, name)
+        self.layers.dialect.remove(self, place, name, below=below, directory=True)
         self._unname(node, parent, name)
 
     def _existing(self, parent: Node, name: bytes) -> Node:
@@ -221,26 +210,12 @@ class Changes(WritableUnion):
             raise failure(errno.ENOENT)
         return node
 
-    def _whiteout(self, name: bytes) -> None:
-        self._hide(self.work, name)
-
-    def _hide(self, directory: int, name: bytes) -> None:
-        """Make a whiteout: one more name of the last one, which costs less than an inode each."""
-        try:
-            os.link(_WHITEOUT, name, src_dir_fd=self.work, dst_dir_fd=directory, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EMLINK, errno.EPERM):
-                raise
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
-            with contextlib.suppress(OSError):
-                if error.errno == errno.EMLINK:
-                    os.unlink(_WHITEOUT, dir_fd=self.work)
-                os.link(name, _WHITEOUT, src_dir_fd=directory, dst_dir_fd=self.work, follow_symlinks=False)
-
     def _is_below(self, parent: Node, name: bytes) -> bool:
         """Say whether a name would show from lower layers, were it not in the upper one."""
+        if len(parent.places) == 1 and parent.upper:
+            return False
         lower = [place for place in parent.places if place.layer]
-        return bool(lower) and self.layers.merge(lower, name) is not None
+        return self.layers.merge(lower, name) is not None
 
     def _keep(self, node: Node) -> None:
         """Hold a file that is about to lose its last name; whoever has it open can still use it."""
@@ -249,17 +224,23 @@ class Changes(WritableUnion):
         if node.children is not None:
             node.descriptor = os.dup(node.places[0].open())
         elif node.upper and node.at is not None:
+            if node.users:
+                self.copy_up(node)  # only its metadata may have been
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
             node.descriptor = os.open(node.at_name, flags, dir_fd=node.at.open())
 
     def _unname(self, node: Node, parent: Node, name: bytes) -> None:
         """Take a name away from a node."""
+        if not node.upper:
+            self.nodes.lose(node)
         assert parent.children is not None
         parent.children.pop(name, None)
         if (parent, name) in node.names:
-            node.names.remove((parent, name))
+            node.names = tuple(other for other in node.names if other != (parent, name))
         elif node.names:
-            self._place(node, *node.names.pop(0))
+            (above, other), *names = node.names
+            node.names = tuple(names)
+            self._place(node, above, other)
         else:
             node.parent = None
             for place in node.places:
@@ -269,7 +250,8 @@ class Changes(WritableUnion):
 
     def _place(self, node: Node, parent: Node, name: bytes) -> None:
         node.parent, node.name = parent, name
-        node.at, node.at_name = parent.places[0], name
+        if node.upper:
+            node.at, node.at_name = parent.places[0], name
 
     def rename(self, old: Node, old_name: bytes, new: Node, new_name: bytes, flags: int) -> None:
         """Move a file or a directory (renameat2(2)), RENAME_NOREPLACE and RENAME_EXCHANGE understood."""
@@ -290,19 +272,17 @@ class Changes(WritableUnion):
             self._check_replaceable(node, target)
         self._detach_from_below(node, old, old_name, new, new_name)
         source, destination = self.upper(old), self.upper(new)
-        whiteout = self._is_below(old, old_name)
+        below = self._is_below(old, old_name)
         if target is not None:
             self._keep(target)
-            if target.is_directory and destination.stat(new_name) is not None:
-                self._empty(destination, new_name, below=self._is_below(new, new_name))
-        standing = destination.stat(new_name)
-        if standing is not None and self.layers.is_whiteout(destination, new_name, standing):
-            linux.renameat2(source.open(), old_name, destination.open(), new_name, linux.RENAME_EXCHANGE)
-            if not whiteout:
-                os.unlink(old_name, dir_fd=source.open())
-        else:
-            mode = _RENAME_WHITEOUT if whiteout else 0
-            linux.renameat2(source.open(), old_name, destination.open(), new_name, mode)
+            for place in target.places[1:] if target.upper else ():
+                # What it hides may be cleared away.
+                place.close()
+                target.places.remove(place)
+        self.layers.dialect.note_copies(destination)
+        self.layers.dialect.move(
+            self, source, old_name, destination, new_name, below=below, directory=node.is_directory
+        )
         if target is not None:
             self._unname(target, new, new_name)
         self._moved(node, old, old_name, new, new_name)
@@ -316,16 +296,6 @@ class Changes(WritableUnion):
         elif node.is_directory:
             raise failure(errno.ENOTDIR)
 
-    def _empty(self, place: Place, name: bytes, *, below: bool) -> None:
-        """Take a directory with nothing but whiteouts away, and leave a whiteout where one is needed."""
-        temporary = self.temporary()
-        if below:
-            self._whiteout(temporary)
-            linux.renameat2(self.work, temporary, place.open(), name, linux.RENAME_EXCHANGE)
-        else:
-            os.rename(name, temporary, src_dir_fd=place.open(), dst_dir_fd=self.work)
-        remove_tree(self.work, temporary)
-
     def _detach_from_below(self, node: Node, old: Node, old_name: bytes, new: Node, new_name: bytes) -> None:
         """Copy a file up; make sure that a directory shows the same wherever it is."""
         self.copy_up(node)
@@ -334,14 +304,24 @@ class Changes(WritableUnion):
         path, _ = self.path(node)
         if len(node.places) == 1:
             if self._is_below(new, new_name):
-                self._make_opaque(path)
+                self.layers.dialect.make_opaque(path)
             return
-        target = b"/" + node.places[1].path()
-        if self.layers.user_xattrs or len(target) > _LONGEST_REDIRECT:
+        target = self._path_below(node)
+        if not self.layers.dialect.redirect(path, target):
             self._copy_up_below(node)
-            self._make_opaque(path)
-            return
-        os.setxattr(path, self.layers.prefix + b"redirect", target)
+            self.layers.dialect.make_opaque(path)
+
+    def _path_below(self, node: Node) -> bytes:
+        """Give the path by which the layers below alone show a directory, if they do."""
+        names: list[bytes] = []
+        current = node
+        while current.parent is not None:
+            redirect = self.layers.dialect.redirected(current.places[0]) if current.upper else None
+            names.append(redirect or current.name)
+            if names[-1].startswith(b"/"):
+                break
+            current = current.parent
+        return b"/" + b"/".join(reversed(names)).strip(b"/")
 
     def _copy_up_below(self, node: Node) -> None:
         """Copy a whole directory up, after which the layers below serve nothing of it."""
@@ -356,7 +336,7 @@ class Changes(WritableUnion):
                     if child.is_directory:
                         todo.append(child)
             if directory is not node and len(directory.places) > 1:
-                self._make_opaque(self.path(directory)[0])
+                self.layers.dialect.make_opaque(self.path(directory)[0])
             for place in directory.places[1:]:
                 place.close()
             del directory.places[1:]
@@ -367,6 +347,8 @@ class Changes(WritableUnion):
         self._detach_from_below(node, old, old_name, new, new_name)
         self._detach_from_below(target, new, new_name, old, old_name)
         source, destination = self.upper(old), self.upper(new)
+        for place in (source, destination):
+            self.layers.dialect.note_copies(place)
         linux.renameat2(source.open(), old_name, destination.open(), new_name, linux.RENAME_EXCHANGE)
         assert old.children is not None and new.children is not None
         self._moved(node, old, old_name, new, new_name)
@@ -380,7 +362,7 @@ class Changes(WritableUnion):
             del old.children[old_name]
         new.children[new_name] = node
         if (old, old_name) in node.names:
-            node.names[node.names.index((old, old_name))] = (new, new_name)
+            node.names = tuple((new, new_name) if other == (old, old_name) else other for other in node.names)
         elif node.children is None:
             self._place(node, new, new_name)
         else:
@@ -392,19 +374,33 @@ class Changes(WritableUnion):
         """Set an extended attribute (setxattr(2))."""
         self.copy_up(node)
         path, follow = self.path(node)
-        os.setxattr(path, self.stored(name), value, flags, follow_symlinks=follow)
+        os.setxattr(path, self.layers.dialect.stored(name), value, flags, follow_symlinks=follow)
 
     def remove_xattr(self, node: Node, name: bytes) -> None:
         """Remove an extended attribute (removexattr(2))."""
-        self.xattr(node, name)  # what is not there is no reason to copy up
+        try:
+            self.xattr(node, name)  # what is not there is no reason to copy up
+        except OSError as error:
+            if node.upper and error.errno == errno.ENODATA and name.startswith(_ACCESS_LISTS):
+                return  # file systems remove a list that is not there without a word
+            raise
         self.copy_up(node)
         path, follow = self.path(node)
-        os.removexattr(path, self.stored(name), follow_symlinks=follow)
+        os.removexattr(path, self.layers.dialect.stored(name), follow_symlinks=follow)
 
     def chmod(self, node: Node, mode: int) -> None:
         """Change the mode (chmod(2))."""
         self.copy_up(node)
         os.chmod(self.path(node)[0], mode)
+
+    def kill_set_ids(self, node: Node) -> None:
+        """Take setuid, and setgid where the group may execute, from a file that somebody else writes."""
+        mode = stat.S_IMODE(self.stat(node).st_mode)
+        left = mode & ~stat.S_ISUID
+        if mode & _KILL_GROUP == _KILL_GROUP:
+            left &= ~stat.S_ISGID
+        if left != mode:
+            self.chmod(node, left)
 
     def chown(self, node: Node, uid: int, gid: int) -> None:
         """Change the owner (chown(2)); -1 leaves one as it is."""
@@ -422,3 +418,11 @@ class Changes(WritableUnion):
         """Change a regular file's length (truncate(2))."""
         self.copy_up(node, data=size > 0)
         os.truncate(self.path(node)[0], size)
+
+    def set_file_flags(self, node: Node, flags: int) -> None:
+        """Set the flags that chattr(1) knows, but for those that would keep us from serving the file."""
+        if flags & _FORBIDDING:
+            raise failure(errno.EOPNOTSUPP)
+        self.copy_up(node)
+        with self.opened(node) as file:
+            linux.set_file_flags(file, flags)

@@ -10,12 +10,23 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from layerfs.files import copy_data, read_xattrs, remove_tree
+from layerfs_fuse.links import Links
 from layerfs_fuse.nodes import Node
 from layerfs_fuse.places import Layers, Place
 from layerfs_fuse.union import Union
 
-_NEW: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_XATTR: Final = (errno.ENOTSUP, errno.ENODATA)
+_LARGE: Final = 4 << 20
+
+
+class Postponed(Exception):
+    """The data of a large file must be copied first; nothing has happened yet."""
+
+    def __init__(self, node: Node, size: int) -> None:
+        super().__init__()
+        self.node = node
+        self.size = size
 
 
 class WritableUnion(Union):
@@ -25,8 +36,13 @@ class WritableUnion(Union):
         super().__init__(layers, writable=True)
         self.work = work
         self._made = 0
+        # Gives the name of a copy of a large file's data in the work directory, or raises `Postponed`.
+        self.fetch: Callable[[Node, int], bytes] | None = None
+        self._links = Links(self)
         for name in os.listdir(work):
             remove_tree(work, name)
+        with contextlib.suppress(OSError):
+            os.removexattr(work, "system.posix_acl_default")  # of a server that was killed
 
     def temporary(self) -> bytes:
         """Give a name that nothing in the work directory has."""
@@ -39,8 +55,13 @@ class WritableUnion(Union):
         return node.places[0]
 
     def copy_up(self, node: Node, *, data: bool = True) -> None:
-        """Bring a file into the upper layer, parents first; without `data` a regular file comes empty."""
+        """Bring a file into the upper layer, parents first; without `data` a regular file comes empty.
+
+        All names of a file come up together.
+        """
         if node.upper:
+            if node.partial:
+                self._complete(node, data=data)
             return
         chain = [node]
         while chain[-1].parent is not None and not chain[-1].parent.upper:
@@ -50,10 +71,16 @@ class WritableUnion(Union):
 
     def _copy_up_one(self, node: Node, *, data: bool) -> None:
         found = self.stat(node)
-        source, follow = self.path(node)
-        temporary = self.temporary()
+        copied = b""
+        if self.fetch and data and stat.S_ISREG(found.st_mode) and found.st_size >= _LARGE:
+            copied = self.fetch(node, found.st_size)
+        temporary = copied or self.temporary()
         try:
-            if stat.S_ISDIR(found.st_mode):
+            others = self._other_names(node, found)
+            source, follow = self.path(node)
+            if copied:
+                pass
+            elif stat.S_ISDIR(found.st_mode):
                 os.mkdir(temporary, 0o700, dir_fd=self.work)
             elif stat.S_ISREG(found.st_mode):
                 self._copy_file(node, temporary, found, data=data)
@@ -62,13 +89,52 @@ class WritableUnion(Union):
             else:
                 os.mknod(temporary, found.st_mode, found.st_rdev, dir_fd=self.work)
             self._copy_attributes(source, follow, temporary, found)
-            self._install(node, temporary, found)
+            self._note_origin(node, temporary, found)
+            self._install(node, temporary, found, others)
         except BaseException:
             remove_tree(self.work, temporary)
             raise
 
+    def know_all_names(self, node: Node) -> None:
+        """Look for the further names of a file of a lower layer."""
+        self._links.complete(node, self.stat(node))
+
+    def _other_names(self, node: Node, found: os.stat_result) -> list[tuple[Place, bytes]]:
+        """Find where the further names of a file will stand in the upper layer."""
+        if node.children is not None or node.parent is None or found.st_nlink < 2:
+            return []
+        self._links.complete(node, found)
+        return [(self.upper(parent), name) for parent, name in node.names]
+
+    def _note_origin(self, node: Node, temporary: bytes, found: os.stat_result) -> None:
+        origin = self.nodes.origin(node, found)
+        if origin is not None:
+            # Where there is no room for it, the file has another inode number in the next mount.
+            with contextlib.suppress(OSError):
+                os.setxattr(self.layers.through(self.work, temporary), *origin, follow_symlinks=False)
+
+    def _complete(self, node: Node, *, data: bool) -> None:
+        """Give a file of which the upper layer has the metadata its data."""
+        assert node.at is not None
+        source = self.open(node, os.O_RDONLY)
+        try:
+            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            target = os.open(node.at_name, flags, dir_fd=node.at.open())
+            try:
+                found = os.fstat(target)
+                if data:
+                    copy_data(source, target, size=found.st_size)
+                    os.fdatasync(target)
+                os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+                self.layers.dialect.complete(target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+        node.partial = False
+
     def _copy_file(self, node: Node, temporary: bytes, found: os.stat_result, *, data: bool) -> None:
-        target = os.open(temporary, _NEW, 0o600, dir_fd=self.work)
+        target = os.open(temporary, NEW_FILE, 0o600, dir_fd=self.work)
         try:
             if data and found.st_size:
                 source = self.open(node, os.O_RDONLY)
@@ -76,6 +142,8 @@ class WritableUnion(Union):
                     copy_data(source, target, size=found.st_size)
                 finally:
                     os.close(source)
+                # What is safe on disk must not be lost because somebody has opened it for writing.
+                os.fdatasync(target)
         finally:
             os.close(target)
 
@@ -86,12 +154,14 @@ class WritableUnion(Union):
         if not stat.S_ISLNK(found.st_mode):
             os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=work)
         for key, value in (_xattrs_of_link(source) if follow else read_xattrs(source)).items():
-            if not key.startswith(self.layers.prefix):
+            if self.layers.dialect.shown(key) is not None:
                 os.setxattr(target, key, value, follow_symlinks=False)
         os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=work, follow_symlinks=False)
 
-    def _install(self, node: Node, temporary: bytes, found: os.stat_result) -> None:
-        """Give the copy its name, and the node its new place."""
+    def _install(
+        self, node: Node, temporary: bytes, found: os.stat_result, others: list[tuple[Place, bytes]]
+    ) -> None:
+        """Give the copy its names, and the node its new place."""
         if node.parent is None:  # it has lost its name already
             descriptor = os.open(temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.work)
             if stat.S_ISDIR(found.st_mode):
@@ -104,16 +174,25 @@ class WritableUnion(Union):
             node.upper = True
             return
         above = node.parent.places[0]
-        with _times_kept(above):
-            os.rename(temporary, node.name, src_dir_fd=self.work, dst_dir_fd=above.open())
+        for place in (above, *(place for place, _ in others)):
+            self.layers.dialect.note_copies(place)
+        with contextlib.ExitStack() as undo:
+            for place, name in others:
+                with _times_kept(place):
+                    os.link(
+                        temporary, name, src_dir_fd=self.work, dst_dir_fd=place.open(), follow_symlinks=False
+                    )
+                undo.callback(_unlink, place, name)
+            with _times_kept(above):
+                os.rename(temporary, node.name, src_dir_fd=self.work, dst_dir_fd=above.open())
+            undo.pop_all()
         node.upper = True
         if node.children is not None:
             node.places.insert(0, above.below(node.name))
             return
         node.at, node.at_name = above, node.name
         if found.st_nlink > 1:
-            # The other names keep the lower file, and its number.
-            node.number = self.layers.number(self.stat(node))
+            self.nodes.share(node, self.stat(node))
 
     def made(self, make: Callable[[bytes], None]) -> bytes:
         """Make something in the work directory and give its name; nothing is left when that fails."""
@@ -124,6 +203,11 @@ class WritableUnion(Union):
             remove_tree(self.work, temporary)
             raise
         return temporary
+
+
+def _unlink(place: Place, name: bytes) -> None:
+    with _times_kept(place):
+        os.unlink(name, dir_fd=place.open())
 
 
 @contextlib.contextmanager

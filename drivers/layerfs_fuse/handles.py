@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import bisect
 import os
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 from layerfs_fuse.nodes import Node
-from layerfs_fuse.union import Listed, Union
+from layerfs_fuse.union import Union
 
 _MOST_LISTINGS: Final = 256
-_KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+_MOST_NAMES: Final = 1 << 15
+_DOTS: Final = (b".", b"..")
+_MOST_READ: Final = 64
+# Bytes from which on a read is one of many.
+_MUCH: Final = 1 << 17
+KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+"""The flags of open(2) that matter to a server."""
 
 
 class OpenFile:
-    """An open regular file."""
+    """An open regular file; `descriptor` is the file's topmost copy if that is open already."""
 
     __slots__ = ("_upper", "backing", "descriptor", "flags", "node")
 
-    def __init__(self, union: Union, node: Node, flags: int) -> None:
+    def __init__(self, union: Union, node: Node, flags: int, descriptor: int = -1) -> None:
         self.node = node
         # Appending is the kernel's business: it sends offsets.
-        self.flags = flags & _KEPT
+        self.flags = flags & KEPT
         self.backing = 0
         self._upper = node.upper
-        self.descriptor = _open(union, node, self.flags)
+        self.descriptor = _open(union, node, self.flags) if descriptor < 0 else descriptor
         node.users += 1
 
     def current(self, union: Union) -> int:
@@ -41,7 +48,64 @@ class OpenFile:
         os.close(self.descriptor)
 
 
+class _Reader:
+    """A file that is being read: `end` is where the last read ended."""
+
+    __slots__ = ("descriptor", "end", "upper")
+
+    def __init__(self, descriptor: int, *, upper: bool) -> None:
+        self.descriptor = descriptor
+        self.upper = upper
+        self.end = 0
+
+
+class Readers:
+    """Files that are open for reading without a handle: one descriptor for all readers of a file.
+
+    They are opened when something is read, which is seldom, since the kernel keeps what it has read.
+    """
+
+    def __init__(self, union: Union) -> None:
+        self._union = union
+        self._opened: dict[Node, _Reader] = {}
+
+    def descriptor(self, node: Node) -> int:
+        """Give a descriptor of the topmost copy, valid until the end of the request at hand."""
+        return self._reader(node).descriptor
+
+    def read(self, node: Node, room: memoryview, offset: int) -> int:
+        """Read from the topmost copy (preadv(2)); what is read in a row is fetched from the disk in time."""
+        reader = self._reader(node)
+        length = len(room)
+        if length >= _MUCH:
+            if offset == reader.end:
+                os.posix_fadvise(reader.descriptor, offset + length, length, os.POSIX_FADV_WILLNEED)
+            reader.end = offset + length
+        return os.preadv(reader.descriptor, (room,), offset)
+
+    def _reader(self, node: Node) -> _Reader:
+        found = self._opened.get(node)
+        if found is not None:
+            if found.upper is node.upper:
+                return found
+            self.close(node)
+        # As overlayfs does: reading changes nothing in a layer that others share.
+        descriptor = _open(self._union, node, os.O_RDONLY | (0 if node.upper else os.O_NOATIME))
+        found = self._opened[node] = _Reader(descriptor, upper=node.upper)
+        if len(self._opened) > _MOST_READ:
+            self.close(next(iter(self._opened)))
+        return found
+
+    def close(self, node: Node) -> None:
+        """Close a file, if it is open."""
+        found = self._opened.pop(node, None)
+        if found is not None:
+            os.close(found.descriptor)
+
+
 def _open(union: Union, node: Node, flags: int) -> int:
+    if not node.upper:
+        flags |= os.O_NOATIME  # nothing changes in lower layers
     try:
         return union.open(node, flags)
     except PermissionError:
@@ -54,37 +118,73 @@ class Listings:
     """What directories hold, as far as they are being read.
 
     A name keeps its offset as long as it stays, whatever else comes or goes, so that several readers
-    can share a listing, and none needs to be told apart from the others.
+    can share a listing, and none needs to be told apart from the others. Names that hide something are
+    listed too: whoever looks at each name finds that there is nothing to see.
     """
 
     def __init__(self, union: Union) -> None:
         self._union = union
-        self._kept: dict[int, list[tuple[int, Listed]]] = {}
+        self._kept: dict[int, _Listing] = {}
+        self._names = 0
+        self._age = 0
 
-    def after(self, node: Node, offset: int) -> list[tuple[int, Listed]]:
-        """Give the names after an offset with their own; a reader that begins sees the directory as it is."""
+    def outdate(self) -> None:
+        """Take note that the union changes: where a name lies must be found out anew."""
+        self._age += 1
+
+    def after(self, node: Node, offset: int) -> Iterator[tuple[int, bytes, int | None]]:
+        """Give the names after an offset with their own; a reader that begins sees the directory as it is.
+
+        The third value counts the merged directories that need not be looked at to find the name; it is
+        None for ``.`` and ``..``.
+        """
         found = self._kept.get(node.id) if offset else None
         if found is None:
             found = self._read(node)
-        return found[bisect.bisect_right(found, offset, key=_offset) :] if offset else found
+        names, offsets, firsts, fresh = found.names, found.offsets, found.firsts, found.age == self._age
+        start = bisect.bisect_right(offsets, offset) if offset else 0
+        for index in range(start, len(names)):
+            name = names[index]
+            if name in _DOTS:
+                yield offsets[index], name, None
+            else:
+                yield offsets[index], name, firsts[index] if fresh else 0
 
-    def _read(self, node: Node) -> list[tuple[int, Listed]]:
-        above = node.parent or node
-        listed = [Listed(b".", node.number, 4), Listed(b"..", above.number, 4), *self._union.entries(node)]
-        known = {one.name: offset for offset, one in self._kept.pop(node.id, ())}
-        unused = max(known.values(), default=0) + 1
-        found = []
-        for one in listed:
-            offset = known.get(one.name)
-            if offset is None:
-                offset, unused = unused, unused + 1
-            found.append((offset, one))
-        found.sort(key=_offset)
+    def _read(self, node: Node) -> _Listing:
+        listed = {**dict.fromkeys(_DOTS, 0), **self._union.names(node)}
+        names = list(listed)
+        offsets: Sequence[int] = range(1, len(names) + 1)
+        before = self._kept.pop(node.id, None)
+        if before is not None:
+            self._names -= len(before.names)
+            if before.names != names:
+                names, offsets = _ordered(names, before)
+        found = _Listing(names, offsets, [listed[name] for name in names], self._age)
         self._kept[node.id] = found
-        if len(self._kept) > _MOST_LISTINGS:
-            del self._kept[next(iter(self._kept))]
+        self._names += len(names)
+        while len(self._kept) > 1 and (len(self._kept) > _MOST_LISTINGS or self._names > _MOST_NAMES):
+            self._names -= len(self._kept.pop(next(iter(self._kept))).names)
         return found
 
 
-def _offset(entry: tuple[int, Listed]) -> int:
-    return entry[0]
+class _Listing(NamedTuple):
+    """The names of one directory, in the order of their offsets."""
+
+    names: list[bytes]
+    offsets: Sequence[int]
+    firsts: list[int]
+    age: int
+
+
+def _ordered(names: list[bytes], before: _Listing) -> tuple[list[bytes], list[int]]:
+    """Give the names that were there before their old offsets, and the others later ones."""
+    known = dict(zip(before.names, before.offsets, strict=True))
+    unused = before.offsets[-1] + 1
+    offsets = {}
+    for name in names:
+        offset = known.get(name)
+        if offset is None:
+            offset, unused = unused, unused + 1
+        offsets[name] = offset
+    ordered = sorted(names, key=offsets.__getitem__)
+    return ordered, [offsets[name] for name in ordered]

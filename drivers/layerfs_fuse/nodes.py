@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 
-from layerfs_fuse.places import Found, Layers, Place
+from layerfs_fuse.origins import Origins
+from layerfs_fuse.places import NO_PLACES, Found, Layers, Place
 
 ROOT_ID = 1
 
@@ -15,7 +17,7 @@ class Node:
 
     __slots__ = (
         "at", "at_name", "children", "descriptor", "id", "linked", "lookups", "name", "names", "number",
-        "parent", "places", "upper", "users",
+        "parent", "partial", "places", "upper", "users",
     )  # fmt: skip
 
     def __init__(self, identity: int, parent: Node | None, name: bytes) -> None:
@@ -23,14 +25,16 @@ class Node:
         self.lookups = 0
         self.parent = parent
         self.name = name
-        # Further names of the same file of the upper layer.
-        self.names: list[tuple[Node, bytes]] = []
+        # Further names of the same file.
+        self.names: tuple[tuple[Node, bytes], ...] = ()
         self.children: dict[bytes, Node] | None = None
         # The merged directories, top first.
-        self.places: list[Place] = []
+        self.places = NO_PLACES
         self.at: Place | None = None
         self.at_name = b""
         self.upper = False
+        # Whether the upper layer has the file's metadata only.
+        self.partial = False
         # How `Nodes` finds it by its file, when that has several names.
         self.linked: tuple[int, int] | None = None
         # A file without a name is reached through this (O_PATH).
@@ -53,8 +57,11 @@ class Nodes:
         self.writable = writable
         self._by_id: dict[int, Node] = {}
         self._next = ROOT_ID
-        # Files of the upper layer with several names are one node.
+        # Files with several names are one node.
         self._linked: dict[tuple[int, int], Node] = {}
+        # How many names were taken from files of lower layers, which still count them.
+        self._lost: dict[tuple[int, int], int] = {}
+        self._origins = Origins(layers)
         self.root = self._new(None, b"")
         self.root.children = {}
         self.root.places = list(layers.roots)
@@ -68,6 +75,28 @@ class Nodes:
         self._by_id[node.id] = node
         return node
 
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    @property
+    def issued(self) -> int:
+        """How many nodes there have been."""
+        return self._next
+
+    def spare(self, count: int) -> list[int]:
+        """Pick nodes of lower layers that nobody has open here, from the oldest on, children before parents.
+
+        They count as the youngest afterwards.
+        """
+        found: list[int] = []
+        for identity in list(itertools.islice(self._by_id, count)):
+            node = self._by_id.pop(identity)
+            self._by_id[identity] = node
+            if not (node.upper or node.users or node is self.root):
+                found.append(identity)
+        found.reverse()
+        return found
+
     def get(self, identity: int) -> Node:
         """Find the node of a request."""
         node = self._by_id.get(identity)
@@ -79,25 +108,30 @@ class Nodes:
         """Find a node that is known already."""
         return parent.children.get(name) if parent.children is not None else None
 
-    def add(self, parent: Node, name: bytes, found: Found) -> Node:
-        """Make the node of a name that was looked up, or find the one of another name of the same file."""
+    def add(self, parent: Node, name: bytes, found: Found, *, new: bool = False) -> Node:
+        """Make the node of a name that was looked up, or find the one of another name of the same file.
+
+        What is `new` was made just now, and not copied from a lower layer.
+        """
         assert parent.children is not None
         upper = self.writable and found.parent.layer == 0
         status = found.status
-        linked = upper and not found.places and status.st_nlink > 1
+        linked = not found.places and status.st_nlink > 1
         if linked:
             node = self._linked.get((status.st_dev, status.st_ino))
-            if node is not None and node.lookups:
+            if node is not None:
                 if node.parent is None:
                     node.parent, node.name = parent, name
                     node.at, node.at_name = found.parent, name
                 elif (parent, name) != (node.parent, node.name) and (parent, name) not in node.names:
-                    node.names.append((parent, name))
+                    node.names += ((parent, name),)
                 parent.children[name] = node
                 return node
         node = self._new(parent, name)
         node.upper = upper
         node.number = self.layers.number(status)
+        if upper and not new:
+            self._look_below(node, found, name)
         if found.places:
             node.children = {}
             node.places = found.places
@@ -107,6 +141,37 @@ class Nodes:
             self.share(node, status)
         parent.children[name] = node
         return node
+
+    def _look_below(self, node: Node, found: Found, name: bytes) -> None:
+        """Find out what a file of the upper layer has from a lower one: its inode number, its data."""
+        if len(found.places) > 1:
+            node.number = self.layers.number(os.fstat(found.places[1].open()))
+            return
+        path = found.parent.path_of(name)
+        marks = os.listxattr(path, follow_symlinks=False)
+        if marks:
+            node.number = self._origins.number(path, marks) or node.number
+            partial = self.layers.dialect.mark(b"metacopy")
+            node.partial = partial is not None and partial.decode() in marks
+
+    def origin(self, node: Node, found: os.stat_result) -> tuple[bytes, bytes] | None:
+        """Give the extended attribute by which a copy of a lower file keeps its inode number."""
+        if node.descriptor >= 0:
+            return None
+        if node.children is None:
+            assert node.at is not None
+            return self._origins.record(node.at.open(), node.at_name, found)
+        place = node.places[0]
+        return None if place.parent is None else self._origins.record(place.parent.open(), place.name, found)
+
+    def lose(self, node: Node) -> None:
+        """Note that a file of a lower layer with several names has one less."""
+        if node.linked is not None:
+            self._lost[node.linked] = self._lost.get(node.linked, 0) + 1
+
+    def lost(self, found: os.stat_result) -> int:
+        """Say how many names of a file of a lower layer are gone."""
+        return self._lost.get((found.st_dev, found.st_ino), 0)
 
     def add_nameless(self, descriptor: int) -> Node:
         """Make the node of a file of the upper layer that has no name, reached through `descriptor`."""
@@ -118,6 +183,8 @@ class Nodes:
 
     def share(self, node: Node, status: os.stat_result) -> None:
         """Remember a file that has come to have several names."""
+        if node.linked is not None and self._linked.get(node.linked) is node:
+            del self._linked[node.linked]
         node.linked = (status.st_dev, status.st_ino)
         self._linked[node.linked] = node
 

@@ -1,27 +1,22 @@
-"""Directories of single layers, opened when needed, and what overlayfs's format says in them.
-
-The format is the kernel's (documentation, filesystems/overlayfs.rst): character devices 0:0 or marked empty
-files hide a name, the xattr ``opaque`` hides a whole directory, ``redirect`` names the one to merge with.
-"""
+"""Directories of single layers, opened when needed; what stands in them is a dialect's business."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import stat
-from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from layerfs.tree.whiteouts import is_overlay_whiteout
+if TYPE_CHECKING:
+    from layerfs_fuse.dialect import Dialect
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NO_XATTR: Final = (errno.ENODATA, errno.ENOTSUP)
 
 
 class Place:
     """One directory of one layer; layer 0 is the upper one where there is one."""
 
-    __slots__ = ("descriptor", "layer", "layers", "marked", "name", "parent")
+    __slots__ = ("copies", "descriptor", "hidden", "layer", "layers", "marked", "name", "parent")
 
     def __init__(self, layers: Layers, layer: int, parent: Place | None, name: bytes) -> None:
         self.layers = layers
@@ -29,8 +24,12 @@ class Place:
         self.parent = parent
         self.name = name
         self.descriptor = -1
-        # Whether empty files with an xattr may stand for whiteouts here (opaque = "x"); None: not read yet.
+        # What dialects remember of a directory, None before they have read it. Overlayfs's: whether empty
+        # files with an xattr may stand for whiteouts here (opaque = "x"). Aufs's: the names hidden here.
         self.marked: bool | None = None
+        self.hidden: set[bytes] | None = None
+        # Whether it is noted that copies of lower files stand here, which have the numbers of those.
+        self.copies = False
 
     def open(self) -> int:
         """Give a descriptor, valid until the end of the request at hand."""
@@ -44,7 +43,8 @@ class Place:
         for place in reversed(closed):
             if place.parent is None:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-            place.descriptor = os.open(place.name, OPEN_DIRECTORY, dir_fd=place.parent.descriptor)
+            flags = self.layers.flags[self.layer]
+            place.descriptor = os.open(place.name, flags, dir_fd=place.parent.descriptor)
             self.layers.opened[place] = None
         return self.descriptor
 
@@ -54,6 +54,12 @@ class Place:
             self.layers.opened.pop(self, None)
             os.close(self.descriptor)
             self.descriptor = -1
+
+    def rewound(self) -> int:
+        """Give the descriptor at its beginning, from where btrfs shows what has been made until then."""
+        descriptor = self.open()
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return descriptor
 
     def below(self, name: bytes) -> Place:
         """Name a subdirectory."""
@@ -65,6 +71,10 @@ class Place:
             return os.stat(name, dir_fd=self.open(), follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def path_of(self, name: bytes) -> bytes:
+        """Name an entry for calls that want a path, until the end of the request at hand."""
+        return self.layers.through(self.open(), name)
 
     def path(self) -> bytes:
         """Give the path from the layer's root, "" for that."""
@@ -79,19 +89,23 @@ class Place:
 class Layers:
     """The layers of one mount, top first, and every directory of theirs that is open."""
 
-    def __init__(self, roots: list[int], *, user_xattrs: bool, most_open: int) -> None:
-        self.prefix = b"user.overlay." if user_xattrs else b"trusted.overlay."
-        self.user_xattrs = user_xattrs
+    def __init__(self, roots: list[int], *, dialect: Dialect, most_open: int) -> None:
+        self.dialect = dialect
+        self.merge = dialect.merge
         self.opened: dict[Place, None] = {}
         self.most_open = most_open
         # Where the process's descriptors can be found by name: proc_pid_fd(5).
         self.descriptors = b"/proc/self/fd/"
         self._devices: dict[int, int] = {}
-        self.roots = []
+        self.roots: list[Place] = []
+        # With which flags to open the directories of each layer.
+        self.flags: list[int] = []
         for number, root in enumerate(roots):
             place = Place(self, number, None, b"")
             place.descriptor = root
             self.roots.append(place)
+            self.flags.append(OPEN_DIRECTORY | (_stop_atime(root) if number else 0))
+            self.number(os.fstat(root))  # so that each file system has the same index in every mount
 
     def trim(self) -> None:
         """Close the directories opened longest ago, when there are too many; between requests only."""
@@ -104,94 +118,23 @@ class Layers:
             return b"%s%d/%s" % (self.descriptors, descriptor, name)
         return b"%s%d" % (self.descriptors, descriptor)
 
-    def xattr(self, place: Place, key: bytes) -> bytes | None:
-        """Read one of overlayfs's attributes of a directory."""
-        return self.xattr_of(place.open(), key)
-
-    def xattr_of(self, target: int | bytes, key: bytes) -> bytes | None:
-        """Read one of overlayfs's attributes of an open file or a path."""
-        try:
-            return os.getxattr(target, self.prefix + key, follow_symlinks=isinstance(target, int))
-        except OSError as error:
-            if error.errno in _NO_XATTR:
-                return None
-            raise
-
-    def is_whiteout(self, place: Place, name: bytes, found: os.stat_result) -> bool:
-        """Say whether a name hides what the layers below have under it."""
-        if is_overlay_whiteout(found):
-            return True
-        if not stat.S_ISREG(found.st_mode) or found.st_size:
-            return False
-        if place.marked is None:
-            place.marked = self.xattr(place, b"opaque") == b"x"
-        return place.marked and self.xattr_of(self.through(place.open(), name), b"whiteout") is not None
-
     def number(self, found: os.stat_result) -> int:
         """Give an inode number that is unique over the file systems that hold the layers."""
         index = self._devices.setdefault(found.st_dev, len(self._devices))
         return found.st_ino | index << 56 if index else found.st_ino
 
-    def merge(self, parents: list[Place], name: bytes) -> Found | None:
-        """Look a name up through directories that are merged, top first."""
-        for index, parent in enumerate(parents):
-            found = parent.stat(name)
-            if found is None:
-                continue
-            if self.is_whiteout(parent, name, found):
-                return None
-            if not stat.S_ISDIR(found.st_mode):
-                return Found(found, parent, [])
-            place = parent.below(name)
-            return Found(found, parent, [place, *self._merged_with(place, parents[index + 1 :], name)])
-        return None
 
-    def _merged_with(self, top: Place, parents: list[Place], name: bytes) -> Iterator[Place]:
-        """Give the lower directories that one is merged with."""
-        place = top
-        while True:
-            if self.xattr(place, b"opaque") == b"y":
-                return
-            redirect = self.xattr(place, b"redirect")
-            if redirect is not None and redirect.startswith(b"/"):
-                yield from self._redirected(place.layer + 1, redirect.strip(b"/").split(b"/"))
-                return
-            name = redirect or name
-            while parents:
-                parent, *parents = parents
-                found = parent.stat(name)
-                if found is not None:
-                    break
-            else:
-                return
-            if not stat.S_ISDIR(found.st_mode):
-                return
-            place = parent.below(name)
-            yield place
+NO_PLACES: Final[list[Place]] = []
+"""What is no directory has none; one list for all of them, since they are many."""
 
-    def _redirected(self, layer: int, names: list[bytes]) -> Iterator[Place]:
-        """Walk a path from the root of each layer from `layer` on; redirects on the way lead on below."""
-        for root in self.roots[layer:]:
-            place, following, last = root, list(names), False
-            for index, name in enumerate(names):
-                found = place.stat(name)
-                if found is None:
-                    break
-                if not stat.S_ISDIR(found.st_mode):
-                    return
-                place = place.below(name)
-                if self.xattr(place, b"opaque") == b"y":
-                    last = True
-                redirect = self.xattr(place, b"redirect")
-                if redirect is not None and redirect.startswith(b"/"):
-                    following = redirect.strip(b"/").split(b"/") + names[index + 1 :]
-                elif redirect is not None:
-                    following = [*names[:index], redirect, *names[index + 1 :]]
-            else:
-                yield place
-            if last:
-                return
-            names = following
+
+def _stop_atime(root: int) -> int:
+    """Let reading a directory leave its times alone, and give the flag that does; who owns it not, gets 0."""
+    try:
+        fcntl.fcntl(root, fcntl.F_SETFL, fcntl.fcntl(root, fcntl.F_GETFL) | os.O_NOATIME)
+    except PermissionError:
+        return 0
+    return os.O_NOATIME
 
 
 class Found:

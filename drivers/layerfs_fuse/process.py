@@ -3,33 +3,143 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import os
 import resource
 import signal
+import time
+import traceback
 import warnings
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from layerfs import linux
 from layerfs_fuse.changes import Changes
+from layerfs_fuse.dialect import Dialect
+from layerfs_fuse.options import Options
 from layerfs_fuse.places import Layers
-from layerfs_fuse.server import Server
 from layerfs_fuse.union import Union
 
+NAME: Final = b"layerfs-fuse"
+"""What ps(1) calls the process."""
+
+_READY: Final = b"ready"
 _MOST_OPEN: Final = 4096
-_MARGIN: Final = 256
+_LEAST_OPEN: Final = 8
+# Descriptors for requests at hand, and standard streams.
+_MARGIN: Final = 16
+_LOG_MAXIMUM: Final = 1 << 16
 
 
-def start(device: int, roots: list[int], work: int | None, *, user_xattrs: bool) -> None:
-    """Leave a process behind that serves a mount.
+class Log:
+    """A file for errors of the server's own, made when there is one; `directory` is open."""
+
+    def __init__(self, directory: int, name: str) -> None:
+        self.directory = directory
+        self.name = name
+
+    def write(self, text: str) -> None:
+        """Append a text with the time; a file that has grown large begins anew. Never fails."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            file = os.open(self.name, flags, 0o600, dir_fd=self.directory)
+            try:
+                if os.fstat(file).st_size > _LOG_MAXIMUM:
+                    os.ftruncate(file, 0)
+                now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                os.write(file, f"{now}\n{text}\n".encode(errors="replace")[-_LOG_MAXIMUM:])
+            finally:
+                os.close(file)
+
+
+def start(
+    device: int,
+    roots: list[int],
+    work: int | None,
+    *,
+    dialect: Dialect,
+    options: Options = Options(),  # noqa: B008  a frozen value
+    log: Log | None = None,
+) -> None:
+    """Leave a process behind that serves a mount, and return when it has all that it needs.
 
     Args:
         device: the /dev/fuse of the mount.
         roots: the layers' directories, top first; the first one is written if there is a `work`.
         work: the work directory.
-        user_xattrs: whether overlayfs's attributes are user.overlay.* in these layers.
+        dialect: the format of these layers.
+        options: how the mount differs from a plain one.
+        log: where the server writes down errors of its own.
+
+    Raises:
+        OSError: it could not start.
     """
+    report, told = os.pipe()
+
+    def serve() -> None:
+        try:
+            _serve(told, device, roots, work, dialect=dialect, options=options, log=log)
+        except BaseException:
+            if log is not None:
+                log.write(traceback.format_exc())
+
+    with open(report, "rb", buffering=0) as stream:
+        try:
+            leave_behind(serve)
+        finally:
+            os.close(told)
+        answer = stream.read(16)
+    if answer != _READY:
+        number = int(answer or errno.EIO)
+        raise OSError(number, os.strerror(number))
+
+
+def _serve(
+    told: int,
+    device: int,
+    roots: list[int],
+    work: int | None,
+    *,
+    dialect: Dialect,
+    options: Options,
+    log: Log | None,
+) -> None:
+    """Tell whether the server could start, then serve until the end of the mount."""
+    told, device, *roots = above_standard([told, device, *roots])
+    copies = above_standard(() if work is None else (work,))
+    kept = {told, device, *roots, *copies}
+    if log is not None:
+        (log.directory,) = above_standard((log.directory,))
+        kept.add(log.directory)
+    be_alone(kept)
+    try:
+        union = opened_union(roots, *copies, dialect=dialect)
+    except OSError as error:
+        os.write(told, b"%d" % (error.errno or errno.EIO))
+        raise
+    # Whoever serves another way has no use for the kernel's protocol; without mounts there are no modules.
+    from layerfs_fuse.adjusted import AdjustedDevice
+    from layerfs_fuse.device import Device
+    from layerfs_fuse.server import Server
+
+    leave_mounts()
+    plain = options == Options(allow_other=options.allow_other)
+    server = Server(Device(device) if plain else AdjustedDevice(device, options), union)
+    if log is not None:
+        server.log = log.write
+    # Whoever mounts may be gone by now; the mount is not.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(told, _READY)
+    os.close(told)
+    # It leaves no cycles behind, and looking for them takes longer the more files it knows.
+    gc.disable()
+    server.run()
+
+
+def leave_behind(serve: Callable[[], None]) -> None:
+    """Run `serve` in a process that is nobody's child, and ends with it."""
     with warnings.catch_warnings():
         # From Python 3.12: the child of a process with threads must not need them, and does not.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -39,45 +149,44 @@ def start(device: int, roots: list[int], work: int | None, *, user_xattrs: bool)
         return
     try:
         if os.fork() == 0:
-            _serve(device, roots, work, user_xattrs=user_xattrs)
+            gc.freeze()
+            serve()
     finally:
         os._exit(0)
 
 
-def _serve(device: int, roots: list[int], work: int | None, *, user_xattrs: bool) -> None:
-    gc.freeze()
-    device, *roots = (_above_standard(each) for each in (device, *roots))
-    work = None if work is None else _above_standard(work)
-    _be_alone({device, *roots, *(() if work is None else (work,))})
-    most = _raise_limit() - _MARGIN
-    layers = Layers(roots, user_xattrs=user_xattrs, most_open=max(64, min(_MOST_OPEN, most - len(roots))))
+def opened_union(roots: list[int], work: int | None = None, *, dialect: Dialect) -> Union:
+    """Merge open layers, with as many open directories and as short names for them as a process may have."""
+    most = max(_LEAST_OPEN, min(_MOST_OPEN, (_raise_limit() - len(roots) - _MARGIN) // 2))
+    layers = Layers(roots, dialect=dialect, most_open=most)
     os.chdir("/proc/self/fd")
     layers.descriptors = b""
-    _leave_mounts()
-    union = Union(layers, writable=False) if work is None else Changes(layers, work)
-    Server(device, union).run()
+    return Union(layers, writable=False) if work is None else Changes(layers, work)
 
 
-def _above_standard(descriptor: int) -> int:
-    """Move a descriptor that stands where a standard stream would, because the parent had closed that."""
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) if descriptor < 3 else descriptor
+def above_standard(descriptors: Iterable[int]) -> list[int]:
+    """Move descriptors that stand where standard streams would, because the parent had closed those."""
+    return [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 3) if each < 3 else each for each in descriptors]
 
 
-def _be_alone(kept: set[int]) -> None:
-    """Keep nothing of the process that mounts: no descriptor, no session, no signal handler."""
+def be_alone(kept: set[int]) -> None:
+    """Keep nothing of the process that mounts: no descriptor, no session, no signal handler, no name."""
     os.setsid()
+    linux.set_process_name(NAME)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Of numbers above a limit that was lowered meanwhile, only this list knows.
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in kept:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
     null = os.open("/dev/null", os.O_RDWR)
     for standard in range(3):
         os.dup2(null, standard)
-    first = 3
-    for descriptor in sorted(kept):
-        os.closerange(first, descriptor)
-        first = descriptor + 1
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    if null > 2:
+        os.close(null)
 
 
 def _raise_limit() -> int:
@@ -86,13 +195,24 @@ def _raise_limit() -> int:
     return hard
 
 
-def _leave_mounts() -> None:
-    """Move to an empty mount namespace.
+def leave_mounts() -> None:
+    """Move to a mount namespace of our own with nothing in it, and stay in the working directory.
 
-    In the one where the tree is mounted, the server would keep alive what keeps the server alive. Where
-    it may not, it stays: an unmount ends it all the same.
+    In the one where the tree is mounted, the server would keep alive what keeps the server alive. Who may
+    not leave stays, such as an ordinary user without a user namespace: an unmount ends the server all the
+    same, but the namespace does not end before that.
     """
     with contextlib.suppress(OSError):
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.umount("/", linux.MNT_DETACH)
+        here = linux.open_tree(linux.AT_FDCWD, ".", linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
+        try:
+            # In a user namespace "/" cannot be detached before there is another root, and all that was copied
+            # from outside holds together: one use of any part keeps the whole (mount_namespaces(7)).
+            linux.mount("none", "/proc", "tmpfs", 0, "size=4k,mode=555")
+            os.chdir("/proc")
+            linux.pivot_root(".", ".")
+            linux.umount(".", linux.MNT_DETACH)
+        finally:
+            os.fchdir(here)
+            os.close(here)

@@ -50,12 +50,14 @@ class Op(enum.IntEnum):
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
+    IOCTL = 39
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
     RENAME2 = 45
     LSEEK = 46
     COPY_FILE_RANGE = 47
+    SYNCFS = 50
     TMPFILE = 51
 
 
@@ -76,6 +78,7 @@ class Init(enum.IntFlag):
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
     HANDLE_KILLPRIV_V2 = 1 << 28
+    SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37
 
@@ -87,12 +90,14 @@ WANTED: Final = (
     | Init.DONT_MASK
     | Init.DO_READDIRPLUS
     | Init.ASYNC_DIO
+    | Init.NO_OPEN_SUPPORT
     | Init.PARALLEL_DIROPS
     | Init.POSIX_ACL
     | Init.MAX_PAGES
     | Init.CACHE_SYMLINKS
     | Init.NO_OPENDIR_SUPPORT
     | Init.HANDLE_KILLPRIV_V2
+    | Init.SETXATTR_EXT
     | Init.INIT_EXT
     | Init.PASSTHROUGH
 )
@@ -118,13 +123,18 @@ OPENED_KEEP_CACHE: Final = 1 << 1
 OPENED_CACHE_DIRECTORY: Final = 1 << 3
 OPENED_PASSTHROUGH: Final = 1 << 7
 OPEN_KILL_SUIDGID: Final = 1
+WRITE_CACHE: Final = 1
 WRITE_KILL_SUIDGID: Final = 4
+SETXATTR_KILL_SGID: Final = 1
+
+NOTIFY_PRUNE: Final = 9
+"""The kernel is to let go of inodes that nobody uses (Linux 6.18)."""
 
 FOREVER: Final = 1 << 31
 """Seconds that the kernel may keep what it was told: nobody but the server changes the files."""
 
-# Lengths, then opcode, unique, node, uid, gid, pid, length of extensions.
-REQUEST: Final = Struct("=IIQQIIIHH")
+# Opcode, unique, node, uid, gid; what the kernel says besides (lengths, pid) is not needed.
+REQUEST: Final = Struct("=4xIQQII8x")
 REPLY: Final = Struct("=IiQ")
 INIT_IN: Final = Struct("=IIIII")
 INIT_OUT: Final = Struct("=IIIIHHIIHHIIH22x")
@@ -144,36 +154,93 @@ WRITE_IN: Final = Struct("=QQIIQII")
 RELEASE_IN: Final = Struct("=QIIQ")
 FSYNC_IN: Final = Struct("=QII")
 SETXATTR_IN: Final = Struct("=II")
+SETXATTR_EXT_IN: Final = Struct("=IIII")
 GETXATTR_IN: Final = Struct("=II")
+IOCTL_IN: Final = Struct("=QIIQII")
 LSEEK_IN: Final = Struct("=QqII")
 FALLOCATE_IN: Final = Struct("=QQQII")
 COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ")
 
-ATTRIBUTES: Final = Struct("=3Q3q10I")
-ENTRY_OUT: Final = Struct("=4Q2I")
-ATTR_OUT: Final = Struct("=QII")
+_ATTRIBUTES: Final = "3Q3q10I"
+ENTRY_OUT: Final = Struct("=4Q2I" + _ATTRIBUTES)
+ENTRY_ATTRIBUTES: Final = 40
+"""Where the attributes begin in a struct fuse_entry_out."""
+ATTR_OUT: Final = Struct("=QII" + _ATTRIBUTES)
+ATTR_ATTRIBUTES: Final = 16
+"""Where the attributes begin in a struct fuse_attr_out."""
 OPEN_OUT: Final = Struct("=QIi")
 SIZE_OUT: Final = Struct("=II")
+IOCTL_OUT: Final = Struct("=iIII")
 OFFSET_OUT: Final = Struct("=q")
+PRUNE_OUT: Final = Struct("=IIQ")
 STATFS_OUT: Final = Struct("=5Q4I24x")
 DIRENT: Final = Struct("=QQII")
 
-NO_ENTRY: Final = bytes(ENTRY_OUT.size + ATTRIBUTES.size)
-"""In a READDIRPLUS reply: nothing is said about the file."""
+OPENED_TO_READ: Final = OPEN_OUT.pack(0, OPENED_KEEP_CACHE, 0)
+"""A file is open without a handle of its own, and the kernel may keep what it has read of it."""
 
-NEGATIVE: Final = ENTRY_OUT.pack(0, 0, FOREVER, 0, 0, 0) + bytes(ATTRIBUTES.size)
+_PLUS: Final = Struct("=4Q2I" + _ATTRIBUTES + "QQII")
+PLUS_ROOM: Final = _PLUS.size + 7
+"""Bytes that `plus` needs at most, besides those of the name."""
+
+NEGATIVE: Final = ENTRY_OUT.pack(0, 0, FOREVER, *([0] * 19))
 """There is no such name, and the kernel may remember that."""
 
+_NANO: Final = 1_000_000_000
 
-def attributes(found: os.stat_result, number: int, links: int) -> bytes:
-    """Pack a struct fuse_attr."""
-    atime, atime_ns = divmod(found.st_atime_ns, 1_000_000_000)
-    mtime, mtime_ns = divmod(found.st_mtime_ns, 1_000_000_000)
-    ctime, ctime_ns = divmod(found.st_ctime_ns, 1_000_000_000)
-    return ATTRIBUTES.pack(
-        number, found.st_size, found.st_blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
-        found.st_mode, links, found.st_uid, found.st_gid, found.st_rdev & 0xFFFFFFFF, found.st_blksize, 0,
+
+def entry(identity: int, valid: int, number: int, links: int, found: os.stat_result) -> bytes:
+    """Pack a struct fuse_entry_out; the attributes hold for `valid` seconds.
+
+    The inode number and the count of links are not those of `found`.
+    """
+    mode, _, _, _, uid, gid, size, atime, mtime, ctime = found
+    return ENTRY_OUT.pack(
+        identity, 0, FOREVER, valid, 0, 0,
+        number, size, found.st_blocks, atime, mtime, ctime,
+        found.st_atime_ns % _NANO, found.st_mtime_ns % _NANO, found.st_ctime_ns % _NANO,
+        mode, links, uid, gid, found.st_rdev & 0xFFFFFFFF, found.st_blksize, 0,
     )  # fmt: skip
+
+
+def attributes(valid: int, number: int, links: int, found: os.stat_result) -> bytes:
+    """Pack a struct fuse_attr_out."""
+    mode, _, _, _, uid, gid, size, atime, mtime, ctime = found
+    return ATTR_OUT.pack(
+        valid, 0, 0,
+        number, size, found.st_blocks, atime, mtime, ctime,
+        found.st_atime_ns % _NANO, found.st_mtime_ns % _NANO, found.st_ctime_ns % _NANO,
+        mode, links, uid, gid, found.st_rdev & 0xFFFFFFFF, found.st_blksize, 0,
+    )  # fmt: skip
+
+
+def plus(
+    buffer: memoryview, at: int, identity: int, valid: int, number: int, links: int, found: os.stat_result,
+    offset: int, name: bytes,
+) -> int:  # fmt: skip
+    """Put a struct fuse_direntplus into a buffer, and give the place after it."""
+    mode, _, _, _, uid, gid, size, atime, mtime, ctime = found
+    length = len(name)
+    _PLUS.pack_into(
+        buffer, at, identity, 0, FOREVER, valid, 0, 0,
+        number, size, found.st_blocks, atime, mtime, ctime,
+        found.st_atime_ns % _NANO, found.st_mtime_ns % _NANO, found.st_ctime_ns % _NANO,
+        mode, links, uid, gid, found.st_rdev & 0xFFFFFFFF, found.st_blksize, 0,
+        number, offset, length, mode >> 12,
+    )  # fmt: skip
+    at += _PLUS.size
+    end = at + length
+    buffer[at:end] = name
+    return end + 7 & ~7
+
+
+def plus_name(buffer: memoryview, at: int, number: int, offset: int, name: bytes) -> int:
+    """Put a struct fuse_direntplus of a directory into a buffer that says nothing but its name."""
+    _PLUS.pack_into(buffer, at, *([0] * 22), number, offset, len(name), 4)
+    at += _PLUS.size
+    end = at + len(name)
+    buffer[at:end] = name
+    return end + 7 & ~7
 
 
 def dirent(number: int, offset: int, name: bytes, kind: int) -> bytes:

@@ -5,68 +5,114 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Final
 
 from layerfs import linux
 from layerfs_fuse import protocol as p
+from layerfs_fuse.aside import Aside, Call
 from layerfs_fuse.changes import Changes, Maker, failure
-from layerfs_fuse.device import Device
-from layerfs_fuse.handles import Listings, OpenFile
+from layerfs_fuse.copy_up import Postponed
+from layerfs_fuse.device import RUNG, Device
+from layerfs_fuse.handles import KEPT, Listings, OpenFile, Readers
+from layerfs_fuse.large import LargeFiles, Request
 from layerfs_fuse.nodes import Node
 from layerfs_fuse.passthrough import Passthrough
 from layerfs_fuse.protocol import Attribute, Op
 from layerfs_fuse.union import Union
 
-_UNKNOWN: Final = 0xFFFFFFFF
-_KILL_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
+# What is about the connection, or about many files.
+_OF_NO_FILE: Final = frozenset(
+    map(int, (Op.INIT, Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.DESTROY))
+)  # fmt: skip
+_DESTROY: Final = int(Op.DESTROY)
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
+_MOST_NODES: Final = 1 << 16
+"""Above this many files that the kernel knows of, it is asked to forget some."""
+_PRUNED: Final = 1024
+_LONGEST_COPY: Final = 1 << 30
 
-Handler = Callable[[Node, memoryview], bytes | None]
+# Gives the answer, None for an empty one, how much of the device's `room` it fills, or that the answer will
+# come from elsewhere.
+_ELSEWHERE: Final = -1
+Handler = Callable[[Node, memoryview], bytes | int | None]
 
 
 class Server:
-    """Serves one mount; `device` is its open /dev/fuse."""
+    """Serves one mount; `log` takes the words about an error of our own."""
 
-    def __init__(self, device: int, union: Union) -> None:
-        self._device = Device(device)
+    def __init__(self, device: Device, union: Union) -> None:
+        self.log: Callable[[str], None] | None = None
+        self._device = device
         self._union = union
+        self._nodes = union.nodes
         self._files: dict[int, OpenFile] = {}
         self._listings = Listings(union)
-        self._spares_opendir = False
+        self._readers = Readers(union)
+        self._spares_open = self._spares_opendir = False
+        self._setxattr_in = p.SETXATTR_IN
         self._next_handle = 1
-        self._passthrough = Passthrough(device)
-        self._maker = Maker(0, 0, 0)
-        self._handlers: dict[int, Handler] = {
-            op: getattr(self, f"_{op.name.lower()}") for op in Op if hasattr(self, f"_{op.name.lower()}")
-        }
+        self._passthrough = Passthrough(device.descriptor)
+        self._asking = (0, 0)
+        self._aside = Aside(device)
+        self._large = LargeFiles(union, self._aside, device.ring) if isinstance(union, Changes) else None
+        self._unique = 0
+        self._next_pruning = 0
+        self._handlers: list[Handler | None] = [None] * (max(Op) + 1)
+        for op in Op:
+            self._handlers[op] = getattr(self, f"_{op.name.lower()}", None)
 
     def run(self) -> None:
         """Serve until the file system is unmounted."""
-        buffer, size = self._device.buffer, p.REQUEST.size
-        view = memoryview(buffer)
-        while length := self._device.receive():
-            _, op, unique, identity, uid, gid, _, _, _ = p.REQUEST.unpack_from(buffer)
-            body = view[size:length]
-            if op in (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT):
-                self._forget(op, identity, body)
-                continue
-            if op == Op.DESTROY:
-                self._device.send(unique, b"")
-                return
-            self._maker = Maker(uid, gid, 0)
-            self._answer(op, unique, identity, body)
-            self._union.layers.trim()
+        receive, buffer = self._device.receive, self._device.buffer
+        unpack, begin = p.REQUEST.unpack_from, p.REQUEST.size
+        layers, nodes, view = self._union.layers, self._nodes, memoryview(buffer)
+        while length := receive():
+            if length != RUNG:
+                op, unique, identity, uid, gid = unpack(buffer)
+                self._unique, self._asking = unique, (uid, gid)
+                self._answer(op, unique, identity, view[begin:length])
+                if op == _DESTROY:
+                    return
+            if self._large is not None and self._large.finished:
+                self._large.settle(self._answer_again)
+            if len(layers.opened) > layers.most_open:
+                layers.trim()
+            if len(nodes) > _MOST_NODES and nodes.issued > self._next_pruning:
+                self._prune()
+
+    def _answer_again(self, request: Request) -> None:
+        op, self._unique, identity, body, self._asking = request
+        self._answer(op, self._unique, identity, memoryview(body))
+
+    def _prune(self) -> None:
+        """Ask the kernel to let go of what nobody uses: it would keep everything as long as it has memory.
+
+        In a thread, since it may wait for data that it has asked us for.
+        """
+        identities = self._nodes.spare(_PRUNED)
+        self._next_pruning = self._nodes.issued + _PRUNED // 2
+        body = p.PRUNE_OUT.pack(len(identities), 0, 0) + struct.pack(f"={len(identities)}Q", *identities)
+
+        def prune() -> None:
+            if not self._device.notify(p.NOTIFY_PRUNE, body):
+                self._next_pruning = sys.maxsize
+
+        self._aside.run(prune)
 
     def _answer(self, op: int, unique: int, identity: int, body: memoryview) -> None:
         try:
-            if op == Op.INIT:
-                answer: bytes | None = self._init(body)
-            else:
-                handler = self._handlers.get(op)
-                if handler is None:
-                    raise failure(errno.ENOSYS)
-                answer = handler(self._union.nodes.get(identity), body)
+            if op in _OF_NO_FILE:
+                self._answer_connection(op, unique, identity, body)
+                return
+            handler = self._handlers[op] if op < len(self._handlers) else None
+            if handler is None:
+                raise failure(errno.ENOSYS)
+            answer = self._begun(handler, op, unique, identity, body)
         except OSError as error:
             self._device.send(unique, b"", error.errno or errno.EIO)
         except Exception:
@@ -74,62 +120,91 @@ class Server:
             self._device.send(unique, b"", errno.EIO)
             self.failed()
         else:
-            self._device.send(unique, answer or b"")
+            if not isinstance(answer, int):
+                self._device.send(unique, answer or b"")
+            elif answer != _ELSEWHERE:
+                self._device.send_room(unique, answer)
+
+    def _begun(
+        self, handler: Handler, op: int, unique: int, identity: int, body: memoryview
+    ) -> bytes | int | None:
+        try:
+            return handler(self._nodes.get(identity), body)
+        except Postponed as postponed:
+            assert self._large is not None
+            self._large.wait(postponed, Request(op, unique, identity, bytes(body), self._asking))
+            return _ELSEWHERE
+
+    def _answer_connection(self, op: int, unique: int, identity: int, body: memoryview) -> None:
+        if op == Op.FORGET:
+            self._nodes.forget(identity, p.FORGET_IN.unpack_from(body)[0])
+        elif op == Op.BATCH_FORGET:
+            count, _ = p.BATCH_FORGET_IN.unpack_from(body)
+            end = p.BATCH_FORGET_IN.size + count * p.BATCH_FORGET_ONE.size
+            for node, times in p.BATCH_FORGET_ONE.iter_unpack(body[p.BATCH_FORGET_IN.size : end]):
+                self._nodes.forget(node, times)
+        elif op == Op.INIT:
+            self._device.send(unique, self._init(body))
+        elif op == Op.DESTROY:
+            self._device.send(unique, b"")
 
     def failed(self) -> None:
         """Hear of an error of our own, in the block that handles it; a place for tests to listen."""
+        if self.log is not None:
+            self.log(traceback.format_exc())
 
     @property
     def _changes(self) -> Changes:
         if not isinstance(self._union, Changes):
             raise failure(errno.EROFS)
+        self._listings.outdate()
         return self._union
+
+    def _later(self, call: Call, *descriptors: int) -> int:
+        """Have the request at hand answered while others are served."""
+        self._aside.answer(self._unique, call, *descriptors)
+        return _ELSEWHERE
+
+    def _maker(self, umask: int) -> Maker:
+        return Maker(*self._asking, umask)
 
     def _init(self, body: memoryview) -> bytes:
         major, minor, readahead, flags, more = p.INIT_IN.unpack_from(body)
         if major != p.MAJOR:
             return p.INIT_OUT.pack(p.MAJOR, p.MINOR, *([0] * 11))
         agreed = p.WANTED & (flags | more << 32)
+        self._setxattr_in = p.SETXATTR_EXT_IN if agreed & p.Init.SETXATTR_EXT else p.SETXATTR_IN
         self._spares_opendir = bool(agreed & p.Init.NO_OPENDIR_SUPPORT)
+        self._spares_open = bool(agreed & p.Init.NO_OPEN_SUPPORT) and not isinstance(self._union, Changes)
         self._passthrough.enabled = bool(agreed & p.Init.PASSTHROUGH)
         return p.INIT_OUT.pack(
             p.MAJOR, min(minor, p.MINOR), readahead, agreed & 0xFFFFFFFF, 64, 48, p.MAX_WRITE, 1,
             p.MAX_PAGES, 0, agreed >> 32, 1, 0,
         )  # fmt: skip
 
-    def _forget(self, op: int, identity: int, body: memoryview) -> None:
-        if op == Op.FORGET:
-            self._union.nodes.forget(identity, p.FORGET_IN.unpack_from(body)[0])
-        elif op == Op.BATCH_FORGET:
-            count, _ = p.BATCH_FORGET_IN.unpack_from(body)
-            end = p.BATCH_FORGET_IN.size + count * p.BATCH_FORGET_ONE.size
-            for node, times in p.BATCH_FORGET_ONE.iter_unpack(body[p.BATCH_FORGET_IN.size : end]):
-                self._union.nodes.forget(node, times)
-
     # Names and attributes.
 
-    def _attributes(self, node: Node) -> bytes:
-        found = self._union.stat(node)
-        # Of a merged directory nobody has counted the subdirectories: 1 says so (find(1) understands it).
-        links = 1 if len(node.places) > 1 else found.st_nlink
-        if node.parent is None and node.children is not None and node is not self._union.nodes.root:
-            links = 0
-        return p.attributes(found, node.number, links)
+    def _valid(self, node: Node, found: os.stat_result) -> int:
+        """Say how many seconds the attributes of a file hold."""
+        # What the kernel writes to such a file itself takes these bits away, and it does not notice.
+        return 0 if found.st_mode & _SET_IDS and self._passthrough.ties(node) else p.FOREVER
 
-    def _entry(self, node: Node) -> bytes:
-        attributes = self._attributes(node)
+    def _entry(self, node: Node, found: os.stat_result | None = None) -> bytes:
+        """Answer with a file, of which the kernel keeps the attributes and one more reference."""
+        if found is None:
+            found = self._union.stat(node)
         node.lookups += 1
-        return p.ENTRY_OUT.pack(node.id, 0, p.FOREVER, p.FOREVER, 0, 0) + attributes
-
-    def _attr_out(self, node: Node) -> bytes:
-        return p.ATTR_OUT.pack(p.FOREVER, 0, 0) + self._attributes(node)
+        links = self._union.number_links(node, found)
+        return p.entry(node.id, self._valid(node, found), node.number, links, found)
 
     def _lookup(self, node: Node, body: memoryview) -> bytes:
-        found = self._union.lookup(node, _name(body))
-        return p.NEGATIVE if found is None else self._entry(found)
+        found = self._union.find(node, _name(body))
+        return p.NEGATIVE if found is None else self._entry(*found)
 
     def _getattr(self, node: Node, body: memoryview) -> bytes:
-        return self._attr_out(node)
+        found = self._union.stat(node)
+        links = self._union.number_links(node, found)
+        return p.attributes(self._valid(node, found), node.number, links, found)
 
     def _setattr(self, node: Node, body: memoryview) -> bytes:
         (valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = (
@@ -139,7 +214,7 @@ class Server:
         if valid & Attribute.SIZE:
             changes.truncate(node, size)
             if valid & Attribute.KILL_SUIDGID:
-                self._kill_set_ids(node)
+                self._changes.kill_set_ids(node)
         if valid & (Attribute.UID | Attribute.GID):
             changes.chown(node, uid if valid & Attribute.UID else -1, gid if valid & Attribute.GID else -1)
         if valid & Attribute.MODE:
@@ -151,16 +226,12 @@ class Server:
                 _time(valid, Attribute.ATIME, Attribute.ATIME_NOW, now, atime, atime_ns, found.st_atime_ns),
                 _time(valid, Attribute.MTIME, Attribute.MTIME_NOW, now, mtime, mtime_ns, found.st_mtime_ns),
             )
-        return self._attr_out(node)
+        return self._getattr(node, body)
 
-    def _kill_set_ids(self, node: Node) -> None:
-        """Take setuid, and setgid where the group may execute, from a file that somebody else writes."""
-        mode = stat.S_IMODE(self._union.stat(node).st_mode)
-        left = mode & ~stat.S_ISUID
-        if mode & _KILL_GROUP == _KILL_GROUP:
-            left &= ~stat.S_ISGID
-        if left != mode:
-            self._changes.chmod(node, left)
+    def _kill_unless_root(self, node: Node) -> None:
+        """Take setuid and setgid where the kernel does not say whether it has to be done (CAP_FSETID)."""
+        if self._asking[0]:
+            self._changes.kill_set_ids(node)
 
     def _readlink(self, node: Node, body: memoryview) -> bytes:
         return self._union.readlink(node)
@@ -168,16 +239,16 @@ class Server:
     def _mknod(self, node: Node, body: memoryview) -> bytes:
         mode, device, umask, _ = p.MKNOD_IN.unpack_from(body)
         name = _name(body[p.MKNOD_IN.size :])
-        return self._entry(self._changes.mknod(node, name, mode, device, self._maker._replace(umask=umask)))
+        return self._entry(self._changes.mknod(node, name, mode, device, self._maker(umask)))
 
     def _mkdir(self, node: Node, body: memoryview) -> bytes:
         mode, umask = p.MKDIR_IN.unpack_from(body)
         name = _name(body[p.MKDIR_IN.size :])
-        return self._entry(self._changes.mkdir(node, name, mode, self._maker._replace(umask=umask)))
+        return self._entry(self._changes.mkdir(node, name, mode, self._maker(umask)))
 
     def _symlink(self, node: Node, body: memoryview) -> bytes:
         name, target, _ = bytes(body).split(b"\0", 2)
-        return self._entry(self._changes.symlink(node, name, target, self._maker))
+        return self._entry(self._changes.symlink(node, name, target, self._maker(0)))
 
     def _link(self, node: Node, body: memoryview) -> bytes:
         source = self._union.nodes.get(p.LINK_IN.unpack_from(body)[0])
@@ -204,80 +275,135 @@ class Server:
     # Regular files.
 
     def _open(self, node: Node, body: memoryview) -> bytes:
+        if self._spares_open:
+            # The kernel asks no more then, and keeps what it has read.
+            raise failure(errno.ENOSYS)
         flags, more = p.OPEN_IN.unpack_from(body)
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self._changes.copy_up(node, data=not flags & os.O_TRUNC)
             if flags & os.O_TRUNC:
                 self._changes.truncate(node, 0)
                 if more & p.OPEN_KILL_SUIDGID:
-                    self._kill_set_ids(node)
-        return self._opened(node, flags)
+                    self._changes.kill_set_ids(node)
+        elif not node.upper:
+            node.users += 1
+            return p.OPENED_TO_READ
+        return self._opened(OpenFile(self._union, node, flags))
 
-    def _opened(self, node: Node, flags: int) -> bytes:
+    def _opened(self, file: OpenFile) -> bytes:
         handle = self._next_handle
         self._next_handle += 1
-        file = self._files[handle] = OpenFile(self._union, node, flags)
-        if identity := self._passthrough.tie(node, file, guarded=self._is_guarded(node, flags)):
+        self._files[handle] = file
+        node = file.node
+        if identity := self._passthrough.tie(node, file):
             return p.OPEN_OUT.pack(handle, p.OPENED_PASSTHROUGH, identity)
         # What the page cache holds is true, unless the file was written past it.
         stale = node.upper and self._passthrough.enabled
         return p.OPEN_OUT.pack(handle, 0 if stale else p.OPENED_KEEP_CACHE, 0)
 
-    def _is_guarded(self, node: Node, flags: int) -> bool:
-        """Say whether writing must take setuid or setgid away, which the kernel leaves to us."""
-        if not flags & os.O_ACCMODE:
-            return False
-        return bool(self._union.stat(node).st_mode & (stat.S_ISUID | stat.S_ISGID))
-
     def _create(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
         name = _name(body[p.CREATE_IN.size :])
-        maker = self._maker._replace(umask=umask)
-        made = self._changes.mknod(node, name, stat.S_IFREG | stat.S_IMODE(mode), 0, maker)
-        return self._entry(made) + self._opened(made, flags)
+        made, descriptor = self._changes.create(node, name, mode, flags & KEPT, self._maker(umask))
+        entry = self._entry(made, os.fstat(descriptor))
+        return entry + self._opened(OpenFile(self._union, made, flags, descriptor))
 
     def _tmpfile(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
-        made = self._changes.tmpfile(node, mode, self._maker._replace(umask=umask))
-        return self._entry(made) + self._opened(made, flags)
+        made = self._changes.tmpfile(node, mode, self._maker(umask))
+        return self._entry(made) + self._opened(OpenFile(self._union, made, flags))
 
-    def _file(self, handle: int) -> int:
-        return self._files[handle].current(self._union)
+    def _file(self, node: Node, handle: int) -> int:
+        return self._files[handle].current(self._union) if handle else self._readers.descriptor(node)
 
-    def _read(self, node: Node, body: memoryview) -> bytes:
+    def _read(self, node: Node, body: memoryview) -> int:
         handle, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
-        return os.pread(self._file(handle), size, offset)
+        room = self._device.room[:size]
+        if handle:
+            return os.preadv(self._files[handle].current(self._union), (room,), offset)
+        return self._readers.read(node, room, offset)
 
     def _write(self, node: Node, body: memoryview) -> bytes:
         handle, offset, size, flags, _, _, _ = p.WRITE_IN.unpack_from(body)
         data = body[p.WRITE_IN.size : p.WRITE_IN.size + size]
-        written = os.pwrite(self._file(handle), data, offset)
+        descriptor = self._file(node, handle)
+        if flags & p.WRITE_CACHE:
+            # Pages written in memory never make a file longer; these may have been sent before it was
+            # truncated by an open, for which the kernel does not hold them back.
+            data = data[: max(0, os.fstat(descriptor).st_size - offset)]
+        written = os.pwrite(descriptor, data, offset)
+        if written == len(data):
+            written = size
         if flags & p.WRITE_KILL_SUIDGID:
-            self._kill_set_ids(node)
+            self._changes.kill_set_ids(node)
         return p.SIZE_OUT.pack(written, 0)
 
     def _release(self, node: Node, body: memoryview) -> None:
-        file = self._files.pop(p.RELEASE_IN.unpack_from(body)[0])
-        self._passthrough.untie(node, file)
-        file.close()
-        self._union.nodes.release(node)
+        handle = p.RELEASE_IN.unpack_from(body)[0]
+        if handle:
+            file = self._files.pop(handle)
+            self._passthrough.untie(node, file)
+            file.close()
+        else:
+            node.users -= 1
+            if not node.users:
+                self._readers.close(node)
+        self._nodes.release(node)
 
-    def _fsync(self, node: Node, body: memoryview) -> None:
+    def _fsync(self, node: Node, body: memoryview) -> int:
         handle, data_only, _ = p.FSYNC_IN.unpack_from(body)
-        (os.fdatasync if data_only & 1 else os.fsync)(self._file(handle))
+        return self._later(os.fdatasync if data_only & 1 else os.fsync, self._file(node, handle))
 
     def _lseek(self, node: Node, body: memoryview) -> bytes:
         handle, offset, whence, _ = p.LSEEK_IN.unpack_from(body)
-        return p.OFFSET_OUT.pack(os.lseek(self._file(handle), offset, whence))
+        descriptor = self._file(node, handle)
+        if self._may_be_mapped(node):
+            # The kernel may hold data that we have not been sent, so what is a hole to us need not be one.
+            size = os.fstat(descriptor).st_size
+            if not 0 <= offset < size:
+                raise failure(errno.ENXIO)
+            return p.OFFSET_OUT.pack(offset if whence == os.SEEK_DATA else size)
+        return p.OFFSET_OUT.pack(os.lseek(descriptor, offset, whence))
 
-    def _fallocate(self, node: Node, body: memoryview) -> None:
+    def _may_be_mapped(self, node: Node) -> bool:
+        """Say whether somebody may write a file in memory (mmap(2)) whose pages the kernel caches for us."""
+        return any(
+            file.node is node and not file.backing and file.flags & os.O_ACCMODE == os.O_RDWR
+            for file in self._files.values()
+        )
+
+    def _fallocate(self, node: Node, body: memoryview) -> int:
         handle, offset, length, mode, _ = p.FALLOCATE_IN.unpack_from(body)
-        linux.fallocate(self._file(handle), mode, offset, length)
+        self._kill_unless_root(node)
+        return self._later(lambda file: linux.fallocate(file, mode, offset, length), self._file(node, handle))
 
-    def _copy_file_range(self, node: Node, body: memoryview) -> bytes:
-        source, at, _, target, to, length, _ = p.COPY_FILE_RANGE_IN.unpack_from(body)
-        done = os.copy_file_range(self._file(source), self._file(target), min(length, 1 << 30), at, to)
-        return p.SIZE_OUT.pack(done, 0)
+    def _copy_file_range(self, node: Node, body: memoryview) -> int:
+        handle, at, other, target, to, length, _ = p.COPY_FILE_RANGE_IN.unpack_from(body)
+        changed = self._nodes.get(other)
+        self._kill_unless_root(changed)
+
+        def copy(source: int, destination: int) -> bytes:
+            return p.SIZE_OUT.pack(
+                os.copy_file_range(source, destination, min(length, _LONGEST_COPY), at, to), 0
+            )
+
+        return self._later(copy, self._file(node, handle), self._file(changed, target))
+
+    def _ioctl(self, node: Node, body: memoryview) -> bytes:
+        _, _, command, _, size, _ = p.IOCTL_IN.unpack_from(body)
+        answer = b""
+        if command == linux.FS_IOC_GETFLAGS:
+            with self._union.opened(node) as file:
+                answer = linux.file_flags(file).to_bytes(4, sys.byteorder)
+        elif command == linux.FS_IOC_FSGETXATTR:
+            with self._union.opened(node) as file:
+                answer = linux.file_attributes(file)
+        elif command == linux.FS_IOC_SETFLAGS and size >= 4:
+            given = body[p.IOCTL_IN.size : p.IOCTL_IN.size + 4]
+            self._changes.set_file_flags(node, int.from_bytes(given, sys.byteorder))
+        else:
+            raise failure(errno.ENOTTY)
+        return p.IOCTL_OUT.pack(0, 0, 0, 0) + answer
 
     # Directories.
 
@@ -290,40 +416,59 @@ class Server:
     def _readdir(self, node: Node, body: memoryview) -> bytes:
         _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
         parts = bytearray()
-        for place, (name, number, kind) in self._listings.after(node, offset):
-            one = p.dirent(number, place, name, kind)
-            if len(parts) + len(one) > size:
+        for place, name, first in self._listings.after(node, offset):
+            if first is None:
+                number, mode = _dot(node, name), stat.S_IFDIR
+            elif one := self._union.described(node, name, first):
+                number, mode = one
+            else:
+                continue
+            entry = p.dirent(number, place, name, mode >> 12)
+            if len(parts) + len(entry) > size:
                 break
-            parts += one
+            parts += entry
         return bytes(parts)
 
-    def _readdirplus(self, node: Node, body: memoryview) -> bytes:
+    def _readdirplus(self, node: Node, body: memoryview) -> int:
         _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
-        parts = bytearray()
-        for place, (name, number, kind) in self._listings.after(node, offset):
-            room = len(p.NO_ENTRY) + p.DIRENT.size + (len(name) + 7) // 8 * 8
-            if len(parts) + room > size:
+        room, layers = self._device.room, self._union.layers
+        find, links = self._union.find, self._union.number_links
+        at = 0
+        for place, name, first in self._listings.after(node, offset):
+            if at + p.PLUS_ROOM + len(name) > size:
                 break
-            found = None if name in (b".", b"..") else self._union.lookup(node, name)
-            if found is None:
-                parts += p.NO_ENTRY + p.dirent(number, place, name, kind)
-            else:
-                parts += self._entry(found) + p.dirent(found.number, place, name, kind)
-        return bytes(parts)
+            if first is None:
+                at = p.plus_name(room, at, _dot(node, name), place, name)
+                continue
+            found = find(node, name, first)
+            # Of many subdirectories in many layers not all can be open at once.
+            if len(layers.opened) > layers.most_open:
+                layers.trim()
+            if found is not None:
+                child, status = found
+                child.lookups += 1
+                valid = self._valid(child, status) if status.st_mode & _SET_IDS else p.FOREVER
+                at = p.plus(
+                    room, at, child.id, valid, child.number, links(child, status), status, place, name
+                )
+        return at
 
     def _releasedir(self, node: Node, body: memoryview) -> None:
         """There is nothing to let go."""
 
-    def _fsyncdir(self, node: Node, body: memoryview) -> None:
+    def _fsyncdir(self, node: Node, body: memoryview) -> int | None:
         if node.upper and node.places:
-            os.fsync(node.places[0].open())
+            return self._later(os.fsync, node.places[0].open())
+        return None
 
     # Extended attributes and the file system as a whole.
 
     def _setxattr(self, node: Node, body: memoryview) -> None:
-        size, flags = p.SETXATTR_IN.unpack_from(body)
-        name, _, rest = bytes(body[p.SETXATTR_IN.size :]).partition(b"\0")
+        size, flags, *more = self._setxattr_in.unpack_from(body)
+        name, _, rest = bytes(body[self._setxattr_in.size :]).partition(b"\0")
         self._changes.set_xattr(node, name, rest[:size], flags)
+        if more and more[0] & p.SETXATTR_KILL_SGID:
+            self._changes.chmod(node, stat.S_IMODE(self._union.stat(node).st_mode) & ~stat.S_ISGID)
 
     def _getxattr(self, node: Node, body: memoryview) -> bytes:
         size, _ = p.GETXATTR_IN.unpack_from(body)
@@ -331,10 +476,16 @@ class Server:
 
     def _listxattr(self, node: Node, body: memoryview) -> bytes:
         size, _ = p.GETXATTR_IN.unpack_from(body)
-        return _sized(b"".join(name + b"\0" for name in self._union.xattr_names(node)), size)
+        names = self._union.xattr_names(node)
+        if self._asking[0]:  # xattr(7): those are listed to CAP_SYS_ADMIN alone
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return _sized(b"".join(name + b"\0" for name in names), size)
 
     def _removexattr(self, node: Node, body: memoryview) -> None:
         self._changes.remove_xattr(node, _name(body))
+
+    def _syncfs(self, node: Node, body: memoryview) -> None:
+        linux.syncfs(self._union.layers.roots[0].open())
 
     def _statfs(self, node: Node, body: memoryview) -> bytes:
         found = os.fstatvfs(self._union.layers.roots[0].open())
@@ -342,6 +493,11 @@ class Server:
             found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree,
             found.f_bsize, found.f_namemax, found.f_frsize, 0,
         )  # fmt: skip
+
+
+def _dot(node: Node, name: bytes) -> int:
+    """Give the inode number of ``.`` or ``..`` in a directory."""
+    return node.number if name == b"." or node.parent is None else node.parent.number
 
 
 def _name(body: memoryview) -> bytes:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import stat
-from typing import Final, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from layerfs_fuse.nodes import Node, Nodes
-from layerfs_fuse.places import Layers, Place
-
-_OVERLAY: Final = b"overlay."
+from layerfs_fuse.places import Layers
 
 
 class Listed(NamedTuple):
@@ -38,6 +37,32 @@ class Union:
         found = self.layers.merge(parent.places, name)
         return None if found is None else self.nodes.add(parent, name, found)
 
+    def find(self, parent: Node, name: bytes, first: int = 0) -> tuple[Node, os.stat_result] | None:
+        """Look up as `lookup` does, and read the attributes of what is found.
+
+        The first `first` ones of the merged directories are known to have no part in it.
+        """
+        if parent.children is None:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        node = parent.children.get(name)
+        if node is not None:
+            return node, self.stat(node)
+        found = self.layers.merge(parent.places[first:] if first else parent.places, name)
+        if found is None:
+            return None
+        node = self.nodes.add(parent, name, found)
+        # One that was known by another name may have been copied up.
+        return node, self.stat(node) if node.lookups else found.status
+
+    def described(self, parent: Node, name: bytes, first: int = 0) -> tuple[int, int] | None:
+        """Give the inode number and the mode of a name, without making a node; None when nothing shows."""
+        assert parent.children is not None
+        node = parent.children.get(name)
+        if node is not None:
+            return node.number, self.stat(node).st_mode
+        found = self.layers.merge(parent.places[first:], name)
+        return None if found is None else (self.layers.number(found.status), found.status.st_mode)
+
     def stat(self, node: Node) -> os.stat_result:
         """Read the attributes of the topmost copy; `number_links` and `Node.number` correct two of them."""
         if node.descriptor >= 0:
@@ -46,6 +71,18 @@ class Union:
             return os.fstat(node.places[0].open())
         assert node.at is not None
         return os.stat(node.at_name, dir_fd=node.at.open(), follow_symlinks=False)
+
+    def number_links(self, node: Node, found: os.stat_result) -> int:
+        """Count the names of a file of which `found` are the attributes."""
+        if node.children is not None:
+            if node.parent is None and node is not self.nodes.root:
+                return 0
+            # Nobody has counted the subdirectories of a merged one: 1 says so (find(1) understands it).
+            return 1 if len(node.places) > 1 else found.st_nlink
+        if node.upper:
+            return found.st_nlink
+        known = 0 if node.parent is None else 1 + len(node.names)
+        return max(known, found.st_nlink - self.nodes.lost(found)) if found.st_nlink > 1 else known
 
     def path(self, node: Node) -> tuple[bytes, bool]:
         """Name the topmost copy for calls that want a path, and say whether they must follow that."""
@@ -57,11 +94,37 @@ class Union:
         return self.layers.through(node.at.open(), node.at_name), False
 
     def open(self, node: Node, flags: int) -> int:
-        """Open the topmost copy of a regular file."""
+        """Open a regular file, where its data is."""
         if node.descriptor >= 0:
             return os.open(self.layers.through(node.descriptor), flags | os.O_CLOEXEC)
         assert node.at is not None
-        return os.open(node.at_name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=node.at.open())
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(node.at_name, flags, dir_fd=node.at.open())
+        if node.upper and not node.partial:
+            return file
+        try:
+            data = self.layers.dialect.data(node.at, node.at_name, file)
+            if data is None:
+                return file
+            place, name = data
+            whole = os.open(name, flags, dir_fd=place.open())
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+        return whole
+
+    @contextlib.contextmanager
+    def opened(self, node: Node) -> Iterator[int]:
+        """Open the topmost copy of a regular file or a directory, whatever it is for."""
+        if node.children is not None:
+            yield node.places[0].open() if node.descriptor < 0 else node.descriptor
+            return
+        file = os.open(self.path(node)[0], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            yield file
+        finally:
+            os.close(file)
 
     def readlink(self, node: Node) -> bytes:
         """Read a symlink."""
@@ -70,63 +133,34 @@ class Union:
         assert node.at is not None
         return os.readlink(node.at_name, dir_fd=node.at.open())
 
+    def names(self, node: Node) -> dict[bytes, int]:
+        """Give the names that a directory may show, with how many of the merged ones need not be asked."""
+        nameless = node.parent is None and node is not self.nodes.root
+        return {} if nameless else self.layers.dialect.names(node.places)
+
     def entries(self, node: Node) -> list[Listed]:
         """List a directory, whiteouts and what they hide left out, ``.`` and ``..`` too."""
-        assert node.children is not None
+        if node.children is None:  # the layer has changed beneath us
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if node.parent is None and node is not self.nodes.root:
             return []
-        merged = len(node.places) > 1
-        seen: set[bytes] = set()
         found = []
-        for place in node.places:
-            with os.scandir(place.open()) as entries:
-                for entry in entries:
-                    name = os.fsencode(entry.name)
-                    if merged:
-                        if name in seen:
-                            continue
-                        seen.add(name)
-                    kind = self._type(place, name, entry)
-                    if kind:
-                        known = node.children.get(name)
-                        number = entry.inode() if known is None else known.number
-                        found.append(Listed(name, number, kind))
+        for name, number, kind in self.layers.dialect.entries(node.places):
+            known = node.children.get(name)
+            found.append(Listed(name, number if known is None else known.number, kind))
         return found
-
-    def _type(self, place: Place, name: bytes, entry: os.DirEntry[str]) -> int:
-        """Give the type of an entry as in dirent(3), 0 for a whiteout."""
-        if entry.is_dir(follow_symlinks=False):
-            return stat.S_IFDIR >> 12
-        if entry.is_symlink():
-            return stat.S_IFLNK >> 12
-        if entry.is_file(follow_symlinks=False) and place.marked is False:
-            return stat.S_IFREG >> 12
-        status = entry.stat(follow_symlinks=False)
-        return 0 if self.layers.is_whiteout(place, name, status) else stat.S_IFMT(status.st_mode) >> 12
 
     def is_empty(self, node: Node) -> bool:
         """Say whether a directory shows no name."""
         return not self.entries(node)
 
     def xattr_names(self, node: Node) -> list[bytes]:
-        """List the extended attributes, overlayfs's own left out."""
+        """List the extended attributes, the layer format's own left out."""
         path, follow = self.path(node)
         names = map(os.fsencode, os.listxattr(path, follow_symlinks=follow))
-        return [shown for name in names if (shown := self._shown(name))]
+        return [shown for name in names if (shown := self.layers.dialect.shown(name)) is not None]
 
     def xattr(self, node: Node, name: bytes) -> bytes:
         """Read one extended attribute."""
         path, follow = self.path(node)
-        return os.getxattr(path, self.stored(name), follow_symlinks=follow)
-
-    def stored(self, name: bytes) -> bytes:
-        """Give the name under which a layer keeps an attribute: overlayfs's own name space is escaped."""
-        prefix = self.layers.prefix
-        return prefix + _OVERLAY + name[len(prefix) :] if name.startswith(prefix) else name
-
-    def _shown(self, name: bytes) -> bytes | None:
-        prefix = self.layers.prefix
-        if not name.startswith(prefix):
-            return name
-        escaped = prefix + _OVERLAY
-        return prefix + name[len(escaped) :] if name.startswith(escaped) else None
+        return os.getxattr(path, self.layers.dialect.stored(name), follow_symlinks=follow)

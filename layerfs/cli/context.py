@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from layerfs.cli import progress
 from layerfs.errors import LayerfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from layerfs.outside import Outside
     from layerfs.progress import Progress
     from layerfs.store import Store
 
@@ -26,22 +28,32 @@ class Context:
         self.driver: str | None = given.driver or os.environ.get("LAYERFS_DRIVER") or None
         # Asked for now: in the user namespace that `become_root` enters everyone is root.
         self.rootless = os.geteuid() != 0
+        # Where an ordinary user sees what is mounted.
+        self.outside: Outside | None = None
         self.json: bool = given.json
         self.debug: bool = given.debug
+        if front := os.environ.get("LAYERFS_FUSE_FRONT"):
+            serve_fuse_through(front)
 
-    def open_store(self) -> Store:
-        """Open the store, in a user namespace of our own when we are not root; the caller closes it."""
+    def open_store(self, *, here: bool = False) -> Store:
+        """Open the store, in a user namespace of our own when we are not root; the caller closes it.
+
+        With `here` an ordinary user's mounts are made in that namespace, where only we see them.
+        """
         from layerfs.store import Store
 
         self.become_root()
-        return Store.open(self.root, driver=self.driver, warn=warn)
+        return Store.open(self.root, driver=self.driver, warn=warn, outside=None if here else self.outside)
 
     def become_root(self) -> None:
         """Enter a user namespace in which we own what a store needs; nothing to do for root."""
         if os.geteuid() != 0:
+            from layerfs.outside import Outside
             from layerfs.runtime import userns
 
+            outside = Outside()
             userns.enter()
+            self.outside = outside
 
     def each(self, names: Sequence[str], action: Callable[[str], None]) -> int:
         """Do `action` for every name, tell each failure, and return the exit status."""
@@ -58,6 +70,19 @@ class Context:
     def progress(self, *, quiet: bool = False) -> Progress:
         """Pick how long work is shown: bars on a terminal, lines elsewhere, nothing when quiet."""
         return progress.choose(quiet=quiet)
+
+
+def serve_fuse_through(front: str) -> None:
+    """Have the driver fuse speak with the kernel in another way than is usual on this system."""
+    from layerfs import plugins
+    from layerfs.cli.parser import UsageError
+
+    if front not in ("kernel", "fusepy"):
+        raise UsageError(
+            f"LAYERFS_FUSE_FRONT is {front!r}", hint="set it to kernel or fusepy, or leave it unset"
+        )
+    driver: Any = plugins.find("fuse").load()
+    driver.front = front
 
 
 def default_root() -> Path:

@@ -202,13 +202,19 @@ def _drivers(context: Context, arguments: argparse.Namespace) -> int:
     if context.json:
         output.document(
             [
-                {"name": one.name, "works": one.works, "reason": one.reason or None, "hint": one.hint or None}
+                {
+                    "name": one.name,
+                    "works": one.works,
+                    "reason": one.reason or None,
+                    "note": one.note or None,
+                    "hint": one.hint or None,
+                }
                 for one in found
             ]
         )
         return 0
-    rows = [(one.name, "yes" if one.works else "no", one.reason) for one in found]
-    output.table(["DRIVER", "WORKS", "WHY NOT"], rows)
+    rows = [(one.name, "yes" if one.works else "no", one.reason or one.note) for one in found]
+    output.table(["DRIVER", "WORKS", "WHY"], rows)
     for one in found:
         if one.hint:
             note(f"hint: {one.name}: {one.hint}")
@@ -245,7 +251,8 @@ The exit status is 1 when something is wrong and was not repaired.""",
         run=_info,
     ),
     "drivers": Command(
-        description="Each, best first, is tried on the file system of the store, and says what it lacks.",
+        description="""\
+Each, best first, is tried on the file system of the store, and says what it lacks, or what serves it.""",
         examples=["layerfs drivers"],
         configure=_configure_nothing,
         run=_drivers,

@@ -41,6 +41,10 @@ CLOSING = """\
 :   the storage driver when **--driver** is not given; else the one the store was made with, or the best that
     works here
 
+**LAYERFS_FUSE_FRONT**
+:   what serves the trees of fuse, and of aufs where the kernel has none: `kernel`, the protocol of
+    /dev/fuse spoken directly, as is usual on Linux; or `fusepy`, libfuse 2, as is usual elsewhere
+
 ## EXIT STATUS
 
 | status | meaning |

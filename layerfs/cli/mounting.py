@@ -11,7 +11,6 @@ from layerfs.cli.commands import Command
 from layerfs.cli.context import Context, note
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser
-from layerfs.errors import UnsupportedError
 
 _END = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
@@ -23,18 +22,27 @@ def _configure_mount(parser: CommandParser) -> None:
     parser.add_argument("target", metavar="TARGET", help="an existing directory")
     parser.flag("--read-only", help="refuse writes")
     parser.add_argument("--name", metavar="NAME", help="the name of the container that keeps the changes")
+    parser.add_argument(
+        "-o",
+        metavar="OPTION[,OPTION...]",
+        dest="options",
+        action="append",
+        default=[],
+        help="such as nosuid,noexec, and what the driver knows, such as squash_to_uid=1000; may be repeated",
+    )
     parser.flag("--foreground", help="stay until interrupted, then take the mount away")
 
 
 def _mount(context: Context, arguments: argparse.Namespace) -> int:
     target = Path(arguments.target).absolute()
-    if context.rootless and not arguments.foreground:
-        raise UnsupportedError(
-            "what an ordinary user mounts is seen only inside the process that mounted it",
-            hint="add --foreground, which tells how to enter; or use `layerfs run`, or root",
+    with context.open_store(here=arguments.foreground) as store:
+        container = store.mount(
+            arguments.what,
+            target,
+            read_only=arguments.read_only,
+            name=arguments.name,
+            options=arguments.options,
         )
-    with context.open_store() as store:
-        container = store.mount(arguments.what, target, read_only=arguments.read_only, name=arguments.name)
         try:
             if context.json:
                 document({"container": container.name, "id": container.id, "target": str(target)})
@@ -75,8 +83,21 @@ COMMANDS = {
     "mount": Command(
         description="""\
 Returns when the tree is usable. What is written goes to a layer of its own, kept by a container whose name
-is printed: `diff`, `commit` and `rm` take that name, `umount` the directory or the name.""",
-        examples=["layerfs mount debian:12 /mnt --name work", "layerfs mount --read-only debian:12 /mnt"],
+is printed: `diff`, `commit` and `rm` take that name, `umount` the directory or the name.
+
+Options that hold for any file system: ro, nosuid, nodev, noexec, noatime, nodiratime, relatime,
+strictatime, nosymfollow, and their opposites. The driver fuse takes those of fuse-overlayfs(1) too:
+squash_to_root, squash_to_uid=UID, squash_to_gid=GID, uidmapping=STORED:SHOWN:COUNT[:...], gidmapping= as
+that, timeout=SECONDS, volatile (or fsync=0), noacl, static_nlink, allow_other, and xino= and threaded=,
+which change nothing. Other drivers have none of their own.
+
+An ordinary user's mounts are made by fusermount3(1), with the driver fuse. With other drivers they are seen
+by the process that mounts alone, so --foreground is needed.""",
+        examples=[
+            "layerfs mount debian:12 /mnt --name work",
+            "layerfs mount -o ro,nosuid,nodev debian:12 /mnt",
+            "layerfs --driver fuse mount -o squash_to_uid=$(id -u) debian:12 ~/tree",
+        ],
         configure=_configure_mount,
         run=_mount,
     ),

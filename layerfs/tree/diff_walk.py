@@ -22,14 +22,16 @@ from layerfs.tree.read_entry import kind_of, read_directory_entry
 class Level:
     """One directory of the walk: its names yet to come, and its own change, yielded or not."""
 
-    __slots__ = ("change", "has_lower", "is_opaque", "names", "path")
+    __slots__ = ("change", "has_lower", "hidden", "is_opaque", "names", "path")
 
     def __init__(self, path: bytes, has_lower: bool, change: Change | None) -> None:
         self.path = path
         self.names: list[bytes] = []
         self.has_lower = has_lower
         self.change = change
+        # What an upper directory says of those below: all is hidden, or these names are.
         self.is_opaque = False
+        self.hidden: set[bytes] = set()
 
 
 class Walk(abc.ABC):

@@ -9,14 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from layerfs.files import through_descriptor
-from layerfs.tree import compare
 from layerfs.tree.change import Change, ChangeKind
 from layerfs.tree.diff import Trees
-from layerfs.tree.diff_walk import Walk
-from layerfs.tree.entry import Entry, Kind
 from layerfs.tree.ladder import OPEN_DIRECTORY
-from layerfs.tree.links import several_names
-from layerfs.tree.read_entry import read_entry
+from layerfs.tree.upper_diff import UpperWalk
 from layerfs.tree.whiteouts import OverlayWhiteouts, is_overlay_whiteout
 
 _NO_XATTR: Final = (errno.ENODATA, errno.ENOTSUP)
@@ -45,7 +41,7 @@ def overlay_changes(
     return _Upper(upper, open_lower, open_merged, whiteouts).walk()
 
 
-class _Upper(Walk):
+class _Upper(UpperWalk):
     """The walk of an overlayfs upper directory."""
 
     def __init__(
@@ -55,35 +51,24 @@ class _Upper(Walk):
         open_merged: Callable[[], int],
         whiteouts: OverlayWhiteouts,
     ) -> None:
-        self._lower_root = open_lower() if open_lower is not None else None
-        super().__init__(self._lower_root, upper)
+        super().__init__(upper, open_lower)
         self._open_merged = open_merged
         self._merged_root: int | None = None
         self._prefix = whiteouts.xattr_prefix
-        self._first_names: dict[tuple[int, int], bytes] = {}
 
     def walk(self) -> Iterator[Change]:
         """Give the changes, and close the merged trees that were opened for them."""
         try:
             yield from super().walk()
         finally:
-            for root in (self._lower_root, self._merged_root):
-                if root is not None:
-                    os.close(root)
+            if self._merged_root is not None:
+                os.close(self._merged_root)
 
-    def names(self) -> list[bytes]:
-        """Give the names of this directory that may differ from below, last first."""
-        directory = self.upper.top
-        names = {os.fsencode(name) for name in os.listdir(directory)}
-        if self.below >= 0:
-            # Below an opaque directory nothing of the lower tree shows, and the kernel does not say so again.
-            level = self.levels[-1]
-            level.is_opaque = (len(self.levels) > 1 and self.levels[-2].is_opaque) or (
-                self._xattr(directory, "opaque") == b"y"
-            )
-            if level.is_opaque:
-                names.update(os.fsencode(name) for name in os.listdir(self.below))
-        return sorted(names, reverse=True)
+    def standing(self, directory: int) -> set[bytes]:
+        return {os.fsencode(name) for name in os.listdir(directory)}
+
+    def is_opaque(self, directory: int) -> bool:
+        return self._xattr(directory, "opaque") == b"y"
 
     def _xattr(self, target: int | bytes, name: str) -> bytes | None:
         try:
@@ -93,29 +78,15 @@ class _Upper(Walk):
                 return None
             raise
 
-    def visit(self, name: bytes, path: bytes) -> Iterator[Change]:
-        """Tell a whiteout, a directory and a file apart."""
-        upper = self.upper.top
-        old = self.old_status(name)
-        try:
-            new = os.stat(name, dir_fd=upper, follow_symlinks=False)
-        except FileNotFoundError:
-            yield from self.deleted(name, path)
-            return
-        if is_overlay_whiteout(new) or self._is_xattr_whiteout(name, new):
-            if old is not None:
-                yield from self.deleted(name, path)
-        elif stat.S_ISDIR(new.st_mode):
-            yield from self._visit_directory(name, path, old)
-        else:
-            yield from self._visit_file(name, path, new, old)
-
-    def _is_xattr_whiteout(self, name: bytes, new: os.stat_result) -> bool:
+    def is_hidden(self, name: bytes, new: os.stat_result) -> bool:
+        if is_overlay_whiteout(new):
+            return True
         if not stat.S_ISREG(new.st_mode) or new.st_size:
             return False
         return self._xattr(through_descriptor(self.upper.top, name), "whiteout") is not None
 
-    def _visit_directory(self, name: bytes, path: bytes, old: os.stat_result | None) -> Iterator[Change]:
+    def visit_directory(self, name: bytes, path: bytes, old: os.stat_result | None) -> Iterator[Change]:
+        """Step into a directory, unless it shows what another one has."""
         directory = os.open(name, OPEN_DIRECTORY, dir_fd=self.upper.top)
         if self._xattr(directory, "redirect") is not None:
             os.close(directory)
@@ -145,34 +116,20 @@ class _Upper(Walk):
             self._merged_root = self._open_merged()
         return self._merged_root
 
-    def _visit_file(
+    def visit_file(
         self, name: bytes, path: bytes, new: os.stat_result, old: os.stat_result | None
     ) -> Iterator[Change]:
-        directory, opened = self.upper.top, -1
+        """Compare a file with what is below; the data of a metadata-only copy is read through the mount."""
+        if not (stat.S_ISREG(new.st_mode) and new.st_size) or (
+            self._xattr(through_descriptor(self.upper.top, name), "metacopy") is None
+        ):
+            yield from self.compare_file(self.upper.top, name, path, new, old)
+            return
+        directory = _open_below(self._merged(), path.rpartition(b"/")[0])
         try:
-            if stat.S_ISREG(new.st_mode) and new.st_size:
-                metacopy = self._xattr(through_descriptor(directory, name), "metacopy")
-                if metacopy is not None:
-                    parent = path.rpartition(b"/")[0]
-                    directory = opened = _open_below(self._merged(), parent)
-            entry = read_entry(directory, name, new, path)
-            kind = ChangeKind.ADDED if old is None else ChangeKind.CHANGED
-            unchanged = old is not None and self._unchanged(entry, directory, name, old)
-            if several_names(new):
-                first = self._first_names.setdefault((new.st_dev, new.st_ino), path)
-                if first != path:
-                    entry = entry._replace(kind=Kind.HARDLINK, target=first, size=0)
-            elif unchanged and old is not None and not several_names(old):
-                return
-            yield from self.yield_(Change(kind, entry, directory, name, unchanged))
+            yield from self.compare_file(directory, name, path, new, old)
         finally:
-            if opened >= 0:
-                os.close(opened)
-
-    def _unchanged(self, entry: Entry, directory: int, name: bytes, old: os.stat_result) -> bool:
-        if not compare.same_attributes(entry, read_entry(self.below, name, old, entry.path)):
-            return False
-        return entry.kind is not Kind.FILE or compare.same_content(self.below, name, directory, name)
+            os.close(directory)
 
 
 def _open_below(root: int, path: bytes) -> int:

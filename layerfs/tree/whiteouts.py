@@ -55,7 +55,7 @@ class AufsWhiteouts:
     """
 
     def hide(self, directory: int, name: bytes) -> None:
-        marker = _marker(name)
+        marker = aufs_marker(name)
         file = os.open(marker, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory)
         try:
             if marker.startswith(_LONG):
@@ -64,16 +64,15 @@ class AufsWhiteouts:
             os.close(file)
 
     def unhide(self, directory: int, name: bytes) -> None:
-        os.unlink(_marker(name), dir_fd=directory)
+        os.unlink(aufs_marker(name), dir_fd=directory)
 
     def hides(self, directory: int, name: bytes) -> bool:
-        return _lstat(directory, _marker(name)) is not None
+        return _lstat(directory, aufs_marker(name)) is not None
 
     def hidden(self, directory: int, marker: bytes) -> bytes | None:
-        if not marker.startswith(PREFIX) or marker == OPAQUE:
-            return None
         if not marker.startswith(_LONG):
-            return marker[len(PREFIX) :]
+            own = marker.startswith(AUFS_PREFIX) or not marker.startswith(PREFIX)
+            return None if own else marker[len(PREFIX) :]
         file = os.open(marker, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
             return os.read(file, LONGEST_PART)
@@ -125,7 +124,8 @@ class OverlayWhiteouts:
             raise
 
 
-def _marker(name: bytes) -> bytes:
+def aufs_marker(name: bytes) -> bytes:
+    """Give the name of the file that hides a name in aufs's format."""
     if len(PREFIX) + len(name) <= LONGEST_PART:
         return PREFIX + name
     return _LONG + hashlib.sha256(name).hexdigest().encode()

@@ -1,4 +1,4 @@
-"""The vfs and overlay2 drivers on file systems with reflinks, and with ways of their own: btrfs and xfs."""
+"""Drivers on file systems with reflinks, and with ways of their own: btrfs and xfs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from layerfs_aufs import AufsDriver
 from layerfs_overlay2 import Overlay2Driver
 from layerfs_vfs import VfsDriver
 
@@ -64,3 +65,7 @@ class TestVfs(CasesContract, ContentContract):
 
 class TestOverlay2(CasesContract):
     make_driver = Overlay2Driver
+
+
+class TestAufs(CasesContract):
+    make_driver = AufsDriver

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +19,7 @@ from layerfs.testing import DriverContract
 from layerfs.testing.items import directory, file, hard_link, symlink
 from layerfs.testing.snapshot import differences
 from layerfs.testing.stack import Stack
+from tests.support.servers import ends, servers
 
 
 class TestFuseDriver(DriverContract):
@@ -70,7 +69,7 @@ class TestFuseDriver(DriverContract):
         stack.finish(stack.create())
         with _served(stack) as (_, server):
             assert os.path.exists(f"/proc/{server}")
-        assert _ends(server)
+        assert ends(server)
 
     def test_a_killed_server_leaves_a_whole_layer_and_a_mount_that_can_be_taken_away(
         self, stack: Stack
@@ -80,7 +79,7 @@ class TestFuseDriver(DriverContract):
         with _served(stack, layer) as (place, server):
             (place / "d" / "f").write_text("changed")
             os.kill(server, signal.SIGKILL)
-            assert _ends(server)
+            assert ends(server)
             with pytest.raises(OSError, match=r"not connected|aborted"):
                 os.listdir(place)
         with stack.mounted(layer, stack.layers) as place:
@@ -105,25 +104,6 @@ def _edit(place: Path) -> None:
 @contextmanager
 def _served(stack: Stack, layer: str | None = None) -> Iterator[tuple[Path, int]]:
     """Mount a layer and give the place and the id of its server."""
-    before = _servers()
     with stack.mounted(layer or stack.create(), stack.layers) as place:
-        (server,) = _servers() - before
+        (server,) = servers(stack.driver.root)
         yield place, server
-
-
-def _servers() -> set[int]:
-    """Find the processes that have /dev/fuse open."""
-    found = set()
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(descriptor) == "/dev/fuse":
-                found.add(int(descriptor.parts[2]))
-    return found
-
-
-def _ends(process: int) -> bool:
-    for _ in range(200):
-        if not os.path.exists(f"/proc/{process}"):
-            return True
-        time.sleep(0.01)
-    return False

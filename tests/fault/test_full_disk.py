@@ -63,7 +63,7 @@ def test_a_store_on_a_full_file_system_opens_and_gives_room_back(small: Path, tr
     assert free(small) > 6 * MEBIBYTE
 
 
-@pytest.mark.parametrize("driver", ["overlay2", "vfs"])
+@pytest.mark.parametrize("driver", ["overlay2", "aufs", "vfs"])
 def test_an_import_that_does_not_fit_fails_and_leaves_the_rest_whole(
     small: Path, tree: Path, tmp_path: Path, driver: str
 ) -> None:

@@ -43,7 +43,7 @@ with Store.open(root) as store:
 """
 
 
-@pytest.mark.parametrize("driver", ["overlay2", "vfs"])
+@pytest.mark.parametrize("driver", ["overlay2", "aufs", "vfs"])
 def test_four_processes_do_not_disturb_one_another(tmp_path: Path, driver: str) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/file").write_text("shared")

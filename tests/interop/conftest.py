@@ -65,7 +65,7 @@ def built_image(
     return BuiltImage(archive, layout, tag, docker_tree, umoci_tree)
 
 
-@pytest.fixture(params=["overlay2", "vfs"])
+@pytest.fixture(params=["overlay2", "fuse", "aufs", "vfs"])
 def layerfs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[peers.Layerfs]:
     peers.need()
     yield peers.Layerfs(tmp_path / "store", request.param)

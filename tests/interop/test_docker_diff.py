@@ -42,7 +42,7 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module", params=["overlay2", "vfs"])
+@pytest.fixture(scope="module", params=["overlay2", "fuse", "aufs", "vfs"])
 def ours(
     request: pytest.FixtureRequest,
     docker: peers.Docker,

@@ -47,7 +47,7 @@ class Committed:
         self.tree = tree
 
 
-@pytest.fixture(scope="module", params=["overlay2", "vfs"])
+@pytest.fixture(scope="module", params=["overlay2", "fuse", "aufs", "vfs"])
 def committed(
     request: pytest.FixtureRequest, built_image: BuiltImage, tmp_path_factory: pytest.TempPathFactory
 ) -> Committed:

@@ -1,4 +1,4 @@
-"""apply(diff(a, b), a) == b, in both formats that layers are unpacked in, on real directories."""
+"""apply(diff(a, b), a) == b, in every format that layers are unpacked in, on real directories."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from layerfs_fuse import FuseMount
+from layerfs_fuse.aufs_dialect import AufsDialect
 
-from layerfs.mount import Overlay
+from layerfs.mount import Mount, Overlay
 from layerfs.mounting import open_mount
 from layerfs.testing.snapshot import snapshot
 from layerfs.testing.trees import Operation, operations, perform
 from layerfs.tree.archive import write_layer
+from layerfs.tree.aufs_diff import aufs_changes
+from layerfs.tree.change import Change
 from layerfs.tree.diff import changes_between, listing
 from layerfs.tree.extract import extract
 from layerfs.tree.merge import unpack_in_place
 from layerfs.tree.overlay_diff import overlay_changes
 from layerfs.tree.unpack import Unpack
-from layerfs.tree.whiteouts import OverlayWhiteouts
+from layerfs.tree.whiteouts import AufsWhiteouts, OverlayWhiteouts, WhiteoutFormat
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to own files and to mount overlayfs")
 
@@ -89,12 +94,48 @@ def test_a_plain_tree_with_the_changes_applied_is_the_later_tree(
         assert snapshot(before) == snapshot(after)
 
 
+class Format(NamedTuple):
+    """A format of layers, what merges them, and what reads the changes of one."""
+
+    whiteouts: WhiteoutFormat
+    merged: Callable[[Path, Path], Mount]
+    changes: Callable[[int, Path, Mount], Iterator[Change]]
+
+
+def overlay_of(upper: Path, lower: Path) -> Mount:
+    return Overlay("test", (upper, lower), None, None)
+
+
+def changes_of_overlay(upper: int, lower: Path, mount: Mount) -> Iterator[Change]:
+    return overlay_changes(
+        upper,
+        open_lower=lambda: opened(lower),
+        open_merged=lambda: open_mount(mount),
+        whiteouts=OverlayWhiteouts(user=False),
+    )
+
+
+def union_of(upper: Path, lower: Path) -> Mount:
+    return FuseMount("test", (upper, lower), None, None, AufsDialect())
+
+
+def changes_of_branch(upper: int, lower: Path, mount: Mount) -> Iterator[Change]:
+    return aufs_changes(upper, open_lower=lambda: opened(lower))
+
+
+FORMATS = {
+    "overlay": Format(OverlayWhiteouts(user=False), overlay_of, changes_of_overlay),
+    "aufs": Format(AufsWhiteouts(), union_of, changes_of_branch),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
 @quick
 @given(operations, operations)
-def test_an_overlay_of_the_changes_shows_the_later_tree_and_gives_the_same_changes_back(
-    first: Sequence[Operation], second: Sequence[Operation]
+def test_a_layer_of_the_changes_shows_the_later_tree_and_gives_the_same_changes_back(
+    name: str, first: Sequence[Operation], second: Sequence[Operation]
 ) -> None:
-    whiteouts = OverlayWhiteouts(user=False)
+    whiteouts, merged_of, changes_of = FORMATS[name]
     with workspace() as place:
         before = place / "before"
         before.mkdir()
@@ -105,7 +146,7 @@ def test_an_overlay_of_the_changes_shows_the_later_tree_and_gives_the_same_chang
         (place / "upper").mkdir()
         shutil.copystat(before, place / "upper")
         upper = opened(place / "upper")
-        mount = Overlay("test", (place / "upper", before), None, None)
+        mount = merged_of(place / "upper", before)
         try:
             unpacks(layer)(upper, lower=lambda: opened(before), whiteouts=whiteouts)
             merged = open_mount(mount)
@@ -113,19 +154,13 @@ def test_an_overlay_of_the_changes_shows_the_later_tree_and_gives_the_same_chang
                 assert snapshot(merged) == snapshot(after)
             finally:
                 os.close(merged)
-            found = overlay_changes(
-                upper,
-                open_lower=lambda: opened(before),
-                open_merged=lambda: open_mount(mount),
-                whiteouts=whiteouts,
-            )
             old, new = opened(before), opened(after)
             try:
                 expected = list(listing(changes_between(old, new)))
             finally:
                 os.close(old)
                 os.close(new)
-            assert list(listing(found)) == expected
+            assert list(listing(changes_of(upper, before, mount))) == expected
         finally:
             os.close(upper)
 

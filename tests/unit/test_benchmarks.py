@@ -4,61 +4,165 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import estimates, machine, plots, processes
+from benchmarks.clock import Sample
+from benchmarks.commands import CommandError, Commands
 from benchmarks.filesystem import fresh
-from benchmarks.sample import TINY, write_layers
+from benchmarks.images.archives import digests
+from benchmarks.images.cache import Images
+from benchmarks.results import Result, Results, from_json, to_json
+from benchmarks.scales import TINY
 from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[2]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a file system")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", "--warm-up", "0", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
 
 
-def test_every_workload_runs_on_every_driver_that_works_here() -> None:
-    done = run("--scale", "tiny", "--runs", "1", "--filesystem", "none", "--json", "-")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert {result["workload"] for result in found["results"]} == set(WORKLOADS)
-    assert {result["driver"] for result in found["results"]} >= {"vfs"}
-    assert all(len(result["samples"]) == 1 for result in found["results"])
-    assert all(result["median"] > 0 for result in found["results"])
+def run(cache: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    own = arguments[0] in ("show", "compare")
+    options = [] if own else ["--scale", "tiny", "--cache", cache]
+    command = [sys.executable, "-m", "benchmarks", *arguments, *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_a_table_has_a_row_a_workload_and_a_column_a_driver() -> None:
+def measured(cache: Path, place: Path, subjects: str, workloads: str) -> Results:
+    """Run workloads once, on fresh ext4; every pair that ran must have left a sample."""
+    file = place / "figures.json"
     done = run(
-        "--scale", "tiny", "--runs", "1", "--filesystem", "none", "--drivers", "vfs", "--workloads", "walk"
+        cache, "--subjects", subjects, "--workloads", workloads, "--filesystem", "ext4", "--json", file
     )
     assert done.returncode == 0, done.stderr
-    assert "vfs" in done.stdout
-    assert "walk" in done.stdout
+    found = from_json(file)
+    assert not [result for result in found.results if result.failed]
+    assert all(len(result.samples) == 1 and result.walls[0] > 0 for result in found.results)
+    return found
 
 
-def test_an_unknown_workload_is_refused_with_the_known_ones() -> None:
-    done = run("--workloads", "walk,fly")
+@needs_root
+def test_every_workload_runs_on_a_driver(cache: Path, tmp_path: Path) -> None:
+    found = measured(cache, tmp_path, "layerfs-overlay2", "*")
+    expected = {
+        name for name, workload in WORKLOADS.items() if workload.fits(TINY) and not workload.why_not()
+    }
+    assert set(found.workloads) == expected
+
+
+@needs_root
+def test_every_driver_and_every_union_shows_a_folder(cache: Path, tmp_path: Path) -> None:
+    subjects = "layerfs-*,kernel-overlay,fuse-overlayfs,unionfs-fuse,bare"
+    found = measured(cache, tmp_path, subjects, "mount,walk-again,create,depth-3")
+    assert {"layerfs-overlay2", "layerfs-vfs", "kernel-overlay", "bare"} <= set(found.subjects)
+    fuse = found.find("walk-again", "layerfs-fuse")
+    if fuse is not None:
+        assert fuse.samples[0].server_memory > 1 << 20
+        assert "layerfs-fuse" not in found.left_out
+
+
+@needs_root
+@pytest.mark.parametrize("peer", ["docker", "podman", "containerd-*", "umoci", "skopeo", "tar,cp,dd,python"])
+def test_a_peer_that_is_installed_runs_what_it_can(cache: Path, tmp_path: Path, peer: str) -> None:
+    found = measured(cache, tmp_path, peer, "load,pull-*,save,push,run-true,commit-mixed,export,version")
+    if found.left_out:
+        pytest.skip(f"left out: {found.left_out}")
+    assert found.results
+
+
+@needs_root
+def test_an_interrupted_run_leaves_no_daemon_and_no_mount(cache: Path, tmp_path: Path) -> None:
+    subjects = "docker,kernel-overlay" if shutil.which("dockerd") else "kernel-overlay"
+    command = [sys.executable, "-m", "benchmarks", "--scale", "tiny", "--cache", cache, "--rounds", "99"]
+    words = [*command, "--where", tmp_path, "--subjects", subjects, "--workloads", "walk-first"]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if "walk-first" in line:
+                break
+        started = processes.descendants(running.pid)
+        running.send_signal(signal.SIGINT)
+        running.stderr.read()
+    assert running.returncode == 130
+    assert started
+    assert not [process for process in started if Path(f"/proc/{process}").exists()]
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert not os.listdir(tmp_path)
+
+
+def test_a_run_is_shown_again_compared_and_drawn(cache: Path, tmp_path: Path) -> None:
+    before, after, page = (tmp_path / name for name in ("before.json", "after.json", "page.html"))
+    before.write_text(to_json(made_up(slower=1)))
+    after.write_text(to_json(made_up(slower=2)))
+    compared = run(cache, "compare", before, after)
+    assert compared.returncode == 1, compared.stderr
+    assert [line.split()[1] for line in compared.stdout.splitlines() if "slower" in line] == ["walk-first"]
+    assert run(cache, "compare", before, before).returncode == 0
+    shown = run(cache, "show", before, "--targets", "--details", "--peer", "kernel-overlay")
+    assert "0.50" in shown.stdout
+    if plots.missing():
+        pytest.skip(plots.missing())
+    document = tmp_path / "page.md"
+    document.write_text((ROOT / "docs" / "benchmarks.md").read_text())
+    drawn = run(cache, "show", before, "--html", page, "--markdown", document)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "<svg" in page.read_text()
+    assert "http" not in page.read_text().replace("http://www.w3.org/", "")
+    assert "(page/reading.svg)" in document.read_text()
+    assert (tmp_path / "page" / "reading.svg").read_text().startswith("<?xml")
+
+
+def made_up(*, slower: float) -> Results:
+    """Five rounds of two workloads on two subjects; the first workload of one takes longer by a factor."""
+    walls = {
+        ("walk-first", "layerfs-fuse"): 0.1 * slower,
+        ("walk-first", "kernel-overlay"): 0.2,
+        ("find-again", "layerfs-fuse"): 0.3,
+    }
+    results = tuple(
+        Result(*pair, tuple(Sample(wall + wall * 0.01 * n, 0.1, 0.1, 0.0, 0, 0) for n in range(5)))
+        for pair, wall in walls.items()
+    )
+    facts = machine.facts()
+    plan = {"scale": {"name": "tiny"}, "rounds": 5, "warm_up": 0, "filesystem": "ext4"}
+    about = {"walk-first": "Walk.", "find-again": "Find."}
+    noise = [{"stolen": 0.0, "load": 0.5}]
+    return Results(facts, plan, {}, noise, about, {"reading": list(about)}, {}, results)
+
+
+def test_what_is_no_result_is_refused(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"answer": 42}')
+    done = run(cache, "show", tmp_path / "other.json")
+    assert done.returncode == 2
+    assert "does not hold results" in done.stderr
+
+
+def test_an_unknown_workload_is_refused_with_the_known_ones(cache: Path) -> None:
+    done = run(cache, "--workloads", "walk-*,fly", "--filesystem", "none")
     assert done.returncode == 2
     assert "'fly'" in done.stderr
     assert "copy-up" in done.stderr
 
 
-def test_the_sample_is_the_same_every_time(tmp_path: Path) -> None:
-    for place in (tmp_path / "one", tmp_path / "other"):
-        place.mkdir()
-        write_layers(place, TINY)
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == TINY.layers
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+def test_the_images_are_the_same_every_time(tmp_path: Path) -> None:
+    made = [Images(tmp_path / name, TINY, told=lambda line: None).get("tree") for name in ("one", "other")]
+    assert made[0].directory != made[1].directory
+    for name in ("docker.tar", "oci-gzip/index.json", "oci-zstd/index.json"):
+        one, other = digests([image.directory / name for image in made])
+        assert one == other, name
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a file system")
+@needs_root
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 def test_a_fresh_file_system_is_of_the_kind_asked_for_and_gone_afterwards(kind: str) -> None:
     with fresh(kind, size=1 << 29) as place:
@@ -66,3 +170,43 @@ def test_a_fresh_file_system_is_of_the_kind_asked_for_and_gone_afterwards(kind: 
         table = Path("/proc/self/mounts").read_text()
         assert any(line.split()[1:3] == [str(place), kind] for line in table.splitlines())
     assert not place.exists()
+
+
+def test_what_a_command_has_used_is_counted(tmp_path: Path) -> None:
+    hungry = "data = bytearray(200 << 20); [x * x for x in range(2_000_000)]"
+    script = tmp_path / "hungry.py"
+    script.write_text(
+        "import json, sys\n"
+        "from benchmarks.commands import Commands\n"
+        "with Commands() as commands:\n"
+        "    ballast = bytearray(400 << 20)\n"
+        "    commands.run(['true'])\n"
+        "    small = commands.peak\n"
+        f"    commands.run([sys.executable, '-c', {hungry!r}])\n"
+        "    print(json.dumps([small, commands.peak, commands.cpu.total]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=True
+    )
+    small, large, cpu = json.loads(done.stdout)
+    assert small < 50 << 20 < 200 << 20 < large < 400 << 20
+    assert cpu > 0.01
+
+
+def test_a_command_that_fails_says_what_it_said() -> None:
+    with Commands() as commands, pytest.raises(CommandError, match=r"ended with 2.*no such thing"):
+        commands.run(["sh", "-c", "echo no such thing >&2; exit 2"])
+
+
+def test_a_median_lies_in_its_interval_and_more_rounds_narrow_it() -> None:
+    few = estimates.estimate([1.0, 1.2, 0.9, 1.1, 1.0])
+    many = estimates.estimate([1.0, 1.2, 0.9, 1.1, 1.0] * 20)
+    assert few.low <= few.median <= few.high
+    assert many.high - many.low < few.high - few.low
+
+
+def test_what_slows_both_down_in_a_round_leaves_their_ratio_alone() -> None:
+    rounds = [1.0, 3.0, 1.1, 0.9, 2.0]
+    found = estimates.ratio(rounds, [2 * each for each in rounds])
+    assert found == pytest.approx((0.5, 0.5, 0.5))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfs import linux
 from tests.support.commandline import IMAGE, CommandLine, make_store
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -61,6 +62,28 @@ def test_drivers_are_explained_without_making_a_store(tmp_path: Path) -> None:
     assert found["vfs"]["works"]
     assert "overlay2" in layerfs.good("drivers")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_drivers_say_what_serves_aufs(tmp_path: Path) -> None:
+    layerfs = CommandLine(tmp_path / "store")
+    (aufs,) = (one for one in layerfs.json("drivers") if one["name"] == "aufs")
+    if "aufs" in Path("/proc/filesystems").read_text():
+        assert aufs["works"] and aufs["note"] is None
+    elif aufs["works"]:
+        assert aufs["note"] == "served by layerfs's FUSE union: this kernel has no aufs (ENODEV)"
+        assert aufs["note"] in layerfs.good("drivers")
+    else:
+        assert aufs["reason"].startswith("this kernel has no aufs (ENODEV), nor can layerfs's FUSE union")
+
+
+def test_a_driver_that_was_asked_for_and_cannot_work_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    linux.mount("layerfs-test", tmp_path, "tmpfs", linux.MS_RDONLY)
+    try:
+        done = CommandLine(tmp_path / "store").run("--driver", "aufs", "info")
+    finally:
+        linux.umount(tmp_path)
+    assert done.status == 1
+    assert "Read-only file system" in done.err
 
 
 def test_the_driver_can_be_chosen_by_option_and_by_environment(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from layerfs import mounting
 from tests.support.commandline import IMAGE, CommandLine, make_store
+from tests.support.unions import Serving
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
@@ -35,6 +37,32 @@ def test_a_mounted_image_keeps_what_is_written_in_its_container(layerfs: Command
         layerfs.good("umount", "edit")
 
 
+def test_the_fuse_drivers_front_end_is_the_environments_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setenv("LAYERFS_DRIVER", "fuse")
+    layerfs = make_store(tmp_path)
+    for front in ("kernel", "fusepy"):
+        monkeypatch.setenv("LAYERFS_FUSE_FRONT", front)
+        layerfs.good("mount", IMAGE, place, "--name", front)
+        try:
+            (place / "new").write_text("new")
+            assert by_libfuse(Serving(place).id) is (front == "fusepy")
+        finally:
+            layerfs.good("umount", front)
+        assert layerfs.good("diff", front) == "A /new\n"
+    monkeypatch.setenv("LAYERFS_FUSE_FRONT", "fuse-python")
+    done = layerfs.run("mount", IMAGE, place)
+    assert (done.status, "hint: set it to kernel or fusepy" in done.err) == (2, True)
+
+
+def by_libfuse(process: int) -> bool:
+    """Say whether a process has libfuse 2 in its memory."""
+    return "libfuse.so.2" in Path(f"/proc/{process}/maps").read_text()
+
+
 def test_a_read_only_mount_refuses_writes(layerfs: CommandLine, tmp_path: Path) -> None:
     name = layerfs.good("mount", "--read-only", IMAGE, tmp_path).strip()
     try:
@@ -42,6 +70,16 @@ def test_a_read_only_mount_refuses_writes(layerfs: CommandLine, tmp_path: Path) 
             (tmp_path / "new").touch()
     finally:
         layerfs.good("umount", name)
+
+
+def test_options_are_given_as_to_mount(layerfs: CommandLine, tmp_path: Path) -> None:
+    name = layerfs.good("mount", "-o", "nosuid,noexec", "-o", "ro", IMAGE, tmp_path).strip()
+    info = mounting.mounted(tmp_path)
+    assert info is not None and {"nosuid", "noexec", "ro"} <= set(info.options)
+    layerfs.good("umount", name)
+    done = layerfs.run("mount", "-o", "noexec,unheard_of", IMAGE, tmp_path)
+    assert done.status == 1
+    assert "has no mount option 'unheard_of'" in done.err and "hint: it takes defaults, rw, ro" in done.err
 
 
 def test_a_mount_in_the_foreground_ends_with_the_interrupt(layerfs: CommandLine, tmp_path: Path) -> None:

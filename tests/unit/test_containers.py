@@ -19,7 +19,7 @@ from layerfs.store import Store
 from layerfs.tree.diff import listing
 
 
-@pytest.fixture(params=["overlay2", "vfs"])
+@pytest.fixture(params=["overlay2", "aufs", "vfs"])
 def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
     tree = tmp_path / "tree"
     (tree / "etc").mkdir(parents=True)

@@ -69,7 +69,7 @@ def open_layers(root: Path, driver: str) -> Layers:
     return Layers(root, Database(root / "db"), Blobs(root), found)
 
 
-@pytest.fixture(params=["overlay2", "vfs", "bare"])
+@pytest.fixture(params=["overlay2", "aufs", "vfs", "bare"])
 def layers(root: Path, request: pytest.FixtureRequest) -> Layers:
     return open_layers(root, request.param)
 

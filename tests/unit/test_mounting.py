@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs import mounting
+from layerfs import linux, mounting
 from layerfs.errors import InUseError, MountError
 from layerfs.mount import Bind, Mount, Overlay
 from layerfs.mounting import MountInfo
@@ -193,3 +193,16 @@ def test_mounts_below_finds_names_with_blanks_and_not_siblings(tmp_path: Path) -
 def test_five_hundred_layers_mount(tmp_path: Path, target: Path) -> None:
     mounting.attach(overlay(tmp_path, 500), target)
     assert (target / "file").read_text() == "499"
+
+
+def test_a_file_system_is_flushed_before_it_is_unmounted(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+    monkeypatch.setitem(mounting.flushes, "tmpfs", flushed.append)
+    linux.mount("layerfs-test", target, "tmpfs", 0)
+    mounting.detach(target)
+    assert flushed == [target]
+    linux.mount("layerfs-test", target, "ramfs", 0)
+    mounting.detach(target)
+    assert flushed == [target]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from layerfs_aufs import AufsDriver
+from layerfs_fuse import FuseDriver
+from layerfs_overlay2 import Overlay2Driver
+from layerfs_vfs import VfsDriver
 
 from layerfs import plugins
+from layerfs.driver import Driver
 from layerfs.errors import NotFoundError, UnsupportedError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="overlay2 needs root")
@@ -56,7 +62,7 @@ def test_choose_takes_the_best_that_works_and_the_preferred_before_it(tmp_path: 
 def test_an_unknown_driver_is_an_error_that_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError) as raised:
         plugins.choose(tmp_path, "nothing")
-    assert raised.value.hint is not None and "overlay2, fuse, vfs" in raised.value.hint
+    assert raised.value.hint is not None and "overlay2, aufs, fuse, vfs" in raised.value.hint
 
 
 def test_a_driver_that_cannot_be_imported_is_unsupported() -> None:
@@ -87,6 +93,69 @@ def test_overlay_on_overlay_is_refused_with_a_hint(tmp_path: Path) -> None:
         found = {candidate.name: candidate for candidate in plugins.explain(tmp_path / "target")}
         assert not found["overlay2"].works
         assert "ext4" in found["overlay2"].hint
-        assert plugins.choose(tmp_path / "target").name == "vfs"
+        assert not found["fuse"].works
+        # Aufs's format asks nothing of the file system below.
+        best = "aufs" if found["aufs"].works else "vfs"
+        assert plugins.choose(tmp_path / "target").name == best
     finally:
         mounting.detach(tmp_path / "target")
+
+
+def test_aufs_ranks_by_what_serves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "aufs" in Path("/proc/filesystems").read_text():
+        pytest.skip("this kernel has aufs")
+    found = plugins.explain(tmp_path)
+    assert [one.name for one in found] == ["overlay2", "fuse", "aufs", "vfs"]
+    aufs = found[2]
+    assert (aufs.works, aufs.note) == (
+        True, "served by layerfs's FUSE union: this kernel has no aufs (ENODEV)",
+    )  # fmt: skip
+    monkeypatch.setattr(AufsDriver, "fallback", classmethod(lambda cls, root: None))
+    found = plugins.explain(tmp_path)
+    assert [(one.name, one.note) for one in found] == [
+        ("overlay2", ""), ("aufs", ""), ("fuse", ""), ("vfs", ""),
+    ]  # fmt: skip
+
+
+def test_choose_takes_the_kernels_aufs_before_fuse_and_our_own_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    _break(monkeypatch, Overlay2Driver)
+    assert plugins.choose(tmp_path / "a").name == "fuse"
+    _break(monkeypatch, FuseDriver)
+    assert plugins.choose(tmp_path / "b").name == "aufs"
+    monkeypatch.undo()
+    _break(monkeypatch, Overlay2Driver)
+    monkeypatch.setattr(AufsDriver, "fallback", classmethod(lambda cls, root: None))
+    assert plugins.choose(tmp_path / "c").name == "aufs"
+
+
+def test_layers_of_another_driver_are_not_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("vfs", "aufs"):
+        plugins.load(name, tmp_path)
+    # Directories alone are no layers.
+    assert plugins.choose(tmp_path).name == "overlay2"
+    plugins.load("vfs", tmp_path).create("1", [])
+    assert plugins.choose(tmp_path).name == "vfs"
+    plugins.load("aufs", tmp_path).create("1", [])
+    assert plugins.choose(tmp_path).name == "aufs"
+    assert plugins.choose(tmp_path, "overlay2").name == "overlay2"
+    for driver in (AufsDriver, VfsDriver):
+        _break(monkeypatch, driver)
+    with pytest.raises(UnsupportedError, match=r"holds layers of aufs, vfs.*aufs: broken here"):
+        plugins.choose(tmp_path)
+
+
+def test_a_driver_that_was_asked_for_and_cannot_work_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnsupportedError) as raised:
+        plugins.choose(Path("/proc"), "aufs")
+    assert raised.value.errno == errno.ENOENT and raised.value.hint
+
+
+def _break(monkeypatch: pytest.MonkeyPatch, driver: type[Driver]) -> None:
+    def check(root: Path) -> None:
+        raise UnsupportedError("broken here", errno=errno.ENODEV)
+
+    monkeypatch.setattr(driver, "check", check)

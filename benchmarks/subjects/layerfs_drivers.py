@@ -1,0 +1,216 @@
+"""layerfs itself: one subject for each driver that an entry point names, by the command that users have."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.commands import Commands
+from benchmarks.images.image import TAG, Image
+from benchmarks.subjects.base import Candidate, Subject
+from layerfs import Store, plugins
+from layerfs.errors import NotFoundError
+
+PREFIX = "layerfs-"
+
+
+class Layerfs(Subject):
+    """A store of its own under one driver.
+
+    What a workload measures is a command; what only gets ready for it goes through the library.
+    """
+
+    most = 10_000
+
+    def __init__(self, place: Path, commands: Commands, store: Store) -> None:
+        super().__init__(place, commands)
+        self.store = store
+
+    def call(self, *words: str | Path, stdout: Path | None = None) -> bytes:
+        """Run one layerfs command on the store."""
+        store: list[str | Path] = ["--root", self.store.root, "--driver", self.store.driver.name]
+        return self.commands.run([sys.executable, "-m", "layerfs", *store, *words], stdout=stdout)
+
+    # -- trees
+
+    def fill(self, image: Image) -> None:
+        """Load the image unless it is here."""
+        if not self._has(image.reference):
+            self.store.load(image.docker_archive)
+
+    def prepare(self, key: str, image: Image) -> None:
+        """Create a container."""
+        self.store.containers.create(image.reference, name=key)
+
+    def mount(self, key: str) -> Path:
+        """Mount a container's tree."""
+        target = self._target(key)
+        self.call("mount", key, target)
+        return target
+
+    def unmount(self, key: str) -> None:
+        """Unmount it."""
+        self.call("umount", self._target(key))
+
+    def enter(self, key: str) -> Path:
+        """Mount it through the library: its server would be larger, begun by a larger process."""
+        target = self._target(key)
+        self.store.containers.get(key).mount(target)
+        return target
+
+    def leave(self, key: str) -> None:
+        """Unmount it through the library."""
+        self.store.containers.get(key).unmount()
+
+    def _target(self, key: str) -> Path:
+        target = self.place / f"mounted-{key}"
+        target.mkdir(exist_ok=True)
+        return target
+
+    def remove(self, key: str) -> None:
+        """Remove the container."""
+        self.store.containers.remove(key)
+
+    def cycle(self, image: Image) -> None:
+        """Prepare, mount, unmount and remove a layer through the library."""
+        layers, top = self.store.layers, self.store.images.get(image.reference).chain_ids[-1]
+        layers.prepare("cycle", top)
+        with layers.mounted("cycle"):
+            pass
+        layers.remove("cycle")
+
+    # -- images
+
+    def holds(self, image: Image) -> bool:
+        """Say whether the image is here."""
+        return self._has(image.reference)
+
+    def have(self, image: Image) -> None:
+        """Load the image unless it is here."""
+        self.fill(image)
+
+    def have_packed(self, image: Image) -> None:
+        """Pull the gzip layout unless that is here."""
+        if not self._has(_packed(image)):
+            self.store.pull(f"oci:{image.layout('gzip')}:{TAG}", _packed(image))
+
+    def forget_packed(self, image: Image) -> None:
+        """Remove it, and what only it needs."""
+        self.call("rmi", _packed(image))
+
+    def pull_gzip(self, image: Image) -> None:
+        """Pull the layout."""
+        self.call("pull", "--quiet", f"oci:{image.layout('gzip')}:{TAG}", image.reference)
+
+    def pull_zstd(self, image: Image) -> None:
+        """Pull the layout."""
+        self.call("pull", "--quiet", f"oci:{image.layout('zstd')}:{TAG}", image.reference)
+
+    def forget(self, image: Image) -> None:
+        """Remove the image, and its layers and blobs with it."""
+        if self._has(image.reference):
+            self.call("rmi", image.reference)
+
+    def images(self) -> None:
+        """List the images."""
+        self.call("images")
+
+    def import_many(self, archives: Sequence[Path]) -> None:
+        """Import each archive through the library."""
+        for number, archive in enumerate(archives):
+            self.store.import_tree(archive, f"many:{number}")
+
+    def collect(self) -> None:
+        """Look for everything that nothing needs, however young."""
+        self.call("gc", "--grace", "0")
+
+    def save(self, image: Image, target: Path) -> None:
+        """Save the image."""
+        self.call("save", "--quiet", "-o", target, image.reference)
+
+    def push(self, image: Image, target: Path) -> None:
+        """Push the image that was pulled."""
+        self.call("push", "--quiet", _packed(image), f"oci:{target}:{TAG}")
+
+    # -- containers
+
+    def run(self, image: Image, command: Sequence[str]) -> None:
+        """Run a command."""
+        self.call("run", "--rm", image.reference, *command)
+
+    def create(self, name: str, image: Image) -> None:
+        """Create a container."""
+        self.call("create", "--name", name, image.reference)
+
+    def create_many(self, names: Sequence[str], image: Image) -> None:
+        """Create containers through the library."""
+        for name in names:
+            self.store.containers.create(image.reference, name=name)
+
+    def containers(self) -> None:
+        """List all containers."""
+        self.call("ps", "-a")
+
+    def change(self, name: str, image: Image, script: str) -> None:
+        """Run a script in a container that stays."""
+        self.call("run", "--name", name, image.reference, "sh", "-c", script)
+
+    def diff(self, name: str) -> None:
+        """List what has changed."""
+        self.call("diff", name)
+
+    def commit(self, name: str, image: str) -> None:
+        """Commit a container, its layer packed as it is by default."""
+        self.call("commit", "--quiet", name, image)
+
+    def export(self, name: str, target: Path) -> None:
+        """Export a container."""
+        self.call("export", "-o", target, name)
+
+    def delete(self, name: str) -> None:
+        """Remove a container."""
+        self.call("rm", name)
+
+    def untag(self, image: str) -> None:
+        """Remove an image."""
+        self.call("rmi", image)
+
+    def version(self) -> None:
+        """Print the version."""
+        self.commands.run([sys.executable, "-m", "layerfs", "--version"])
+
+    def load(self, image: Image) -> None:
+        """Load a docker-archive."""
+        self.call("load", "--quiet", "-i", image.docker_archive)
+
+    def _has(self, name: str) -> bool:
+        try:
+            self.store.images.get(name)
+        except NotFoundError:
+            return False
+        return True
+
+
+def _packed(image: Image) -> str:
+    return f"localhost/packed-{image.name}:{TAG}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Opening:
+    driver: str
+
+    @contextlib.contextmanager
+    def __call__(self, place: Path, commands: Commands) -> Iterator[Subject]:
+        with Store.open(place / "store", driver=self.driver) as store:
+            yield Layerfs(place, commands, store)
+
+
+def candidates(place: Path) -> list[Candidate]:
+    """Give one subject for each installed driver, best first; `place` is where the drivers are tried."""
+    reason = "needs root" if os.geteuid() else ""
+    found = plugins.explain(place)
+    return [Candidate(PREFIX + each.name, reason or each.reason, _Opening(each.name)) for each in found]

@@ -1,0 +1,127 @@
+"""What drivers that keep one directory of changes per layer and stack those share: all but format and mount.
+
+On disk: ``<layer>/diff`` holds changes in the driver's format, ``<layer>/work`` is scratch space while the
+layer is mounted writable. Whatever mounts them, a layer looks the same.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from layerfs import files, mounting
+from layerfs.directories import LayerDirectories, occupied, opened
+from layerfs.driver import Driver, Usage
+from layerfs.mount import Bind, Mount
+from layerfs.tree.unpack import Unpack
+from layerfs.tree.whiteouts import WhiteoutFormat
+
+
+class StackedLayers(Driver):
+    """A driver that lacks its format, its union mount, and the reading of a layer's changes."""
+
+    own_xattrs: ClassVar[tuple[bytes, ...]] = ()
+    """What the names of the format's own attributes begin with."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._directories = LayerDirectories(root)
+
+    def create(self, layer: str, below: Sequence[str]) -> None:
+        """Make the two directories of a layer; its root takes after the root of the layer right below."""
+        self._directories.require(*below)
+        with self._directories.making(layer) as directory:
+            os.mkdir(directory / "work", 0o700)
+            diff = directory / "diff"
+            os.mkdir(diff, 0o700)
+            with opened(diff) as target:
+                if below:
+                    with opened(self._diff(below[-1])) as source:
+                        self._copy_attributes(source, target)
+                else:
+                    os.fchmod(target, 0o755)
+                    os.utime(target, (0, 0))
+
+    def mount(self, layer: str, below: Sequence[str], *, read_only: bool) -> Mount:
+        """Stack the layers; a single one is bound where its directory holds nothing of the format."""
+        self._directories.require(layer, *below)
+        if read_only:
+            return self._stack((*below, layer))
+        source = f"layerfs-{layer}"
+        if not below and self._is_plain(layer, read_only=False):
+            return Bind(source, self._diff(layer), read_only=False)
+        work = self._directories.path(layer) / "work"
+        return self._union(source, self._lower(below), self._diff(layer), work)
+
+    def remove(self, layer: str) -> None:
+        """Delete a layer's directories."""
+        self._directories.remove(layer)
+
+    def layers(self) -> Iterable[str]:
+        """List the layers that have directories."""
+        return self._directories.ids()
+
+    def apply(self, layer: str, below: Sequence[str], unpack: Unpack) -> None:
+        """Unpack into ``diff`` directly, with whiteouts as the format has them."""
+        with opened(self._diff(layer)) as directory:
+            unpack(
+                directory,
+                lower=functools.partial(self._open_stack, below) if below else None,
+                whiteouts=self._whiteouts,
+            )
+
+    def usage(self, layer: str, below: Sequence[str]) -> Usage:
+        """Count ``diff``, each file once however many names it has."""
+        self._directories.require(layer)
+        return Usage(*occupied([self._diff(layer)]))
+
+    def sweep(self) -> int:
+        """Delete what stopped processes left half made or half removed."""
+        return self._directories.sweep()
+
+    @property
+    @abc.abstractmethod
+    def _whiteouts(self) -> WhiteoutFormat:
+        """Give the format of the layers."""
+
+    @abc.abstractmethod
+    def _union(self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None) -> Mount:
+        """Describe the mount of layers, top first; read-only when there is no upper directory."""
+
+    def _is_plain(self, layer: str, *, read_only: bool) -> bool:
+        """Say whether a layer without others below shows, bound as it is, what its union would."""
+        return True
+
+    def _diff(self, layer: str) -> Path:
+        return self._directories.path(layer) / "diff"
+
+    def _lower(self, layers: Sequence[str]) -> tuple[Path, ...]:
+        return tuple(self._diff(layer) for layer in reversed(layers))
+
+    def _stack(self, layers: Sequence[str]) -> Mount:
+        """Describe the merged tree of a stack, read-only."""
+        source = f"layerfs-{layers[-1]}"
+        if len(layers) == 1 and self._is_plain(layers[0], read_only=True):
+            return Bind(source, self._diff(layers[0]), read_only=True)
+        return self._union(source, self._lower(layers), None, None)
+
+    def _open_stack(self, layers: Sequence[str]) -> int:
+        """Open the merged tree of a stack."""
+        mount = self._stack(layers)
+        if isinstance(mount, Bind):
+            return os.open(mount.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return mounting.open_mount(mount)
+
+    def _copy_attributes(self, source: int, target: int) -> None:
+        found = os.fstat(source)
+        os.fchown(target, found.st_uid, found.st_gid)
+        os.fchmod(target, stat.S_IMODE(found.st_mode))
+        for name, value in files.read_xattrs(source).items():
+            if not name.startswith(self.own_xattrs):
+                files.write_xattr(target, name, value)
+        os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))

@@ -18,12 +18,12 @@ from layerfs.blobs import CHUNK, Blobs
 from layerfs.database import Database
 from layerfs.digest import Digest
 from layerfs.errors import LayerfsError, NotFoundError, VerificationError, printable
-from layerfs.tree.ladder import OPEN_DIRECTORY
-from layerfs.tree.skeleton import Part, read_skeleton
 
 if TYPE_CHECKING:
     from layerfs.layers import Layers
+    from layerfs.tree.skeleton import Part
 
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -108,6 +108,9 @@ class AssembledBlob:
     """A blob being put together; a context manager, whose layer stays until it is closed."""
 
     def __init__(self, assembled: Assembled, blobs: Blobs, layers: Layers) -> None:
+        # Every command opens the store, and few ask for such a blob.
+        from layerfs.tree.skeleton import read_skeleton
+
         self._assembled = assembled
         self._open = contextlib.ExitStack()
         try:
@@ -213,7 +216,7 @@ class _Files:
         directory = os.dup(self._root)
         for name in place.split(b"/") if place else ():
             try:
-                below = os.open(name, OPEN_DIRECTORY, dir_fd=directory)
+                below = os.open(name, _DIRECTORY, dir_fd=directory)
             finally:
                 os.close(directory)
             directory = below

@@ -61,7 +61,12 @@ def first_names(upper: int, several: Several) -> dict[bytes, bytes]:
 
 def linked_inodes(root: int) -> set[int]:
     """Give the inode numbers of all files of a tree that have more than one name, wherever that is."""
-    return {found.st_ino for _, found in _linked(root, lambda found: found.st_nlink > 1)}
+    # Btrfs shows an old descriptor nothing of what was made since.
+    anew = os.open(b".", OPEN_DIRECTORY, dir_fd=root)
+    try:
+        return {found.st_ino for _, found in _linked(anew, lambda found: found.st_nlink > 1)}
+    finally:
+        os.close(anew)
 
 
 def several_names(found: os.stat_result) -> bool:

@@ -4,7 +4,8 @@
     ROOT/tmp/ingest-...          partial; locked (flock) while it is being written
     ROOT/trash/...               on its way out
 
-Which blobs are needed, and by what, is known to the database alone.
+Which blobs are needed, and by what, is known to the database alone. Some blobs are not kept whole, but can be
+put together when they are asked for (see `assembly`); the store tells this module who does that.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
 
 from layerfs import files, linux
 from layerfs.digest import Digest
@@ -28,12 +30,43 @@ CHUNK = 1 << 20
 _WRITE_BACK = 8 << 20
 
 
+class Content(Protocol):
+    """An open blob, read from its beginning; a context manager that closes it."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; none only at the end."""
+        ...
+
+    def close(self) -> None:
+        """Let go; idempotent."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+class Assembles(Protocol):
+    """Whoever gives blobs that are not kept whole; see `assembly.Assembly`."""
+
+    def size(self, digest: Digest) -> int | None:
+        """Give a blob's length in bytes, None when it cannot be given."""
+        ...
+
+    def open(self, digest: Digest) -> Content | None:
+        """Open a blob, None when it cannot be given; what is read is verified by its end."""
+        ...
+
+
 class Blobs:
     """Blobs below a store's root; several threads and processes may use the same root at once."""
 
     def __init__(self, root: Path, *, durability: Durability = "commit") -> None:
         self.root = root
         self.durability = durability
+        self.assembles: Assembles | None = None
         self._blobs = f"{root}/blobs"
         self._temporary = f"{root}/tmp"
         self._trash = f"{root}/trash"
@@ -43,7 +76,13 @@ class Blobs:
         return Path(self._path(digest))
 
     def has(self, digest: Digest) -> bool:
-        """Say whether the blob is here, whole."""
+        """Say whether the blob is here, whole or in parts."""
+        return self.is_whole(digest) or (
+            self.assembles is not None and self.assembles.size(digest) is not None
+        )
+
+    def is_whole(self, digest: Digest) -> bool:
+        """Say whether the blob is here as one file."""
         return os.path.exists(self._path(digest))
 
     def size(self, digest: Digest) -> int:
@@ -55,9 +94,12 @@ class Blobs:
         try:
             return os.stat(self._path(digest)).st_size
         except FileNotFoundError:
-            raise _missing(digest) from None
+            size = None if self.assembles is None else self.assembles.size(digest)
+            if size is None:
+                raise _missing(digest) from None
+            return size
 
-    def open(self, digest: Digest) -> BinaryIO:
+    def open(self, digest: Digest) -> Content:
         """Open a blob for reading, unbuffered; the caller closes it.
 
         Raises:
@@ -66,7 +108,10 @@ class Blobs:
         try:
             return open(self._path(digest), "rb", buffering=0)
         except FileNotFoundError:
-            raise _missing(digest) from None
+            content = None if self.assembles is None else self.assembles.open(digest)
+            if content is None:
+                raise _missing(digest) from None
+            return content
 
     def read(self, digest: Digest, *, limit: int) -> bytes:
         """Read a small blob whole and verify it once more.
@@ -77,10 +122,13 @@ class Blobs:
             VerificationError: it has been damaged on disk.
         """
         with self.open(digest) as file:
-            size = os.fstat(file.fileno()).st_size
+            size = self.size(digest)
             if size > limit:
                 raise BudgetError(f"blob {digest} has {size} bytes, at most {limit} are read")
-            data = file.read(limit)
+            parts = []
+            while data := file.read(limit):
+                parts.append(data)
+            data = b"".join(parts)
         if Digest.of(data, digest.algorithm) != digest:
             raise VerificationError(
                 f"blob {digest} is damaged on disk",
@@ -91,7 +139,7 @@ class Blobs:
     def put(self, data: bytes) -> Digest:
         """Store bytes and give their SHA-256 digest; idempotent."""
         digest = Digest.of(data)
-        if not self.has(digest):
+        if not self.is_whole(digest):
             with self.ingest(digest, len(data)) as ingest:
                 ingest.restart()
                 ingest.write(data)
@@ -120,13 +168,13 @@ class Blobs:
         return size
 
     def list(self) -> Iterator[Digest]:
-        """Give every blob's digest, in no order."""
+        """Give the digest of every blob that is kept whole, in no order."""
         for algorithm in _names(self._blobs):
             for name in _names(f"{self._blobs}/{algorithm}"):
                 yield Digest(algorithm, name)
 
     def verify(self, digest: Digest) -> None:
-        """Read a blob whole and compare its digest.
+        """Read a blob that is kept whole, and compare its digest.
 
         Raises:
             NotFoundError: it is not here.
@@ -134,9 +182,15 @@ class Blobs:
         """
         hasher = digest.hasher()
         buffer = memoryview(bytearray(CHUNK))
-        with self.open(digest) as file:
-            while count := os.readv(file.fileno(), [buffer]):
+        try:
+            file = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise _missing(digest) from None
+        try:
+            while count := os.readv(file, [buffer]):
                 hasher.update(buffer[:count])
+        finally:
+            os.close(file)
         if hasher.hexdigest() != digest.hex:
             raise VerificationError(f"blob {digest} is damaged on disk: it hashes to {hasher.hexdigest()}")
 
@@ -223,9 +277,7 @@ class Ingest:
             VerificationError: more bytes than the promised size.
         """
         self.offset += len(data)
-        if self._size is not None and self.offset > self._size:
-            self._discard()
-            raise VerificationError(f"{self._name()} is longer than the promised {self._size} bytes")
+        self._check_length()
         self._hasher.update(data)
         files.write_all(self._descriptor, data)
         if self.offset - self._begun >= _WRITE_BACK and self._blobs.durability != "none":
@@ -233,6 +285,10 @@ class Ingest:
             linux.start_writing_back(self._descriptor, self._begun, self.offset - self._begun)
             self._begun = self.offset
         return len(data)
+
+    def read_back(self, size: int, offset: int) -> bytes:
+        """Read up to `size` bytes of what is there already, from `offset` on."""
+        return os.pread(self._descriptor, size, offset)
 
     @property
     def digest(self) -> Digest:
@@ -248,14 +304,8 @@ class Ingest:
         Raises:
             VerificationError: the digest or the size is not the promised one; the bytes are gone then.
         """
-        found = self.digest
-        if self._size is not None and self.offset != self._size:
-            # A stream that ended early may be resumed; it is not proven wrong.
-            raise VerificationError(f"{self._name()} ended after {self.offset} of {self._size} bytes")
-        if self._digest is not None and found != self._digest:
-            self._discard()
-            raise VerificationError(f"{self._digest} was promised, the content has {found}")
-        if self._blobs.has(found):
+        found = self.verify()
+        if self._blobs.is_whole(found):
             self._discard()
             return found
         if self._blobs.durability != "none" and not synced:
@@ -270,6 +320,27 @@ class Ingest:
             self._blobs.sync_names(found.algorithm)
         self._close()
         return found
+
+    def verify(self) -> Digest:
+        """Compare what was written with what was promised, and give its digest.
+
+        Raises:
+            VerificationError: the digest or the size is another; wrong bytes are gone then.
+        """
+        self._check_length()
+        found = self.digest
+        if self._size is not None and self.offset != self._size:
+            # A stream that ended early may be resumed; it is not proven wrong.
+            raise VerificationError(f"{self._name()} ended after {self.offset} of {self._size} bytes")
+        if self._digest is not None and found != self._digest:
+            self._discard()
+            raise VerificationError(f"{self._digest} was promised, the content has {found}")
+        return found
+
+    def _check_length(self) -> None:
+        if self._size is not None and self.offset > self._size:
+            self._discard()
+            raise VerificationError(f"{self._name()} is longer than the promised {self._size} bytes")
 
     def _open(self, path: str) -> bool:
         """Open and lock a partial file, made where it is missing; False when another writer has it."""
@@ -293,6 +364,8 @@ class Ingest:
             self.offset += len(data)
 
     def _discard(self) -> None:
+        if self._descriptor < 0:
+            return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         self._close()

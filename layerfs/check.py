@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from layerfs import garbage, leases
+from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.contents import digest_of_data
 from layerfs.database import Database
@@ -60,6 +61,7 @@ class Check:
         self,
         database: Database,
         blobs: Blobs,
+        assembly: Assembly,
         *,
         all_layers: Callable[[], Sequence[Layers]],
         repair: bool,
@@ -69,18 +71,21 @@ class Check:
         """Args: `contents` reads the data of every file in every layer; `repair` mends what it can."""
         self._database = database
         self._blobs = blobs
+        self._assembly = assembly
         self._all_layers = all_layers
         self._repair = repair
         self._contents = contents
         self._progress = progress or Silent()
         self._problems: list[Problem] = []
+        # Rows of layers whose files cannot be what they were.
+        self._altered: set[int] = set()
 
     def run(self) -> Findings:
         """Look at everything."""
         for what in self._database.problems():
             self._tell("database", "layerfs.db", what, hint="restore it from a copy, or start a new root")
         leases.expire(self._database)
-        blobs = self._check_blobs()
+        blobs = self._check_blobs() + self._check_assembled()
         layers = 0
         for each in self._all_layers():
             layers += self._check_driver(each)
@@ -132,6 +137,28 @@ class Check:
                 except NotFoundError:
                     continue  # collected meanwhile
         return count
+
+    def _check_assembled(self) -> int:
+        """Put every blob together that a layer holds in parts; what cannot is not relied on any more."""
+        held = self._assembly.all()
+        with self._progress.task("check blobs in layers", None) as advance:
+            for one in held:
+                try:
+                    self._assembly.verify(one)
+                    advance(one.size)
+                    continue
+                except (LayerfsError, OSError) as error:
+                    what = str(error)
+                self._altered.add(one.row)
+                if self._repair:
+                    self._assembly.drop(one.row)
+                again = self._repair and self._blobs.has(one.blob)
+                self._tell(
+                    "blob", str(one.blob), what, repaired=again,
+                    hint="its only copy was in these files: load or pull the image again, then"
+                    " layerfs check --repair --contents",
+                )  # fmt: skip
+        return len(held)
 
     def _check_links(self) -> None:
         rows = self._database.rows(
@@ -210,12 +237,16 @@ class Check:
                 layers.renew(layer.name)
                 repaired = True
             except LayerfsError as error:
+                if layer.skeleton is not None and isinstance(error, VerificationError | NotFoundError):
+                    # What it came from cannot be had from itself: it has to come in once more.
+                    self._assembly.drop(layer.row)
                 hint = f"{error}; {error.hint or 'pull or load the image again'}"
         self._tell("layer", layer.name, what, repaired=repaired, hint=hint)
         return repaired
 
     def _compare(self, layers: Layers, layer: Layer, toc: Digest) -> str | None:
         wrong: dict[bytes, str] = {}
+        contents = self._contents or layer.row in self._altered
         with layers.opened(layer.name) as root, self._blobs.open(toc) as file:
             for entry, digest in read_toc(file):
                 path = entry.path
@@ -226,7 +257,7 @@ class Check:
                     wrong.pop(path, None)
                     if entry.kind is not Kind.DIRECTORY:
                         wrong = {p: w for p, w in wrong.items() if not p.startswith(path + b"/")}
-                what = self._compare_entry(root, entry, digest)
+                what = self._compare_entry(root, entry, digest, contents=contents)
                 if what is not None:
                     wrong[path] = what
         if not wrong:
@@ -235,7 +266,7 @@ class Check:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         return f"/{printable(path)}: {what}{more}"
 
-    def _compare_entry(self, root: int, entry: Entry, digest: str | None) -> str | None:
+    def _compare_entry(self, root: int, entry: Entry, digest: str | None, *, contents: bool) -> str | None:
         with _parent(root, entry.path) as directory:
             if directory is None:
                 return "it is missing"
@@ -250,7 +281,7 @@ class Check:
                 return self._compare_link(root, entry, found)
             there = read_entry(directory, name, found, entry.path)
             what = _difference(entry, there)
-            if what is None and self._contents and entry.kind is Kind.FILE and digest is not None:
+            if what is None and contents and entry.kind is Kind.FILE and digest is not None:
                 file = os.open(
                     name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
                 )

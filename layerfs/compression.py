@@ -20,6 +20,10 @@ _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _MAXIMUM_WINDOW: Final = 128 << 20
 _READ: Final = 1 << 18
 _FIRST_FEED: Final = 1 << 14
+# What igzip is asked for at once: it makes room by doubling, which costs more the more it makes.
+_PIECE: Final = 1 << 18
+# Readers want larger ones.
+_PIECES: Final = 4
 _MAXIMUM_TEXT: Final = 1 << 16
 # What a compressor is given at once: libraries may compress the same bytes differently when cut differently.
 _BLOCK: Final = 1 << 18
@@ -194,7 +198,7 @@ class _Pieces:
     def read(self, size: int) -> bytes:
         if not self._rest:
             try:
-                self._rest = next(self._pieces, b"")
+                self._rest = next(filter(None, self._pieces), b"")
             except LayerError as error:
                 raise LayerError(
                     f"{self._name}: {error} (compressed byte {self._input.taken})", offset=self._given
@@ -229,6 +233,7 @@ def _gunzip(source: _Input) -> Iterator[bytes]:
         inflater = IgzipDecompressor(flag=DECOMP_DEFLATE)
         crc = length = 0
         feed = _FIRST_FEED
+        parts: list[bytes] = []
         while not inflater.eof:
             data = b""
             if inflater.needs_input:
@@ -236,15 +241,22 @@ def _gunzip(source: _Input) -> Iterator[bytes]:
                 data = source.fill(feed)
                 feed = min(feed * 2, _READ)
                 if not data:
+                    yield b"".join(parts)
                     raise LayerError("the compressed stream ends inside a member")
             try:
-                piece = inflater.decompress(data, 1 << 20)
+                piece = inflater.decompress(data, _PIECE)
             except IsalError as error:  # type: ignore[misc]  # the stub takes the class for an instance
+                yield b"".join(parts)
                 raise LayerError(f"damaged data ({error})") from error
             if piece:
                 crc = crc32(piece, crc)
                 length += len(piece)
-                yield piece
+                parts.append(piece)
+                if len(parts) == _PIECES:
+                    yield b"".join(parts)
+                    parts.clear()
+        if parts:
+            yield b"".join(parts)
         source.put_back(inflater.unused_data)
         if struct.unpack("<II", source.exactly(8, "a checksum")) != (crc, length & 0xFFFFFFFF):
             raise LayerError("a wrong checksum")
@@ -297,7 +309,8 @@ def _unzstd(source: _Input) -> Iterator[bytes]:
             continue
         if head != _ZSTD_MAGIC:
             raise LayerError("data after the end of the compressed stream")
-        frame = decompressor.decompressobj()
+        # What eight blocks unpack to at most comes in one piece.
+        frame = decompressor.decompressobj(write_size=1 << 20)
         for data in _zstd_blocks(source):
             try:
                 piece = frame.decompress(data)

@@ -27,7 +27,7 @@ from typing import Any, Final, Literal
 from layerfs.errors import StoreError
 from layerfs.reserve import Reserve
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BUSY_SECONDS: Final = 30.0
 
 Durability = Literal["none", "commit", "full"]
@@ -43,7 +43,8 @@ CREATE TABLE meta (
 
 -- `name` is the key while a layer is active or a view, and the name of a committed one. A draft is
 -- being unpacked under a lease. `driver_id` is the driver's name of it; a view on a parent has
--- nothing in the driver. `durable` says that its files were synced before it was committed.
+-- nothing in the driver. `durable` says that its files were synced before it was committed. A layer
+-- with a `skeleton` holds its blob of `blob_size` bytes in parts.
 CREATE TABLE layers (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     driver TEXT NOT NULL,
@@ -62,9 +63,12 @@ CREATE TABLE layers (
     inodes INTEGER,
     durable INTEGER NOT NULL DEFAULT 0,
     boot TEXT,
+    skeleton TEXT,
+    blob_size INTEGER,
     UNIQUE (driver, name)
 ) STRICT;
 CREATE INDEX layers_parent ON layers (parent);
+CREATE INDEX layers_blob ON layers (blob) WHERE skeleton IS NOT NULL;
 CREATE INDEX layers_unfinished ON layers (state) WHERE state IN ('draft', 'removing');
 
 CREATE TABLE images (
@@ -152,6 +156,15 @@ CREATE INDEX mounts_layer ON mounts (layer);
 CREATE INDEX mounts_target ON mounts (target);
 """
 
+# What makes a database of the version before one of the next.
+_UPGRADES: Final = {
+    1: (
+        "ALTER TABLE layers ADD COLUMN skeleton TEXT",
+        "ALTER TABLE layers ADD COLUMN blob_size INTEGER",
+        "CREATE INDEX layers_blob ON layers (blob) WHERE skeleton IS NOT NULL",
+    )
+}
+
 
 class Database:
     """One connection, shared by the threads of a process; several processes may have one each."""
@@ -196,9 +209,32 @@ class Database:
     def _open(self) -> int:
         self._connection = _connect(self._path)
         try:
-            version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            version = self._version()
+            if version in _UPGRADES:
+                version = self._upgrade()
         except BaseException:
             self._connection.close()
+            raise
+        return version
+
+    def _version(self) -> int:
+        version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        return version
+
+    def _upgrade(self) -> int:
+        """Bring an older database up to date, all at once; another process may be doing so."""
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            version = self._version()
+            while version in _UPGRADES:
+                for statement in _UPGRADES[version]:
+                    self._connection.execute(statement)
+                version += 1
+            self._connection.execute(f"PRAGMA user_version = {version}")
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self._connection.execute("ROLLBACK")
             raise
         return version
 

@@ -198,14 +198,19 @@ def opened(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def occupied(roots: Iterable[Path]) -> tuple[int, int]:
-    """Count the bytes allocated and the inodes of trees, a file with several names once."""
+def occupied(
+    roots: Iterable[Path], *, several: Callable[[os.stat_result], bool] | None = None
+) -> tuple[int, int]:
+    """Count the bytes allocated and the inodes of trees, a file with several names once.
+
+    `several` says which files may have more than one name there; all that have, anywhere, if left out.
+    """
     size = inodes = 0
     linked: set[tuple[int, int]] = set()
     for root in roots:
         with opened(root) as descriptor:
             for found in _walk(descriptor):
-                if found.st_nlink > 1:
+                if found.st_nlink > 1 and (several is None or several(found)):
                     identity = (found.st_dev, found.st_ino)
                     if identity in linked:
                         continue

@@ -12,8 +12,8 @@ The life of a layer as the driver sees it::
         --> [changes(x, below)] --> [seal(x)] --> x serves in other layers' `below` --> remove(x)
 
 What a driver can do beyond the five methods it says by having the methods of a capability protocol
-(`Applies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `FallsBack`, `Sweeps`, `Configures`, `Logs`); what it
-leaves out is done through its mount, or not at all.
+(`Applies`, `Drafts`, `Diffs`, `Seals`, `Measures`, `Quotas`, `FallsBack`, `Sweeps`, `Configures`, `Logs`);
+what it leaves out is done through its mount, or not at all.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from layerfs.tree.change import Change
 from layerfs.tree.unpack import Unpack
 
 __all__ = [
-    "Applies", "Change", "Configures", "Diffs", "Driver", "FallsBack", "Logs", "Measures", "Quotas", "Seals",
-    "Sweeps", "Unpack", "Usage",
+    "Applies", "Change", "Configures", "Diffs", "Drafts", "Driver", "FallsBack", "Logs", "Measures", "Quotas",
+    "Seals", "Sweeps", "Unpack", "Usage",
 ]  # fmt: skip
 
 
@@ -96,6 +96,19 @@ class Applies(Protocol):
 
     def apply(self, layer: str, below: Sequence[str], unpack: Unpack) -> None:
         """Fill a layer that `create` has just made; on any error the caller removes the layer."""
+
+
+@runtime_checkable
+class Drafts(Protocol):
+    """Can make a layer more cheaply when nobody but `Applies.apply` ever writes to it."""
+
+    def draft(self, layer: str, below: Sequence[str]) -> None:
+        """Make a layer as `create` does, to be filled once by `apply` and never mounted writable.
+
+        It may share its files with the layers below, since unpacking replaces files and writes to none.
+
+        Raises as `create` does.
+        """
 
 
 @runtime_checkable

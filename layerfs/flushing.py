@@ -9,19 +9,24 @@ from typing import Final, Self
 
 from layerfs import linux
 
-_SECONDS_BETWEEN: Final = 0.2
+_SECONDS_BETWEEN: Final = 0.05
 
 
 class Flusher:
-    """Syncs the file system that holds a directory again and again until `finish`; a context manager.
+    """Syncs the file systems that hold some directories again and again until it is left; a context manager.
 
-    The descriptor is opened before anything is written: syncfs(2) tells an error of writing back only
+    The descriptors are opened before anything is written: syncfs(2) tells an error of writing back only
     to those who had one open when it happened.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def __init__(self, *directories: Path) -> None:
+        self._descriptors: dict[int, int] = {}
+        for directory in directories:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if self._descriptors.setdefault(os.fstat(descriptor).st_dev, descriptor) != descriptor:
+                os.close(descriptor)
         self._stop = threading.Event()
+        self._lock = threading.Lock()
         self._error: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="layerfs-flusher", daemon=True)
         self._thread.start()
@@ -29,30 +34,31 @@ class Flusher:
     def _run(self) -> None:
         while not self._stop.wait(_SECONDS_BETWEEN):
             try:
-                linux.syncfs(self._descriptor)
-            except OSError as error:
-                # Told once only, so it is kept for whoever relies on the data.
-                self._error = error
+                self.sync()
+            except OSError:
                 return
 
-    def finish(self) -> None:
-        """Sync once more; all that was written before this call is on disk when it returns.
+    def sync(self) -> None:
+        """Sync once; all that was written before this call is on disk when it returns.
 
         Raises:
             OSError: something could not be written since this was made.
         """
-        self._end()
-        if self._error is not None:
-            raise self._error
-        linux.syncfs(self._descriptor)
-
-    def _end(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        with self._lock:
+            try:
+                for descriptor in self._descriptors.values():
+                    linux.syncfs(descriptor)
+            except OSError as error:
+                # Told once only, so it is kept for whoever relies on the data.
+                self._error = error
+            if self._error is not None:
+                raise self._error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
-        os.close(self._descriptor)
+        self._stop.set()
+        self._thread.join()
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)

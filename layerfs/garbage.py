@@ -121,7 +121,7 @@ class Garbage:
                     continue
                 except InUseError:
                     break  # what lies below is needed too
-                candidates |= {blob for blob in (layer.blob, layer.toc) if blob is not None}
+                candidates |= {blob for blob in (layer.blob, layer.toc, layer.skeleton) if blob is not None}
                 lines.append(f"Deleted: {name}")
         for blob in candidates:
             self._remove_blob(blob)
@@ -224,9 +224,9 @@ class Garbage:
         self, items: list[Item], gone_images: set[str], gone_layers: set[int], before: float, *, dry_run: bool
     ) -> None:
         needed: dict[str, str] = {}
-        for blob, toc, name, number in self._database.rows("SELECT blob, toc, name, id FROM layers"):
+        for name, number, *blobs in self._database.rows("SELECT name, id, blob, toc, skeleton FROM layers"):
             if number not in gone_layers:
-                needed.update({one: f"of layer {name}" for one in (blob, toc) if one is not None})
+                needed.update({blob: f"of layer {name}" for blob in blobs if blob is not None})
         for manifest, blob in self._database.rows("SELECT manifest, blob FROM links"):
             if manifest not in gone_images:
                 needed[blob] = f"of image {manifest}"
@@ -253,7 +253,7 @@ class Garbage:
         with self._database.transaction() as connection:
             used = connection.execute(
                 "SELECT EXISTS (SELECT 1 FROM links WHERE blob = ?1)"
-                " OR EXISTS (SELECT 1 FROM layers WHERE blob = ?1 OR toc = ?1)",
+                " OR EXISTS (SELECT 1 FROM layers WHERE blob = ?1 OR toc = ?1 OR skeleton = ?1)",
                 (name,),
             ).fetchone()
             if used != (0,) or leased(connection, "blob", name):

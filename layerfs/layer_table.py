@@ -36,8 +36,9 @@ class Layer:
 
     `name` is the key of an active layer or a view, and the name of a committed one; an image's layers are
     named by their chain id (image-spec config.md). `usage` is what the layer occupies by itself, counted
-    when it was committed. `blob` is the compressed layer that it came from, kept for repair; `toc` the blob
-    with its table of contents. `row` and `driver_id` are the names that the database and the driver give it.
+    when it was committed. `blob` is the layer that it came from, kept for repair, whole or, with a
+    `skeleton`, in parts; `toc` the blob with its table of contents. `row` and `driver_id` are the names that
+    the database and the driver give it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Layer:
     diff_id: Digest | None
     blob: Digest | None
     toc: Digest | None
+    skeleton: Digest | None
     usage: Usage | None
     driver_id: str
     row: int
@@ -72,6 +74,8 @@ class Facts:
     diff_id: Digest | None = None
     blob: Digest | None = None
     durable: bool = True
+    skeleton: Digest | None = None
+    blob_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,7 +90,8 @@ class Draft:
 _VISIBLE: Final = "l.state IN ('active', 'view', 'committed')"
 _SELECT: Final = (
     "SELECT l.id, l.name, l.state, p.name, l.driver, l.driver_id, l.labels, l.created_ns, l.updated_ns,"
-    " l.diff_id, l.blob, l.toc, l.bytes, l.inodes FROM layers l LEFT JOIN layers p ON p.id = l.parent"
+    " l.diff_id, l.blob, l.toc, l.skeleton, l.bytes, l.inodes FROM layers l"
+    " LEFT JOIN layers p ON p.id = l.parent"
     f" WHERE {_VISIBLE} AND l.driver = ?"
 )
 _STACK: Final = """
@@ -180,7 +185,7 @@ class LayerTable:
         row = int(cursor.lastrowid or 0)
         frozen = MappingProxyType(dict(labels))
         layer = Layer(
-            key, state, parent, self.driver, frozen, now, now, None, None, None, None, driver_id, row
+            key, state, parent, self.driver, frozen, now, now, None, None, None, None, None, driver_id, row
         )
         return layer, below
 
@@ -278,10 +283,13 @@ class LayerTable:
             for driver_id, row in ((f"~{layer.driver_id}", layer.row), (layer.driver_id, draft.row)):
                 connection.execute("UPDATE layers SET driver_id = ? WHERE id = ?", (driver_id, row))
             cursor = connection.execute(
-                "UPDATE layers SET driver_id = ?, toc = ?, bytes = ?, inodes = ?, durable = ?, boot = ?"
-                " WHERE id = ? AND state = 'committed'",
-                (draft.driver_id, str(facts.toc), *facts.usage, int(facts.durable), boot_id(), layer.row),
-            )
+                "UPDATE layers SET driver_id = ?, toc = ?, bytes = ?, inodes = ?, durable = ?, boot = ?,"
+                " skeleton = ?, blob_size = ? WHERE id = ? AND state = 'committed'",
+                (
+                    draft.driver_id, str(facts.toc), *facts.usage, int(facts.durable), boot_id(),
+                    _text(facts.skeleton), facts.blob_size, layer.row,
+                ),
+            )  # fmt: skip
             if cursor.rowcount != 1:
                 raise _missing(layer.name)
 
@@ -312,6 +320,8 @@ class LayerTable:
                 raise InUseError(f"layer {layer.name!r} belongs to a container")
             if leased(connection, "layer", layer.driver_id):
                 raise InUseError(f"layer {layer.name!r} is leased by a running operation")
+            if (user := sole_holder(connection, layer.row)) is not None:
+                raise InUseError(f"layer {layer.name!r} holds a blob that {user} needs")
             connection.execute(f"{_MARK} WHERE id = ?", (layer.row,))
             # A container must not outlive its layer, not even if we are killed right here.
             connection.execute("DELETE FROM containers WHERE id = ?", (layer.name,))
@@ -376,19 +386,37 @@ class LayerTable:
     ) -> None:
         values = (
             name, now_ns(), json.dumps(dict(labels), sort_keys=True), _text(facts.diff_id), _text(facts.blob),
-            _text(facts.toc), *facts.usage, int(facts.durable), boot_id(), row, state,
+            _text(facts.toc), *facts.usage, int(facts.durable), boot_id(), _text(facts.skeleton),
+            facts.blob_size, row, state,
         )  # fmt: skip
         try:
             cursor = connection.execute(
                 "UPDATE layers SET state = 'committed', lease = NULL, name = ?, updated_ns = ?, labels = ?,"
-                " diff_id = ?, blob = ?, toc = ?, bytes = ?, inodes = ?, durable = ?, boot = ?"
-                " WHERE id = ? AND state = ?",
+                " diff_id = ?, blob = ?, toc = ?, bytes = ?, inodes = ?, durable = ?, boot = ?,"
+                " skeleton = ?, blob_size = ? WHERE id = ? AND state = ?",
                 values,
             )
         except sqlite3.IntegrityError as error:
             raise _taken(name) from error
         if cursor.rowcount != 1:
             raise NotFoundError(f"the layer that was to become {name!r} was removed meanwhile")
+
+
+def sole_holder(connection: sqlite3.Connection, row: int) -> str | None:
+    """Say who needs the blob that a layer holds in parts, and no other layer does; None if nobody."""
+    others = (
+        "SELECT 1 FROM layers WHERE blob = l.blob AND skeleton IS NOT NULL AND id <> l.id"
+        " AND state = 'committed'"
+    )
+    found = connection.execute(
+        "SELECT (SELECT manifest FROM links WHERE blob = l.blob),"
+        " EXISTS (SELECT 1 FROM lease_items WHERE kind = 'blob' AND item = l.blob)"
+        f" FROM layers l WHERE id = ? AND skeleton IS NOT NULL AND NOT EXISTS ({others})",
+        (row,),
+    ).fetchone()
+    if found is None or found == (None, 0):
+        return None
+    return "a running operation" if found[0] is None else f"image {found[0]}"
 
 
 def check_name(name: str) -> None:
@@ -402,8 +430,8 @@ def check_name(name: str) -> None:
 
 
 def _layer(row: tuple[Any, ...]) -> Layer:
-    (number, name, state, parent, driver, driver_id, labels, created, updated, diff_id, blob, toc, size,
-     inodes) = row  # fmt: skip
+    (number, name, state, parent, driver, driver_id, labels, created, updated, diff_id, blob, toc, skeleton,
+     size, inodes) = row  # fmt: skip
     return Layer(
         name=name,
         state=State(state),
@@ -415,6 +443,7 @@ def _layer(row: tuple[Any, ...]) -> Layer:
         diff_id=None if diff_id is None else Digest.parse(diff_id),
         blob=None if blob is None else Digest.parse(blob),
         toc=None if toc is None else Digest.parse(toc),
+        skeleton=None if skeleton is None else Digest.parse(skeleton),
         usage=None if size is None else Usage(size, inodes),
         driver_id=driver_id,
         row=number,

@@ -39,6 +39,7 @@ from layerfs.tree.budget import DEFAULT_BUDGET, Budget
 if TYPE_CHECKING:
     from layerfs.outside import Outside
     from layerfs.tree.change import Change
+    from layerfs.unpacking import Chain
 
 _PATIENCE_SECONDS = 0.1
 
@@ -204,24 +205,31 @@ class Layers:
             LayerError: a layer's stream cannot be accepted.
             VerificationError: a layer's uncompressed content is not the promised one.
         """
+        with (
+            Lease(self._database) as lease,
+            self.chain(steps, lease, parent=parent, progress=progress) as chain,
+        ):
+            chain.finish()
+            return self.table.find(chain_ids((step.diff_id for step in steps), parent=parent)[-1])
+
+    def chain(
+        self,
+        steps: Sequence[Step],
+        lease: Lease,
+        *,
+        parent: str | None = None,
+        progress: Progress | None = None,
+    ) -> Chain:
+        """Begin to unpack the layers of an image, some of which may still be on their way in; see `Chain`."""
+        from layerfs.unpacking import Chain
+
         if not steps:
             raise InvalidError("a chain of layers has at least one")
         names = chain_ids((step.diff_id for step in steps), parent=parent)
-        with Lease(self._database) as lease:
-            present = self.table.present(names, lease)
-            if present < len(names):
-                # Whoever lacks any of these layers lacks this one too, and waits here.
-                lock = Lock(self.root / "locks" / f"chain-{names[present].partition(':')[2]}")
-                with lock:
-                    try:
-                        present = self.table.present(names, lease)
-                        if present < len(names):
-                            base = names[present - 1] if present else parent
-                            shown = progress or Silent()
-                            self._unpack(steps[present:], names[present:], base, lease, shown)
-                    finally:
-                        lock.path.unlink(missing_ok=True)
-            return self.table.find(names[-1])
+        return Chain(
+            self, steps, lease, names=names, parent=parent, budget=self.budget, warn=self._warn,
+            progress=progress or Silent(),
+        )  # fmt: skip
 
     def renew(self, name: str) -> None:
         """Unpack a damaged committed layer once more from its blob, and put that in its place.
@@ -497,21 +505,6 @@ class Layers:
                 raise
             self.table.activate(layer)
         return layer
-
-    def _unpack(
-        self,
-        steps: Sequence[Step],
-        names: Sequence[str],
-        parent: str | None,
-        lease: Lease,
-        progress: Progress,
-    ) -> None:
-        from layerfs.unpacking import Unpacking
-
-        with Unpacking(self, lease, budget=self.budget, warn=self._warn, progress=progress) as unpacking:
-            for step, name in zip(steps, names, strict=True):
-                unpacking.unpack(step, name, parent)
-            unpacking.commit()
 
     def _write_toc(self, layer: Layer, below: Sequence[str], lease: Lease) -> Digest:
         """Write the table of contents of a layer that did not come from a stream."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
 from layerfs import liveness
+from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.containers import Container, Containers
 from layerfs.database import Database, Durability
@@ -99,6 +100,8 @@ class Store:
         self._layers: dict[str, Layers] = {}
         self.driver = self._choose_driver(driver)
         self.layers = self._add_layers(self.driver)
+        self._assembly = Assembly(database, self.blobs, self.layers_of)
+        self.blobs.assembles = self._assembly
         self.images = Images(database, self.blobs, driver=self.driver.name, reclaim=self._reclaim)
         self.containers = Containers(
             database, self.blobs, self.images, driver=self.driver.name, layers_of=self.layers_of, warn=warn
@@ -426,6 +429,7 @@ class Store:
         return Check(
             self._database,
             self.blobs,
+            self._assembly,
             all_layers=self.all_layers,
             repair=repair,
             contents=contents,
@@ -479,7 +483,9 @@ class Store:
     def _sink(self, progress: Progress) -> StoreSink:
         from layerfs.store_ends import StoreSink
 
-        return StoreSink(self._database, self.blobs, self.images, self.containers, progress=progress)
+        return StoreSink(
+            self._database, self.blobs, self.images, self.containers, self.layers, progress=progress
+        )
 
     def _spool(self) -> BinaryIO:
         import tempfile
@@ -530,7 +536,9 @@ class Store:
             return
         from layerfs.check import Check
 
-        check = Check(self._database, self.blobs, all_layers=self.all_layers, repair=True, contents=True)
+        check = Check(
+            self._database, self.blobs, self._assembly, all_layers=self.all_layers, repair=True, contents=True
+        )
         for layers in self.all_layers():
             check.settle(layers, boot)
         for problem in check.problems:

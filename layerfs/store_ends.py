@@ -9,20 +9,25 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from layerfs.blobs import CHUNK, Blobs
+from layerfs.blobs import Blobs
 from layerfs.containers import Containers
 from layerfs.database import Database
 from layerfs.digest import Digest
 from layerfs.errors import NotFoundError, VerificationError
-from layerfs.images import Image, Images, full_name
+from layerfs.images import DOCUMENT_MAXIMUM, Image, Images, full_name
+from layerfs.incoming import Incoming
+from layerfs.layers import Layers, Step
 from layerfs.leases import Lease
+from layerfs.oci.config import ImageConfig
 from layerfs.oci.descriptor import Descriptor
 from layerfs.progress import Progress
 from layerfs.transports.endpoint import Available, Resolved
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
+    from layerfs.oci.manifest import Manifest
     from layerfs.oci.platform import Platform
+    from layerfs.unpacking import Chain
 
 
 class StoreSource:
@@ -69,26 +74,47 @@ class StoreSource:
 
 
 class StoreSink:
-    """Takes images into the store and unpacks them; a Sink.
+    """Takes images into the store and unpacks them; a Sink that `Plans`.
 
-    Blobs are stored as they come, verified, and leased until `close`. A broken transfer of a large blob
-    goes on where it ended the next time. `commit` unpacks, and gives the names last of all: a name never
+    Blobs are stored as they come, verified, and leased until `close`; a layer is unpacked in the same pass,
+    into a draft, so that its bytes are read once. Of one that is not compressed only a skeleton is kept
+    beside its files (see `assembly`). A broken transfer of a large blob goes on where it ended the next
+    time. `commit` unpacks what is left, and gives the names last of all: a name never
     stands for an image that cannot be used. `stored` holds the images then.
     """
 
     def __init__(
-        self, database: Database, blobs: Blobs, images: Images, containers: Containers, *, progress: Progress
+        self,
+        database: Database,
+        blobs: Blobs,
+        images: Images,
+        containers: Containers,
+        layers: Layers,
+        *,
+        progress: Progress,
     ) -> None:
         self._blobs = blobs
         self._images = images
         self._containers = containers
+        self._layers = layers
         self._progress = progress
         self._lease = Lease(database)
+        self._manifest: Manifest | None = None
+        self._chain: Chain | None = None
+        # Blobs that are here, but only become visible together with the layers made of them.
+        self._arrived: set[Digest] = set()
         self._pending: list[tuple[Descriptor, bytes, tuple[str, ...]]] = []
         self.stored: list[Image] = []
 
+    def plan(self, manifest: Manifest) -> None:
+        """Hear of an image whose blobs come next; see `Plans.plan`."""
+        self._end_chain()
+        self._manifest = manifest
+
     def has(self, descriptor: Descriptor) -> bool:
         """Say whether a blob is here already; it stays then."""
+        if descriptor.digest in self._arrived:
+            return True
         # Leased first, so that it cannot go between the question and its use.
         self._lease.add("blob", str(descriptor.digest))
         try:
@@ -97,15 +123,18 @@ class StoreSink:
             return False
 
     def put_blob(self, descriptor: Descriptor, stream: Readable) -> None:
-        """Store a blob; see `Sink.put_blob`."""
+        """Store a blob, and unpack it if it is a layer of the planned image; see `Sink.put_blob`."""
         self._lease.add("blob", str(descriptor.digest))
-        with self._blobs.ingest(descriptor.digest, descriptor.size) as ingest:
-            known = ingest.offset
-            while known and (data := stream.read(min(CHUNK, known))):
-                known -= len(data)
-            while data := stream.read(CHUNK):
-                ingest.write(data)
-            ingest.commit()
+        number = self._position(descriptor)
+        if number is not None:
+            chain = self._begin_chain()
+            if chain is not None and chain.lacks(number):
+                self._unpack(chain, number, descriptor, stream)
+                return
+        with Incoming(self._blobs, descriptor.digest, descriptor.size, stream) as incoming:
+            incoming.finish()
+            assert incoming.ingest is not None
+            incoming.ingest.commit()
 
     def put_manifest(self, raw: bytes, media_type: str, *, names: Sequence[str] = ()) -> Descriptor:
         """Note an image whose blobs are all here; it comes into being with `commit`."""
@@ -116,7 +145,8 @@ class StoreSink:
         return descriptor
 
     def commit(self) -> None:
-        """Add the images, unpack them, and name them."""
+        """Commit the layers, add the images, unpack what is left of them, and name them."""
+        self._end_chain()
         added = [self._images.put(raw, descriptor.media_type) for descriptor, raw, _ in self._pending]
         for image in added:
             self._containers.unpack(image, progress=self._progress)
@@ -128,5 +158,53 @@ class StoreSink:
 
     def close(self) -> None:
         """Let go of the lease: what was not committed is garbage from now on."""
+        self._drop_chain()
         self._pending.clear()
         self._lease.__exit__()
+
+    # -- the layers of the planned image
+
+    def _position(self, descriptor: Descriptor) -> int | None:
+        """Give the layer that a blob is, from 0 at the bottom; None where it is none or several."""
+        if self._manifest is None:
+            return None
+        found = [n for n, layer in enumerate(self._manifest.layers) if layer.digest == descriptor.digest]
+        return found[0] if len(found) == 1 else None
+
+    def _begin_chain(self) -> Chain | None:
+        """Give the planned image's layers on their way in; None where its config does not fit them."""
+        if self._chain is None and self._manifest is not None:
+            config = ImageConfig.parse(self._blobs.read(self._manifest.config.digest, limit=DOCUMENT_MAXIMUM))
+            layers = self._manifest.layers
+            if len(config.diff_ids) != len(layers):
+                return None
+            pairs = zip(layers, config.diff_ids, strict=True)
+            steps = [Step(layer.digest, diff_id) for layer, diff_id in pairs]
+            self._chain = self._layers.chain(steps, self._lease, progress=self._progress).__enter__()
+        return self._chain
+
+    def _unpack(self, chain: Chain, number: int, descriptor: Descriptor, stream: Readable) -> None:
+        try:
+            kept = chain.arrive(
+                number, Incoming(self._blobs, descriptor.digest, descriptor.size, stream, whole=False)
+            )
+        except BaseException:
+            self._drop_chain()
+            raise
+        if kept:
+            self._arrived.add(descriptor.digest)
+
+    def _end_chain(self) -> None:
+        """Commit the layers of the image that was planned, if any of them came."""
+        try:
+            if self._chain is not None:
+                self._chain.finish()
+        finally:
+            self._drop_chain()
+
+    def _drop_chain(self) -> None:
+        chain, self._chain = self._chain, None
+        self._manifest = None
+        self._arrived.clear()
+        if chain is not None:
+            chain.__exit__()

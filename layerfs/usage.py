@@ -96,8 +96,8 @@ def measure(database: Database, blobs: Blobs, images: Images, containers: Contai
         free = 0 if container.status == "running" or container.mounts() else used.bytes
         container_usages.append(ContainerUsage(container, used.bytes, used.inodes, free))
     referred = {blob for (blob,) in database.rows("SELECT blob FROM links")}
-    for pair in database.rows("SELECT blob, toc FROM layers"):
-        referred.update(blob for blob in pair if blob is not None)
+    for row in database.rows("SELECT blob, toc, skeleton FROM layers"):
+        referred.update(blob for blob in row if blob is not None)
     blob_sizes = {str(digest): blobs.size(digest) for digest in blobs.list()}
     return DiskUsage(
         tuple(image_usages),

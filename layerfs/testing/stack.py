@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from layerfs import mounting
-from layerfs.driver import Applies, Diffs, Driver, Seals, Unpack
+from layerfs.driver import Applies, Diffs, Drafts, Driver, Seals, Unpack
 from layerfs.mount import Bind
 from layerfs.testing.items import Item, tar
 from layerfs.testing.snapshot import Snapshot, snapshot
@@ -53,7 +53,11 @@ class Stack:
     def apply(self, items: Iterable[Item] | bytes) -> str:
         """Put a layer on the stack that is unpacked from a tar stream, given as such or as its items."""
         unpack = self.unpack_of(items)
-        layer = self.create()
+        if isinstance(self.driver, Drafts):
+            layer = new_id()
+            self.driver.draft(layer, self.layers)
+        else:
+            layer = self.create()
         try:
             self.unpack(layer, unpack)
         except BaseException:

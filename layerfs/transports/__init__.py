@@ -140,18 +140,24 @@ def copy(
     """
     from layerfs.oci.manifest import Manifest
     from layerfs.progress import Silent
+    from layerfs.transports.endpoint import Plans
 
     shown = progress or Silent()
     resolved = source.manifest(image, platform=platform)
     manifest = Manifest.parse(resolved.raw, resolved.descriptor.media_type)
+    attempts = 1
+    if isinstance(sink, Plans):
+        attempts = 2
+        sink.plan(manifest)
     for descriptor in (manifest.config, *manifest.layers):
-        if sink.has(descriptor):
-            continue
-        with (
-            shown.task(f"blob {descriptor.digest.hex[:12]}", descriptor.size) as advance,
-            source.open(descriptor) as stream,
-        ):
-            sink.put_blob(descriptor, _Watched(stream, advance))
+        for _ in range(attempts):
+            if sink.has(descriptor):
+                break
+            with (
+                shown.task(f"blob {descriptor.digest.hex[:12]}", descriptor.size) as advance,
+                source.open(descriptor) as stream,
+            ):
+                sink.put_blob(descriptor, _Watched(stream, advance))
     return sink.put_manifest(resolved.raw, manifest.media_type, names=names)
 
 

@@ -6,9 +6,10 @@ Life of a source: opened; asked for `images` and `manifest`; `open` any number o
 threads if wanted; `close`. What it hands out as a manifest is verified; blobs are verified by whoever
 stores them, against their descriptor.
 
-Life of a sink, in one thread: opened; for each image `put_blob` for every blob that it does not `has` yet,
-then `put_manifest`; once, `commit`; `close`. Nothing is visible at the far end before `commit`, and a `close`
-without it leaves no half-made image behind (complete blobs may stay where blobs are shared).
+Life of a sink, in one thread: opened; for each image `plan` if the sink `Plans`, `put_blob` for every blob
+that it does not `has` yet, then `put_manifest`; once, `commit`; `close`. Nothing is visible at the far end
+before `commit`, and a `close` without it leaves no half-made image behind (complete blobs may stay where
+blobs are shared).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 from layerfs.errors import InvalidError, VerificationError
 from layerfs.oci.descriptor import Descriptor
@@ -24,6 +25,7 @@ from layerfs.reference import Reference
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
+    from layerfs.oci.manifest import Manifest
     from layerfs.oci.platform import Platform
 
 CHUNK: Final = 1 << 20
@@ -126,6 +128,18 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Let go of everything, and undo what was not committed; idempotent."""
+        ...
+
+
+@runtime_checkable
+class Plans(Protocol):
+    """A sink that uses blobs while they pass, and so has to know what they are for before they come.
+
+    It may find that it used a blob and does not `has` it all the same: the blob is put a second time then.
+    """
+
+    def plan(self, manifest: Manifest) -> None:
+        """Hear of the image whose blobs come next: its config first, then its layers, bottom first."""
         ...
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from layerfs.files import copy_data, read_xattrs, through_descriptor, write_xattr
 from layerfs.tree.ladder import OPEN_DIRECTORY, Ladder
+from layerfs.tree.links import Several
 
 _NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
@@ -17,7 +18,7 @@ _PLAIN_MODE: Final = 0o777
 _LONGEST_PATH: Final = 3800
 
 
-def copy_tree(source: int, target: int) -> None:
+def copy_tree(source: int, target: int, *, several: Several | None = None) -> None:
     """Copy everything below one directory into another, empty one, and the directory's own attributes.
 
     Kept are types, owners, modes, nanosecond access and modification times, all extended attributes
@@ -27,8 +28,23 @@ def copy_tree(source: int, target: int) -> None:
     Args:
         source: descriptor of a directory that nobody is changing.
         target: descriptor of an empty directory.
+        several: says which files of the source may have more than one name there, if not all may that
+            have more than one anywhere.
     """
-    _Copy(source, target).run()
+    _Copy(source, target, several or _any).run()
+
+
+def link_tree(source: int, target: int) -> None:
+    """Make directories as `copy_tree` does, and every other name a hard link to the same file.
+
+    Args:
+        source: descriptor of a directory that nobody is changing.
+        target: descriptor of an empty directory on the same file system.
+
+    Raises:
+        OSError: a file cannot have one name more: EMLINK, EPERM or EXDEV.
+    """
+    _Link(source, target, _any).run()
 
 
 class _Level:
@@ -43,7 +59,8 @@ class _Level:
 
 
 class _Copy:
-    def __init__(self, source: int, target: int) -> None:
+    def __init__(self, source: int, target: int, several: Several) -> None:
+        self._several = several
         self._sources, self._targets = Ladder(source), Ladder(target)
         self._target_root = target
         self._levels = [_Level(b"", os.fstat(source))]
@@ -97,7 +114,9 @@ class _Copy:
                 mode = found.st_mode
                 if stat.S_ISDIR(mode):
                     below.append((os.fsencode(entry.name), found))
-                elif found.st_nlink > 1 and self._link(os.fsencode(entry.name), found):
+                elif (
+                    found.st_nlink > 1 and self._several(found) and self._link(os.fsencode(entry.name), found)
+                ):
                     pass
                 elif stat.S_ISREG(mode):
                     self._copy_file(entry.name, found)
@@ -158,6 +177,23 @@ class _Copy:
             if directory != self._target_root:
                 os.close(directory)
         return True
+
+
+def _any(found: os.stat_result) -> bool:
+    return True
+
+
+class _Link(_Copy):
+    def _copy_files(self) -> None:
+        below = self._levels[-1].below
+        source, target = self._sources.top, self._targets.top
+        with os.scandir(source) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    below.append((os.fsencode(entry.name), entry.stat(follow_symlinks=False)))
+                else:
+                    name = entry.name
+                    os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
 
 
 def _open_file(directory: int, name: str) -> int:

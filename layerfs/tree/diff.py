@@ -11,14 +11,19 @@ from collections.abc import Iterable, Iterator
 
 from layerfs.tree import compare, links
 from layerfs.tree.change import Change, ChangeKind
-from layerfs.tree.diff_walk import Walk, has_names
+from layerfs.tree.diff_walk import Walk
 from layerfs.tree.entry import Kind
 from layerfs.tree.ladder import OPEN_DIRECTORY
+from layerfs.tree.links import Several, several_names
 from layerfs.tree.read_entry import read_entry
 
 
 def changes_between(
-    lower: int | None, upper: int, *, touched_since_ns: int | None = None
+    lower: int | None,
+    upper: int,
+    *,
+    touched_since_ns: int | None = None,
+    several: tuple[Several, Several] = (several_names, several_names),
 ) -> Iterator[Change]:
     """Compare two trees that nobody is changing.
 
@@ -29,8 +34,10 @@ def changes_between(
         touched_since_ns: the driver's word that a file whose ctime in `upper` is earlier (nanoseconds
             since 1970) holds what its counterpart in `lower` holds. Without it files with equal
             attributes are compared byte by byte.
+        several: the driver's word which files of `lower`, and which of `upper`, may have more than one name
+            there, for trees that share files with others.
     """
-    return Trees(lower, upper, b"", touched_since_ns).walk()
+    return Trees(lower, upper, b"", touched_since_ns, several).walk()
 
 
 def listing(changes: Iterable[Change]) -> Iterator[tuple[ChangeKind, bytes]]:
@@ -58,10 +65,18 @@ def listing(changes: Iterable[Change]) -> Iterator[tuple[ChangeKind, bytes]]:
 class Trees(Walk):
     """The walk of two whole trees."""
 
-    def __init__(self, lower: int | None, upper: int, path: bytes, touched_since_ns: int | None) -> None:
+    def __init__(
+        self,
+        lower: int | None,
+        upper: int,
+        path: bytes,
+        touched_since_ns: int | None,
+        several: tuple[Several, Several] = (several_names, several_names),
+    ) -> None:
         super().__init__(lower, upper, path=path)
         self._roots = (lower, upper)
         self._touched_since_ns = touched_since_ns
+        self._several = several
         self._sent_links: dict[bytes, bytes] | None = None
 
     def names(self) -> list[bytes]:
@@ -83,7 +98,8 @@ class Trees(Walk):
             directory = os.open(name, OPEN_DIRECTORY, dir_fd=self.upper.top)
             yield from self.enter(name, directory, path, old)
             return
-        if has_names(new) or (old is not None and has_names(old) and not stat.S_ISSOCK(new.st_mode)):
+        before, after = self._several
+        if after(new) or (old is not None and before(old) and not stat.S_ISSOCK(new.st_mode)):
             yield from self._visit_linked(name, path, new, old)
             return
         if old is not None and self._same(self.below, name, old, self.upper.top, name, new):
@@ -116,8 +132,8 @@ class Trees(Walk):
     def _decide_links(self) -> dict[bytes, bytes]:
         lower, upper = self._roots
         if lower is not None:
-            return links.decide(lower, upper, same=self._same)
-        return links.first_names(upper)
+            return links.decide(lower, upper, same=self._same, several=self._several)
+        return links.first_names(upper, self._several[1])
 
     def _same(
         self,

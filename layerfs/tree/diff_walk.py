@@ -148,8 +148,3 @@ def _compare(entry: Entry, old: Entry) -> tuple[bool, bool]:
     """Say whether two directories differ by themselves, and whether at most their times do."""
     minor = compare.same_but_for_time(entry, old)
     return entry.mtime_ns != old.mtime_ns or not minor, minor
-
-
-def has_names(found: os.stat_result) -> bool:
-    """Say whether this is a file with more than one name; a socket's links cannot be carried."""
-    return found.st_nlink > 1 and not (stat.S_ISDIR(found.st_mode) or stat.S_ISSOCK(found.st_mode))

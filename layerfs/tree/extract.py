@@ -16,18 +16,23 @@ from typing import Final
 from layerfs.compression import Readable
 from layerfs.errors import BudgetError, LayerError, printable
 from layerfs.files import copy_data, remove_tree, through_descriptor
+from layerfs.hashing import Hash, Hasher
 from layerfs.tree import attributes
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
 from layerfs.tree.entry import Entry, Kind
 from layerfs.tree.layer_tree import LayerTree, lstat
 from layerfs.tree.names import split
+from layerfs.tree.skeleton import SkeletonWriter
 from layerfs.tree.tar_reader import TarReader
 from layerfs.tree.whiteouts import AUFS_PREFIX, OPAQUE, PREFIX, WhiteoutFormat, is_overlay_whiteout
 
-Record = Callable[[Entry, str | None], None]
+Record = Callable[[Entry, Hash | str | None], None]
 
 _PLINKS: Final = b".wh..wh.plnk"
 _LONGEST_TARGET: Final = 4095  # PATH_MAX of <linux/limits.h>, and its NUL
+_EMPTY: Final = hashlib.sha256().hexdigest()
+# From so many bytes on the way to another thread is shorter than the hashing.
+_HASHED_APART: Final = 1 << 16
 _NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE_TYPES: Final = {
     Kind.CHARACTER: stat.S_IFCHR,
@@ -46,6 +51,8 @@ def extract(
     budget: Budget = DEFAULT_BUDGET,
     warn: Callable[[str], None],
     record: Record | None = None,
+    skeleton: SkeletonWriter | None = None,
+    hasher: Hasher | None = None,
     strict: bool = False,
     squash: bool = False,
 ) -> None:
@@ -61,6 +68,8 @@ def extract(
         record: told each entry that the layer now has, with normalised path, and the SHA-256
             (hex) of a file's data, holes left out; of two entries of one path the later holds. Whiteouts are
             recorded under their OCI names.
+        hasher: hashes large files; their digest is told as a `Hash` then.
+        skeleton: told which bytes of the stream are in which file; it is the stream then.
         strict: refuse what would only be warned of.
         squash: give everything to the caller's own user and group instead of the recorded owner.
 
@@ -70,23 +79,31 @@ def extract(
         OSError: the file system refused; its tree is incomplete then.
     """
     extraction = _Extraction(budget, warn, record or (lambda entry, digest: None), strict, squash)
+    extraction.skeleton, extraction.hasher = skeleton, hasher
     extraction.run(stream, directory, lower, whiteouts)
 
 
 class _Extraction:
     def __init__(
-        self, budget: Budget, warn: Callable[[str], None], record: Record, strict: bool, squash: bool
+        self,
+        budget: Budget,
+        warn: Callable[[str], None],
+        record: Record,
+        strict: bool,
+        squash: bool,
     ) -> None:
         self._budget = budget
         self._warn = warn
         self._record = record
+        self.skeleton: SkeletonWriter | None = None
+        self.hasher: Hasher | None = None
         self._strict = strict
         self._owner = (os.geteuid(), os.getegid()) if squash else None
         self._bytes_left = budget.bytes
         # Hard links whose other name had not come yet, by the parts of their own path.
         self._deferred: dict[tuple[bytes, ...], Entry] = {}
         # What aufs kept under .wh..wh.plnk: the entry, its digest, and the first name linked to it.
-        self._plinks: dict[bytes, tuple[Entry, str | None, bytes | None]] = {}
+        self._plinks: dict[bytes, tuple[Entry, Hash | str | None, bytes | None]] = {}
         self._parent: bytes | None = None
         self._prefix = b""
 
@@ -105,6 +122,7 @@ class _Extraction:
             whiteouts=whiteouts,
             warn=self._warn,
             record=lambda entry: self._record(entry, None),
+            lose=(lambda: None) if self.skeleton is None else self.skeleton.lose,
             owner=self._owner or (0, 0),
         ) as tree:
             for entry in reader:
@@ -209,9 +227,7 @@ class _Extraction:
                 self._odd(f"a second entry for {printable(self._prefix + name)!r} replaces the first")
             file = os.open(name, _NEW_FILE, 0o600, dir_fd=directory)
         try:
-            digest = hashlib.sha256()
-            if entry.size:
-                self._write(file, entry, reader, digest.update)
+            digest = self._write(file, entry, reader, self._prefix + name) if entry.size else _EMPTY
             uid, gid = self._owner or (entry.uid, entry.gid)
             os.fchown(file, uid, gid)
             os.fchmod(file, entry.mode)
@@ -220,19 +236,39 @@ class _Extraction:
             attributes.set_times(file, entry.mtime_ns, entry.path, self._warn)
         finally:
             os.close(file)
-        self._tell(self._prefix + name, entry, digest.hexdigest())
+        self._tell(self._prefix + name, entry, digest)
 
-    def _write(self, file: int, entry: Entry, reader: TarReader, hashed: Callable[[bytes], None]) -> None:
+    def _write(self, file: int, entry: Entry, reader: TarReader, path: bytes) -> Hash | str:
+        """Write a file's data, and give its digest."""
+        if self.skeleton is not None:
+            self.skeleton.refer(entry, path, reader.offset)
         if entry.segments is not None:
             os.ftruncate(file, entry.size)
+        if self.hasher is not None and entry.size >= _HASHED_APART:
+            return self._write_large(file, reader, self.hasher)
+        digest = hashlib.sha256()
         for offset, data in reader.chunks():
-            self._bytes_left -= len(data)
-            if self._bytes_left < 0:
-                raise BudgetError(f"the layer has more than {self._budget.bytes} bytes of data")
-            hashed(data)
-            written = os.pwrite(file, data, offset)
-            while written < len(data):
-                written += os.pwrite(file, data[written:], offset + written)
+            self._put_data(file, offset, data)
+            digest.update(data)
+        return digest.hexdigest()
+
+    def _write_large(self, file: int, reader: TarReader, hasher: Hasher) -> Hash:
+        digest = hasher.begin()
+        try:
+            for offset, data in reader.chunks():
+                hasher.update(digest, data)
+                self._put_data(file, offset, data)
+        finally:
+            hasher.end(digest)
+        return digest
+
+    def _put_data(self, file: int, offset: int, data: bytes) -> None:
+        self._bytes_left -= len(data)
+        if self._bytes_left < 0:
+            raise BudgetError(f"the layer has more than {self._budget.bytes} bytes of data")
+        written = os.pwrite(file, data, offset)
+        while written < len(data):
+            written += os.pwrite(file, data[written:], offset + written)
 
     def _put_node(self, tree: LayerTree, name: bytes, entry: Entry) -> None:
         directory = tree.directory
@@ -263,7 +299,10 @@ class _Extraction:
         attributes.set_times(name, entry.mtime_ns, entry.path, self._warn, directory=directory)
         self._tell(self._prefix + name, entry)
 
-    def _tell(self, path: bytes, entry: Entry, digest: str | None = None) -> None:
+    def _tell(self, path: bytes, entry: Entry, digest: Hash | str | None = None) -> None:
+        if self._owner is None and path == entry.path:
+            self._record(entry, digest)
+            return
         uid, gid = self._owner or (entry.uid, entry.gid)
         self._record(
             Entry(path, entry.kind, entry.mode, uid, gid, entry.mtime_ns, entry.size,
@@ -311,13 +350,16 @@ class _Extraction:
         if len(parts) != 2 or entry.kind in (Kind.DIRECTORY, Kind.HARDLINK):
             return
         told, self._record = self._record, self._keep_plink
+        # What is put here is taken away at the end.
+        skeleton, self.skeleton = self.skeleton, None
         try:
             self._enter(tree, parts[:1])
             self._put(tree, parts[1], entry, reader)
         finally:
             self._record = told
+            self.skeleton = skeleton
 
-    def _keep_plink(self, entry: Entry, digest: str | None) -> None:
+    def _keep_plink(self, entry: Entry, digest: Hash | str | None) -> None:
         name = entry.path.removeprefix(_PLINKS + b"/")
         if name != entry.path:
             self._plinks[name] = (entry, digest, None)

@@ -90,8 +90,10 @@ class LayerTree:
         whiteouts: WhiteoutFormat,
         warn: Callable[[str], None],
         record: Callable[[Entry], None],
+        lose: Callable[[], None] = lambda: None,
         owner: tuple[int, int] = (0, 0),
     ) -> None:
+        """Args: `lose` is told when a file or a tree of the layer's own is taken away again."""
         self._ladder = Ladder(root)
         self._levels = [_Level(b"", os.fstat(root).st_mtime_ns, _UNKNOWN)]
         self._root = root
@@ -100,6 +102,7 @@ class LayerTree:
         self._whiteouts = whiteouts
         self._warn = warn
         self._record = record
+        self._lose = lose
         self._owner = owner
         self.here: list[bytes] = []
         # Names of the layer's own that replaced a whiteout, or were whited out after they came.
@@ -391,6 +394,7 @@ class LayerTree:
         if not hidden:
             if lstat(directory, name) is None:
                 return False
+            self._lose()
             os.unlink(name, dir_fd=directory)
             hidden = (*self.here, name) in self._buried
         return hidden and self._has_directory_below(name)
@@ -422,6 +426,7 @@ class LayerTree:
         found = lstat(self.directory, name)
         if found is None:
             return False
+        self._lose()
         if stat.S_ISDIR(found.st_mode):
             remove_tree(self.directory, name)
         else:

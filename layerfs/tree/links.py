@@ -14,23 +14,26 @@ from collections.abc import Callable, Iterator
 from layerfs.tree.ladder import OPEN_DIRECTORY, Ladder
 
 Parts = tuple[bytes, ...]
+# Says whether a file may have more than one name in its tree.
+Several = Callable[[os.stat_result], bool]
 Same = Callable[[int, bytes, os.stat_result, int, bytes, os.stat_result], bool]
 
 
-def decide(lower: int, upper: int, *, same: Same) -> dict[bytes, bytes]:
+def decide(lower: int, upper: int, *, same: Same, several: tuple[Several, Several]) -> dict[bytes, bytes]:
     """Find the hard-linked files of `upper` that a difference against `lower` must carry.
 
     Args:
         lower: descriptor of the root of the tree before.
         upper: descriptor of the root of the tree after.
+        several: say of a file of `lower`, and of one of `upper`, whether it may have names more there.
         same: compares the file of one path in both trees, as (directory, name, lstat) each.
 
     Returns:
         For the path of each such file the path of the name that is sent as the file: its own, or
         the one to link to. Memory grows with the hard-linked files of both trees.
     """
-    before = _groups(lower)
-    after = _groups(upper)
+    before = _groups(lower, several[0])
+    after = _groups(upper, several[1])
     group_before = {path: frozenset(paths) for paths in before.values() for path in paths}
     group_after = {path: paths for paths in after.values() for path in paths}
     for path in group_before:
@@ -49,21 +52,38 @@ def decide(lower: int, upper: int, *, same: Same) -> dict[bytes, bytes]:
     return {b"/".join(path): b"/".join(group[0]) for group in unique if group[0] in sent for path in group}
 
 
-def first_names(upper: int) -> dict[bytes, bytes]:
+def first_names(upper: int, several: Several) -> dict[bytes, bytes]:
     """Give for each hard-linked file of a tree the first of its names, in the order of a walk."""
-    return {b"/".join(path): b"/".join(paths[0]) for paths in _groups(upper).values() for path in paths}
+    return {
+        b"/".join(path): b"/".join(paths[0]) for paths in _groups(upper, several).values() for path in paths
+    }
 
 
-def _groups(root: int) -> dict[tuple[int, int], list[Parts]]:
+def linked_inodes(root: int) -> set[int]:
+    """Give the inode numbers of all files of a tree that have more than one name, wherever that is."""
+    # Btrfs shows an old descriptor nothing of what was made since.
+    anew = os.open(b".", OPEN_DIRECTORY, dir_fd=root)
+    try:
+        return {found.st_ino for _, found in _linked(anew, lambda found: found.st_nlink > 1)}
+    finally:
+        os.close(anew)
+
+
+def several_names(found: os.stat_result) -> bool:
+    """Say whether this is a file with more than one name; a socket's links cannot be carried."""
+    return found.st_nlink > 1 and not (stat.S_ISDIR(found.st_mode) or stat.S_ISSOCK(found.st_mode))
+
+
+def _groups(root: int, several: Several) -> dict[tuple[int, int], list[Parts]]:
     groups: dict[tuple[int, int], list[Parts]] = {}
-    for path, found in _linked(root):
+    for path, found in _linked(root, several):
         groups.setdefault((found.st_dev, found.st_ino), []).append(path)
     for paths in groups.values():
         paths.sort()
     return groups
 
 
-def _linked(root: int) -> Iterator[tuple[Parts, os.stat_result]]:
+def _linked(root: int, several: Several) -> Iterator[tuple[Parts, os.stat_result]]:
     """Walk a tree for files with more than one name."""
     ladder = Ladder(root)
     here: list[bytes] = []
@@ -78,7 +98,7 @@ def _linked(root: int) -> Iterator[tuple[Parts, os.stat_result]]:
                         below.append(name)
                         continue
                     found = entry.stat(follow_symlinks=False)
-                    if found.st_nlink > 1 and not stat.S_ISSOCK(found.st_mode):
+                    if several(found):
                         yield (*here, name), found
             todo.append(below)
             while not todo[-1]:

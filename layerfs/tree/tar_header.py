@@ -102,15 +102,17 @@ def has_valid_checksum(block: bytes) -> bool:
         stored = parse_number(block[148:156], "checksum")
     except LayerError:
         return False
+    if block.isascii():
+        return stored == checksum(block) - sum(block[148:156]) + 8 * 32
     rest = block[:148] + block[156:]
     unsigned = sum(rest) + 8 * 32
     if stored == unsigned:
         return True
-    return not rest.isascii() and stored == unsigned - 256 * sum(byte >> 7 for byte in rest)
+    return stored == unsigned - 256 * sum(byte >> 7 for byte in rest)
 
 
 def checksum(block: bytes) -> int:
-    """Sum the bytes of a block whose checksum field holds blanks.
+    """Sum the bytes of a block; its checksum is that while the field itself holds blanks.
 
     The low half of Adler-32 is one more than the sum modulo 65521, and in C: exact for ASCII.
     """

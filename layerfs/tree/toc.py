@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from layerfs.compression import Compression, Readable, compressor, open_decompressed
 from layerfs.errors import StoreError
+from layerfs.hashing import Hash
 from layerfs.tree.entry import NO_XATTRS, Entry, Kind
 
 MEDIA_TYPE: Final = "application/vnd.layerfs.toc.v1+zstd"
@@ -35,6 +36,7 @@ _TYPES: Final = {
 }
 _KINDS: Final = {name: kind for kind, name in _TYPES.items()}
 _LINES_AT_ONCE: Final = 512
+_quote: Final = json.encoder.encode_basestring_ascii
 _READ: Final = 1 << 18
 
 
@@ -43,41 +45,44 @@ class TocWriter:
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._compressor = compressor(write, Compression.ZSTD, level=1)
-        self._encode = json.JSONEncoder(separators=(",", ":")).encode
-        self._lines: list[str] = []
+        # A line without its end, and the digest that belongs there, which may not be known yet.
+        self._lines: list[tuple[str, Hash | str | None]] = []
 
-    def add(self, entry: Entry, digest: str | None) -> None:
-        """Add an entry; `digest` is the SHA-256 (hex) of a file's data."""
-        line: dict[str, Any] = {"path": os.fsdecode(entry.path), "type": _TYPES[entry.kind]}
-        if entry.mode:
-            line["mode"] = entry.mode
-        if entry.uid:
-            line["uid"] = entry.uid
-        if entry.gid:
-            line["gid"] = entry.gid
-        if entry.mtime_ns:
-            line["mtime"] = entry.mtime_ns
-        if entry.size:
-            line["size"] = entry.size
-        if entry.target:
-            line["link"] = os.fsdecode(entry.target)
-        if entry.device != (0, 0):
-            line["device"] = entry.device
-        if entry.xattrs:
-            line["xattrs"] = {
-                os.fsdecode(name): base64.b64encode(value).decode() for name, value in entry.xattrs.items()
-            }
-        if entry.segments is not None:
-            line["segments"] = entry.segments
-        if digest is not None:
-            line["sha256"] = digest
-        self._lines.append(self._encode(line))
+    def add(self, entry: Entry, digest: Hash | str | None) -> None:
+        """Add an entry; `digest` is the SHA-256 (hex) of a file's data, or will say it."""
+        # By hand: a json.dumps for each line takes as long as making the file does.
+        path, kind, mode, uid, gid, mtime_ns, size, target, device, xattrs, segments = entry
+        line = f'{{"path":{_quote(os.fsdecode(path))},"type":"{_TYPES[kind]}"'
+        if mode:
+            line += f',"mode":{mode}'
+        if uid:
+            line += f',"uid":{uid}'
+        if gid:
+            line += f',"gid":{gid}'
+        if mtime_ns:
+            line += f',"mtime":{mtime_ns}'
+        if size:
+            line += f',"size":{size}'
+        if target:
+            line += f',"link":{_quote(os.fsdecode(target))}'
+        if device != (0, 0):
+            line += f',"device":{json.dumps(device)}'
+        if xattrs:
+            coded = {os.fsdecode(name): base64.b64encode(value).decode() for name, value in xattrs.items()}
+            line += f',"xattrs":{json.dumps(coded)}'
+        if segments is not None:
+            line += f',"segments":{json.dumps(segments)}'
+        self._lines.append((line, digest))
         if len(self._lines) >= _LINES_AT_ONCE:
             self._flush()
 
     def _flush(self) -> None:
         if self._lines:
-            self._compressor.write(("\n".join(self._lines) + "\n").encode())
+            ended = [
+                f"{line}}}\n" if digest is None else f'{line},"sha256":"{digest}"}}\n'
+                for line, digest in self._lines
+            ]
+            self._compressor.write("".join(ended).encode())
             self._lines.clear()
 
     def close(self) -> None:

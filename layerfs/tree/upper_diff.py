@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 
 from layerfs.tree import compare
 from layerfs.tree.change import Change, ChangeKind
-from layerfs.tree.diff_walk import Walk, has_names
+from layerfs.tree.diff_walk import Walk
 from layerfs.tree.entry import Entry, Kind
 from layerfs.tree.ladder import OPEN_DIRECTORY
+from layerfs.tree.links import several_names
 from layerfs.tree.read_entry import read_entry
 
 
@@ -95,11 +96,11 @@ class UpperWalk(Walk):
         entry = read_entry(directory, name, new, path)
         kind = ChangeKind.ADDED if old is None else ChangeKind.CHANGED
         unchanged = old is not None and self._unchanged(entry, directory, name, old)
-        if has_names(new):
+        if several_names(new):
             first = self._first_names.setdefault((new.st_dev, new.st_ino), path)
             if first != path:
                 entry = entry._replace(kind=Kind.HARDLINK, target=first, size=0)
-        elif unchanged and old is not None and not has_names(old):
+        elif unchanged and old is not None and not several_names(old):
             return
         yield from self.yield_(Change(kind, entry, directory, name, unchanged))
 

@@ -12,9 +12,12 @@ import pytest
 
 from layerfs import linux, mounting
 from layerfs.store import Store
+from tests.support.tiny_images import TinyImage, layout_files, old_docker_archive, tar, write_files
 
 ROOT = Path(__file__).parents[2]
 POINTS = 6
+# The second layer is large enough to come in several pieces.
+PAGES = (b"low", bytes(range(256)) * 20000, b"high")
 
 # Counts the calls that change files, and dies before the one whose number is given.
 SCRIPT = """
@@ -60,6 +63,10 @@ elif work == "mount":
 elif work == "remove":
     store.containers.remove("box")
     store.images.remove("app:1")
+elif work == "load":
+    store.load(tree + ".tar")
+elif work == "pull":
+    store.pull("oci:" + tree + ".layout:latest")
 elif work == "collect":
     store.images.remove("app:1", force=True)
     store.containers.remove("box")
@@ -75,6 +82,10 @@ def tree(tmp_path: Path) -> Path:
     for number in range(4):
         (tree / "directory" / f"file{number}").write_bytes(os.urandom(3000))
     (tree / "link").symlink_to("directory")
+    plain, packed = TinyImage(b"low", b"high", compress=False), TinyImage(*PAGES)
+    members = tar(old_docker_archive(plain, ["plain:1"]))
+    tree.with_suffix(".tar").write_bytes(members)
+    write_files(tree.with_suffix(".layout"), layout_files([packed.entry(name="latest")], packed.blobs))
     return tree
 
 
@@ -101,7 +112,7 @@ def work(root: Path, tree: Path, name: str, limit: int) -> subprocess.CompletedP
 
 
 @pytest.mark.parametrize("driver", ["overlay2", "vfs"])
-@pytest.mark.parametrize("name", ["import", "commit", "create", "mount", "remove", "collect"])
+@pytest.mark.parametrize("name", ["import", "commit", "create", "mount", "remove", "collect", "load", "pull"])
 def test_a_kill_at_any_step_leaves_a_sound_store(roots: Path, tree: Path, driver: str, name: str) -> None:
     fill(roots / "whole", driver, tree)
     done = work(roots / "whole", tree, name, 0)
@@ -127,5 +138,8 @@ def test_a_kill_at_any_step_leaves_a_sound_store(roots: Path, tree: Path, driver
             assert store.check(contents=True).problems == (), (point, steps)
             assert os.listdir(root / "tmp") == [], (point, steps)
             assert os.listdir(root / "trash") == [] or name in ("remove", "collect"), (point, steps)
-        again = work(root, tree, "import", 0)
-        assert again.returncode == 0, (point, steps, again.stderr)
+        for whole in {"import", name} & {"import", "load", "pull"}:
+            again = work(root, tree, whole, 0)
+            assert again.returncode == 0, (point, steps, again.stderr)
+        with Store.open(root) as store:
+            assert store.check(contents=True).problems == (), (point, steps)

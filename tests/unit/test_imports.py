@@ -13,7 +13,18 @@ ROOT = Path(__file__).parents[2]
 # Lowest first. A module imports from its own row or from rows before it; drivers are listed apart below.
 ROWS: list[set[str]] = [
     {"errors"},
-    {"linux", "digest", "reference", "compression", "files", "progress", "liveness", "reserve", "flushing"},
+    {
+        "linux",
+        "digest",
+        "reference",
+        "compression",
+        "files",
+        "progress",
+        "liveness",
+        "reserve",
+        "flushing",
+        "hashing",
+    },
     {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},
     {
         "tree",
@@ -22,11 +33,12 @@ ROWS: list[set[str]] = [
         "stacked_layers",
         "overlay_layers",
         "blobs",
+        "incoming",
         "database",
         "leases",
         "ledger",
     },
-    {"layer_table", "contents", "unpacking", "layers"},
+    {"layer_table", "contents", "assembly", "unpacking", "layers"},
     {
         "images",
         "instructions",

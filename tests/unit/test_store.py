@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +32,10 @@ from layerfs.images import Image
 from layerfs.oci.config import History, ImageConfig
 from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.manifest import Manifest
+from layerfs.progress import Silent
 from layerfs.store import Store
+from layerfs.transports import copy, oci_layout
+from layerfs.transports.endpoint import Source
 
 ROOT = Path(__file__).parents[2]
 
@@ -219,6 +225,130 @@ def test_a_rejected_image_leaves_no_name_and_no_layer(store: Store, tmp_path: Pa
     assert list(store.blobs.list()) == []
     with pytest.raises(ArchiveError):
         store.load(io.BytesIO(layer({"a": b"no image"})))
+
+
+class Cut:
+    """A source whose streams break in the layer with this digest, after so many bytes."""
+
+    def __init__(self, source: Source, digest: Digest, after: int) -> None:
+        self._source = source
+        self._digest = digest
+        self._after = after
+        self.read: dict[Digest, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    @contextlib.contextmanager
+    def open(self, descriptor: Descriptor) -> Iterator[Any]:
+        with self._source.open(descriptor) as stream:
+            yield _CutStream(self, descriptor.digest, stream)
+
+
+class _CutStream:
+    def __init__(self, source: Cut, digest: Digest, stream: Any) -> None:
+        self._source = source
+        self._digest = digest
+        self._stream = stream
+
+    def read(self, size: int, /) -> bytes:
+        read = self._source.read
+        done = read.setdefault(self._digest, 0)
+        if self._digest == self._source._digest and done >= self._source._after:
+            raise ConnectionError("cut")
+        data: bytes = self._stream.read(min(size, 10_000))
+        read[self._digest] += len(data)
+        return data
+
+
+def test_a_broken_pull_goes_on_where_it_ended_and_unpacks_all_of_it(store: Store, tmp_path: Path) -> None:
+    noise = random.Random(1).randbytes(100_000)
+    manifest = make_layout(tmp_path / "layout", [{"a": b"one"}, {"b": noise}, {"c": b"three"}])
+    large = manifest.layers[1].digest
+    with (
+        contextlib.closing(store._sink(Silent())) as sink,
+        contextlib.closing(oci_layout.open_source(tmp_path / "layout")) as origin,
+        pytest.raises(ConnectionError),
+    ):
+        copy(Cut(origin, large, 50_000), sink)
+    assert list(store.driver.layers()) == []
+    assert not store.layers.table.unfinished()
+    partial = store.root / "tmp" / f"ingest-sha256-{large.hex}"
+    left = partial.stat().st_size
+    assert 0 < left <= 50_000
+    with partial.open("r+b") as file:
+        file.seek(left - 1)
+        last = file.read(1)
+    store.pull(f"oci:{tmp_path}/layout", "app")
+    assert last == store.blobs.read(large, limit=1 << 20)[left - 1 : left]
+    assert files_of(store, "app") == {"a": b"one", "b": noise, "c": b"three"}
+    assert os.listdir(store.root / "tmp") == []
+    assert store.check(contents=True).problems == ()
+
+
+@pytest.mark.parametrize("what", ["digest", "length", "tar"])
+def test_a_layer_that_is_wrong_leaves_nothing_committed(store: Store, tmp_path: Path, what: str) -> None:
+    manifest = make_layout(tmp_path / "layout", [{"a": b"one"}, {"b": b"two"}])
+    path = tmp_path / "layout/blobs/sha256" / manifest.layers[1].digest.hex
+    good = path.read_bytes()
+    wrong = {
+        "digest": gzip.compress(layer({"b": b"owt"}), mtime=0),
+        "length": good + b"more",
+        "tar": gzip.compress(b"no tar" * 100, mtime=0),
+    }[what]
+    path.write_bytes(wrong)
+    with pytest.raises(VerificationError):
+        store.pull(f"oci:{tmp_path}/layout", "app")
+    assert list(store.driver.layers()) == []
+    assert list(store.layers.walk()) == []
+    assert store.images.list() == []
+    path.write_bytes(good)
+    store.pull(f"oci:{tmp_path}/layout", "app")
+    assert files_of(store, "app") == {"a": b"one", "b": b"two"}
+    assert store.check(contents=True).problems == ()
+
+
+def test_progress_counts_each_byte_that_comes_in_once(store: Store, tmp_path: Path) -> None:
+    manifest = make_layout(tmp_path / "layout", [{"a": b"one"}, {"b": b"two"}])
+    seen: dict[str, int] = {}
+
+    class Counting:
+        @contextlib.contextmanager
+        def task(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+            seen[label] = 0
+
+            def advance(count: int) -> None:
+                seen[label] += count
+
+            yield advance
+            assert seen[label] == total
+
+    store.pull(f"oci:{tmp_path}/layout", "app", progress=Counting())
+    assert seen == {f"blob {one.digest.hex[:12]}": one.size for one in (manifest.config, *manifest.layers)}
+
+
+def test_a_blob_that_is_two_layers_is_unpacked_twice(store: Store, tmp_path: Path) -> None:
+    same = {"a": b"one"}
+    manifest = make_layout(tmp_path / "layout", [same, {".wh.a": b"", "b": b"two"}, same])
+    assert manifest.layers[0] == manifest.layers[2]
+    image = store.pull(f"oci:{tmp_path}/layout", "app")
+    assert len(set(image.chain_ids)) == 3
+    assert files_of(store, "app") == {"a": b"one", "b": b"two"}
+
+
+def test_layers_that_are_here_are_not_read_again(store: Store, tmp_path: Path) -> None:
+    make_layout(tmp_path / "first", [{"a": b"one"}, {"b": b"two"}])
+    manifest = make_layout(tmp_path / "second", [{"a": b"one"}, {"b": b"two"}, {"c": b"three"}])
+    store.pull(f"oci:{tmp_path}/first", "first")
+    with (
+        contextlib.closing(store._sink(Silent())) as sink,
+        contextlib.closing(oci_layout.open_source(tmp_path / "second")) as origin,
+    ):
+        counting = Cut(origin, manifest.digest, 0)
+        copy(counting, sink, names=["second"])
+        sink.commit()
+    assert set(counting.read) == {manifest.config.digest, manifest.layers[2].digest}
+    assert files_of(store, "second") == {"a": b"one", "b": b"two", "c": b"three"}
 
 
 def test_mount_makes_a_container_that_unmount_keeps(store: Store, tmp_path: Path) -> None:

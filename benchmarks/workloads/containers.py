@@ -19,7 +19,9 @@ _COMMITTED: Final = "localhost/committed:1"
 Script = Callable[[Scale], str]
 
 
-def _running(name: str, command: Sequence[str], other: Sequence[str], text: str) -> Workload:
+def _running(
+    name: str, command: Sequence[str], other: Sequence[str], text: str, *, slow: bool = False
+) -> Workload:
     """Make a workload that runs a command; the other one is for images that have no Python."""
 
     def run(subject: Runs, bench: Bench, clock: Clock) -> None:
@@ -29,7 +31,7 @@ def _running(name: str, command: Sequence[str], other: Sequence[str], text: str)
         with clock():
             subject.run(image, chosen)
 
-    return Workload(name, text, Runs, run)
+    return Workload(name, text, Runs, run, slow=slow)
 
 
 def _few(scale: Scale) -> str:
@@ -114,15 +116,19 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     Workload("prepare", about(prepare), Prepares, prepare),
     _running("run-true", ["true"], ["true"], "Run /bin/true in a container that is removed after it."),
     _running(
-        "run-program", ["python3", "-c", _PROGRAM], ["sh", "-c", "ls -R /usr"], "Run Python with its imports."
+        "run-program",
+        ["python3", "-c", _PROGRAM],
+        ["sh", "-c", "ls -R /usr"],
+        "Run Python with its imports.",
+        slow=True,
     ),
     _with_changes("diff", _mixed, "List what changed: many files, a large one, a tree deleted.", _diff),
-    _with_changes("commit-few", _few, "Make an image of a few changes.", _commit),
+    _with_changes("commit-few", _few, "Make an image of a few changes.", _commit, slow=True),
     _with_changes("commit-many", _many, "Make an image of many small files.", _commit, slow=True),
     _with_changes("commit-large", _large, "Make an image of one large file.", _commit, slow=True),
     _with_changes(
         "commit-mixed", _mixed, "Make an image of many files, a large one, a tree deleted.", _commit
     ),
-    _with_changes("remove", _mixed, "Remove such a container.", _delete),
+    _with_changes("remove", _mixed, "Remove such a container.", _delete, slow=True),
     Workload("export", about(export), Exports, export),
 )

@@ -136,7 +136,7 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     Workload("save", about(save), Saves, save),
     Workload("push", about(push), Pushes, push),
     Workload("remove-image", about(remove_image), Keeps, remove_image),
-    Workload("collect", about(collect), Collects, collect),
+    Workload("collect", about(collect), Collects, collect, slow=True),
     Workload("images", about(list_images), Keeps, list_images),
     Workload("version", about(version), Starts, version),
 )

@@ -100,8 +100,8 @@ def test_an_interrupted_run_leaves_no_daemon_and_no_mount(cache: Path, tmp_path:
     assert not os.listdir(tmp_path)
 
 
-def test_a_run_is_shown_again_compared_and_drawn(cache: Path, tmp_path: Path) -> None:
-    before, after, page = (tmp_path / name for name in ("before.json", "after.json", "page.html"))
+def test_a_run_is_shown_again_and_compared(cache: Path, tmp_path: Path) -> None:
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
     before.write_text(to_json(made_up(slower=1)))
     after.write_text(to_json(made_up(slower=2)))
     compared = run(cache, "compare", before, after)
@@ -110,11 +110,14 @@ def test_a_run_is_shown_again_compared_and_drawn(cache: Path, tmp_path: Path) ->
     assert run(cache, "compare", before, before).returncode == 0
     shown = run(cache, "show", before, "--targets", "--details", "--peer", "kernel-overlay")
     assert "0.50" in shown.stdout
-    if plots.missing():
-        pytest.skip(plots.missing())
-    document = tmp_path / "page.md"
+
+
+@pytest.mark.skipif(bool(plots.missing()), reason=plots.missing())
+def test_a_run_is_drawn_on_a_page_and_into_the_documentation(cache: Path, tmp_path: Path) -> None:
+    figures, page, document = (tmp_path / name for name in ("figures.json", "page.html", "page.md"))
+    figures.write_text(to_json(made_up(slower=1)))
     document.write_text((ROOT / "docs" / "benchmarks.md").read_text())
-    drawn = run(cache, "show", before, "--html", page, "--markdown", document)
+    drawn = run(cache, "show", figures, "--html", page, "--markdown", document)
     assert drawn.returncode == 0, drawn.stderr
     assert "<svg" in page.read_text()
     assert "http" not in page.read_text().replace("http://www.w3.org/", "")

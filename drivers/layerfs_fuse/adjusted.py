@@ -7,7 +7,6 @@ in answers those that the kernel shall show.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from struct import Struct
 from typing import Final
@@ -204,10 +203,3 @@ def _shown(map: IdMap | None, stored: int) -> int:
 
 def _stored(map: IdMap | None, shown: int) -> int | None:
     return shown if map is None else map.stored(shown)
-
-
-def map_of_namespace(path: str) -> IdMap:
-    """Read a /proc/PID/uid_map or gid_map (user_namespaces(7)): ids here, ids in the namespace around us."""
-    with open(path, "rb", buffering=0) as file:
-        lines = file.read(os.sysconf("SC_PAGESIZE")).splitlines()
-    return IdMap(tuple((a, b, c) for a, b, c in (map(int, line.split()) for line in lines)))

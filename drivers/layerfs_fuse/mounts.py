@@ -21,9 +21,8 @@ from layerfs.errors import MountError, UnsupportedError
 from layerfs.mount import Mount
 from layerfs.outside import Outside
 from layerfs_fuse import libfuse, process
-from layerfs_fuse.adjusted import map_of_namespace
 from layerfs_fuse.dialect import Dialect
-from layerfs_fuse.options import Options
+from layerfs_fuse.options import Options, map_of_namespace
 from layerfs_fuse.overlay_dialect import OverlayDialect
 
 Front = Literal["kernel", "fusepy"]

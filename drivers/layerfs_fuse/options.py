@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -137,3 +138,10 @@ KNOWN: Final = {
     "threaded=0|1": "no effect",
 }
 """Each option as it is written, and what it is for."""
+
+
+def map_of_namespace(path: str) -> IdMap:
+    """Read a /proc/PID/uid_map or gid_map (user_namespaces(7)): ids here, ids in the namespace around us."""
+    with open(path, "rb", buffering=0) as file:
+        lines = file.read(os.sysconf("SC_PAGESIZE")).splitlines()
+    return IdMap(tuple((a, b, c) for a, b, c in (map(int, line.split()) for line in lines)))

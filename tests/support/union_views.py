@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import hashlib
 import os
 import stat
@@ -61,11 +62,19 @@ def _seen(path: str, status: os.stat_result, *, near: bool) -> Seen:
     closely: dict[str, object] | None = None
     if near:
         names = sorted(os.listxattr(path, follow_symlinks=False))
-        closely = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+        closely = {name: _value(path, name) for name in names}
         if stat.S_ISREG(status.st_mode):
             with open(path, "rb") as file:
                 closely["content"] = hashlib.sha256(file.read()).hexdigest()[:16]
     return Seen(facts, status.st_ino, status.st_mtime_ns, closely)
+
+
+def _value(path: str, name: str) -> bytes | str:
+    """Read an attribute, or what the kernel says of one that it lists and does not show."""
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
 
 
 def unlike(one: View, other: View, *, links: bool = True, times: bool = True) -> list[str]:

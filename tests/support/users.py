@@ -127,14 +127,24 @@ def _prepare(files: dict[str, str], *, device: int) -> None:
 
 
 def _open_way(needed: Path) -> None:
-    """Let everybody reach a directory: what shuts others out is replaced by the way there alone."""
-    for above in reversed(needed.parents):
-        if not above.stat().st_mode & stat.S_IXOTH:
-            tree = linux.open_tree(
-                linux.AT_FDCWD, needed, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
-            )
-            linux.mount("tmpfs", above, "tmpfs", 0, "mode=755")
-            needed.mkdir(parents=True)
-            linux.move_mount(tree, b"", linux.AT_FDCWD, needed, linux.MOVE_MOUNT_F_EMPTY_PATH)
-            os.close(tree)
-            return
+    """Let everybody into a directory: what shuts others out is replaced by the way there alone."""
+    shut = next((each for each in (*reversed(needed.parents), needed) if not _is_open(each)), None)
+    if shut is None:
+        return
+    wanted = list(needed.iterdir()) if shut == needed else [needed]
+    flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
+    trees = [(each, linux.open_tree(linux.AT_FDCWD, each, flags)) for each in wanted if not each.is_symlink()]
+    links = [(each, os.readlink(each)) for each in wanted if each.is_symlink()]
+    kinds = {each: each.is_dir() for each, _ in trees}
+    linux.mount("tmpfs", shut, "tmpfs", 0, "mode=755")
+    for link, target in links:
+        link.symlink_to(target)
+    for each, tree in trees:
+        each.mkdir(parents=True) if kinds[each] else each.touch()
+        linux.move_mount(tree, b"", linux.AT_FDCWD, each, linux.MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(tree)
+    _open_way(needed)
+
+
+def _is_open(directory: Path) -> bool:
+    return bool(directory.stat().st_mode & stat.S_IXOTH)

@@ -179,7 +179,8 @@ class AssembledBlob:
         one = self._assembled
         return VerificationError(
             f"blob {one.blob} cannot be put together from the files of layer {one.layer}: {what}",
-            hint="load or pull the image again, then layerfs check --repair --contents",
+            hint="layerfs check --repair --contents gives the blob up; then load or pull the image again, and"
+            " check once more",
         )
 
 

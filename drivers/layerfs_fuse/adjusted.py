@@ -7,6 +7,7 @@ in answers those that the kernel shall show.
 from __future__ import annotations
 
 import errno
+import stat
 from collections.abc import Callable
 from struct import Struct
 from typing import Final
@@ -35,6 +36,14 @@ _MAKERS: Final = frozenset({Op.MKNOD, Op.MKDIR, Op.SYMLINK, Op.CREATE, Op.TMPFIL
 _ENTRIES: Final = frozenset({Op.LOOKUP, Op.LINK, *_MAKERS})
 _ATTRIBUTES: Final = frozenset({Op.GETATTR, Op.SETATTR})
 _XATTRS: Final = frozenset({Op.SETXATTR, Op.GETXATTR, Op.REMOVEXATTR})
+# Where requests that give a file its mode have that.
+_MODES: Final = {
+    Op.SETATTR: p.REQUEST.size + 68,
+    Op.MKNOD: p.REQUEST.size,
+    Op.CREATE: p.REQUEST.size + 4,
+    Op.TMPFILE: p.REQUEST.size + 4,
+}
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 _SYNCS: Final = frozenset({Op.FSYNC, Op.FSYNCDIR, Op.SYNCFS})
 _AGREED_FLAGS: Final = 12
 # Where the name of an attribute begins in the body of a request.
@@ -53,6 +62,7 @@ class AdjustedDevice(Device):
         if options.timeout is not None:
             self._until = (int(options.timeout), int(options.timeout % 1 * 1_000_000_000))
         self._names = dict(_NAMES)
+        self._squashes = options.squash_uid is not None or options.squash_gid is not None
 
     def receive(self) -> int:
         """Read the next request that the server is to see; see `Device.receive`."""
@@ -83,6 +93,8 @@ class AdjustedDevice(Device):
         """Change a request in the buffer; gives the errno to answer with at once, 0 for none."""
         if op in _ENTRIES or op in _ATTRIBUTES or op == Op.READDIRPLUS:
             self._asked[unique] = op
+        if op in _MODES and self._squashes:
+            self._clear_set_ids(_MODES[Op(op)])
         if op in _MAKERS:
             return self._adjust_owner(_MAKER, errno.EOVERFLOW)
         if op == Op.SETATTR:
@@ -97,6 +109,11 @@ class AdjustedDevice(Device):
             if self._options.no_acl:
                 _WORD.pack_into(self.buffer, _INIT_FLAGS, flags & ~Init.POSIX_ACL)
         return 0
+
+    def _clear_set_ids(self, offset: int) -> None:
+        """Nobody who is only shown as a file's owner may lend out the rights of its true one."""
+        (mode,) = _WORD.unpack_from(self.buffer, offset)
+        _WORD.pack_into(self.buffer, offset, mode & ~_SET_IDS)
 
     def _adjust_owner(self, offset: int, refusal: int) -> int:
         uid, gid = _PAIR.unpack_from(self.buffer, offset)

@@ -158,7 +158,10 @@ class AufsDialect(Dialect):
             undo.pop_all()
 
     def make_opaque(self, path: bytes) -> None:
+        before = os.stat(path)
         os.close(os.open(path + b"/" + OPAQUE, _NEW, 0o600))
+        # Nobody sees the marker, and so no change of the directory.
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def redirect(self, path: bytes, target: bytes) -> bool:
         return False

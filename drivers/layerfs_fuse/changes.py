@@ -309,7 +309,6 @@ class Changes(WritableUnion):
         target = self._path_below(node)
         if not self.layers.dialect.redirect(path, target):
             self._copy_up_below(node)
-            self.layers.dialect.make_opaque(path)
 
     def _path_below(self, node: Node) -> bytes:
         """Give the path by which the layers below alone show a directory, if they do."""
@@ -324,18 +323,22 @@ class Changes(WritableUnion):
         return b"/" + b"/".join(reversed(names)).strip(b"/")
 
     def _copy_up_below(self, node: Node) -> None:
-        """Copy a whole directory up, after which the layers below serve nothing of it."""
-        todo = [node]
-        while todo:
-            directory = todo.pop()
+        """Copy a whole directory up, after which the layers below serve nothing of it.
+
+        Nothing is hidden before everything is there, and then from the innermost directories on: who is
+        stopped in between, or has to begin again, has lost nothing.
+        """
+        directories = [node]
+        for directory in directories:
             self.copy_up(directory)
             for name, _, _ in self.entries(directory):
                 child = self.lookup(directory, name)
                 if child is not None:
                     self.copy_up(child)
                     if child.is_directory:
-                        todo.append(child)
-            if directory is not node and len(directory.places) > 1:
+                        directories.append(child)
+        for directory in reversed(directories):
+            if len(directory.places) > 1:
                 self.layers.dialect.make_opaque(self.path(directory)[0])
             for place in directory.places[1:]:
                 place.close()

@@ -38,6 +38,8 @@ class WritableUnion(Union):
         self._made = 0
         # Gives the name of a copy of a large file's data in the work directory, or raises `Postponed`.
         self.fetch: Callable[[Node, int], bytes] | None = None
+        # Hears of each file that has come up: attributes that a copy cannot keep are others now.
+        self.copied: Callable[[Node], None] | None = None
         self._links = Links(self)
         for name in os.listdir(work):
             remove_tree(work, name)
@@ -189,10 +191,12 @@ class WritableUnion(Union):
         node.upper = True
         if node.children is not None:
             node.places.insert(0, above.below(node.name))
-            return
-        node.at, node.at_name = above, node.name
-        if found.st_nlink > 1:
-            self.nodes.share(node, self.stat(node))
+        else:
+            node.at, node.at_name = above, node.name
+            if found.st_nlink > 1:
+                self.nodes.share(node, self.stat(node))
+        if self.copied is not None:
+            self.copied(node)
 
     def made(self, make: Callable[[bytes], None]) -> bytes:
         """Make something in the work directory and give its name; nothing is left when that fails."""

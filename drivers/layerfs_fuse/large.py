@@ -11,12 +11,14 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from layerfs.files import copy_data
 from layerfs_fuse.aside import Aside
 from layerfs_fuse.copy_up import NEW_FILE, Postponed, WritableUnion
 from layerfs_fuse.nodes import Node
+
+_ACL: Final = "system.posix_acl_access"
 
 
 class Request(NamedTuple):
@@ -71,6 +73,10 @@ class LargeFiles:
         try:
             target = os.open(name, NEW_FILE, 0o600, dir_fd=self._union.work)
             try:
+                # The work directory may have lent an ACL for what the server made there meanwhile.
+                with contextlib.suppress(OSError):
+                    os.removexattr(target, _ACL)
+                os.fchmod(target, 0o600)
                 copy_data(source, target, size=size)
                 # What is safe on disk must not be lost because somebody has opened it for writing.
                 os.fdatasync(target)

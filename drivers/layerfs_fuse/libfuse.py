@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from layerfs import linux
+from layerfs import linux, mounting
 from layerfs.errors import MountError, UnsupportedError
 from layerfs_fuse import process
 from layerfs_fuse.changes import Maker
@@ -65,7 +65,7 @@ def load() -> ModuleType:
     return module
 
 
-def directory(target: Path | int) -> Path:
+def _directory(target: Path | int) -> Path:
     """Name an existing directory that is given as a path or an open descriptor.
 
     Raises:
@@ -76,8 +76,24 @@ def directory(target: Path | int) -> Path:
     return place
 
 
-def attach(place: Path, roots: list[int], work: int | None, *, source: str, dialect: Dialect) -> None:
-    """Mount at a directory, privately; the arguments are those of `serve`."""
+def attach(target: Path | int, roots: list[int], work: int | None, *, source: str, dialect: Dialect) -> None:
+    """Mount at a directory, privately; the other arguments are those of `serve`.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such directory.
+    """
+    if os.geteuid() == 0 and isinstance(target, int):
+        # No path may lead to what is open: libfuse mounts elsewhere, and the mount is moved.
+        with tempfile.TemporaryDirectory(prefix="layerfs-") as directory:
+            serve(Path(directory), roots, work, source=source, dialect=dialect)
+            try:
+                flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC
+                tree = linux.open_tree(linux.AT_FDCWD, directory, flags)
+            finally:
+                _detach(directory)
+        mounting.attach_tree(tree, target)
+        return
+    place = _directory(target)
     serve(place, roots, work, source=source, dialect=dialect)
     if os.geteuid() == 0:
         linux.mount("none", place, None, linux.MS_PRIVATE)

@@ -73,7 +73,7 @@ class Options:
                         f"the mount option {word!r} makes no sense", hint=f"write {shape}"
                     ) from error
             elif word not in _VOID:
-                hint = f"the driver fuse takes {', '.join(KNOWN)}, and what holds for any file system"
+                hint = f"the FUSE union takes {', '.join(KNOWN)}, and what holds for any file system"
                 if name in ("lowerdir", "upperdir", "workdir"):
                     hint = "the directories are those of the container's layers"
                 raise InvalidError(f"there is no mount option {word!r}", hint=hint)

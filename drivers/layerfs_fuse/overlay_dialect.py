@@ -138,7 +138,10 @@ class OverlayDialect(Dialect):
         Raises:
             OSError: EINVAL, as overlayfs answers: it is neither, and might lead out of the layers.
         """
-        redirect = self._xattr(place.open(), b"redirect")
+        return self._redirect(place.open())
+
+    def _redirect(self, target: int | bytes) -> bytes | None:
+        redirect = self._xattr(target, b"redirect")
         if redirect is not None:
             names = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
             if any(name in _NO_NAMES or b"/" in name or b"\0" in name for name in names):
@@ -174,7 +177,7 @@ class OverlayDialect(Dialect):
         if self._xattr(file, b"metacopy") is None:
             return None
         while self._xattr(place.path_of(name), b"metacopy") is not None:
-            redirect = self._xattr(place.path_of(name), b"redirect") or name
+            redirect = self._redirect(place.path_of(name)) or name
             found = self._below(place, redirect)
             if found is None or found.places:
                 raise OSError(errno.EIO, "the data of a metadata-only copy is missing")

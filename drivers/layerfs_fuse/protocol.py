@@ -127,6 +127,7 @@ WRITE_CACHE: Final = 1
 WRITE_KILL_SUIDGID: Final = 4
 SETXATTR_KILL_SGID: Final = 1
 
+NOTIFY_INVAL_INODE: Final = 2
 NOTIFY_PRUNE: Final = 9
 """The kernel is to let go of inodes that nobody uses (Linux 6.18)."""
 
@@ -173,6 +174,7 @@ SIZE_OUT: Final = Struct("=II")
 IOCTL_OUT: Final = Struct("=iIII")
 OFFSET_OUT: Final = Struct("=q")
 PRUNE_OUT: Final = Struct("=IIQ")
+INVAL_INODE_OUT: Final = Struct("=Qqq")
 STATFS_OUT: Final = Struct("=5Q4I24x")
 DIRENT: Final = Struct("=QQII")
 

@@ -60,6 +60,8 @@ class Server:
         self._asking = (0, 0)
         self._aside = Aside(device)
         self._large = LargeFiles(union, self._aside, device.ring) if isinstance(union, Changes) else None
+        if isinstance(union, Changes):
+            union.copied = self._tell_of_copy
         self._unique = 0
         self._next_pruning = 0
         self._handlers: list[Handler | None] = [None] * (max(Op) + 1)
@@ -103,6 +105,11 @@ class Server:
                 self._next_pruning = sys.maxsize
 
         self._aside.run(prune)
+
+    def _tell_of_copy(self, node: Node) -> None:
+        """Let the kernel ask for the attributes of a file again, its data and names left alone."""
+        if node.lookups:
+            self._device.notify(p.NOTIFY_INVAL_INODE, p.INVAL_INODE_OUT.pack(node.id, -1, 0))
 
     def _answer(self, op: int, unique: int, identity: int, body: memoryview) -> None:
         try:

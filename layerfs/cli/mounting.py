@@ -86,10 +86,11 @@ Returns when the tree is usable. What is written goes to a layer of its own, kep
 is printed: `diff`, `commit` and `rm` take that name, `umount` the directory or the name.
 
 Options that hold for any file system: ro, nosuid, nodev, noexec, noatime, nodiratime, relatime,
-strictatime, nosymfollow, and their opposites. The driver fuse takes those of fuse-overlayfs(1) too:
-squash_to_root, squash_to_uid=UID, squash_to_gid=GID, uidmapping=STORED:SHOWN:COUNT[:...], gidmapping= as
-that, timeout=SECONDS, volatile (or fsync=0), noacl, static_nlink, allow_other, and xino= and threaded=,
-which change nothing. Other drivers have none of their own.
+strictatime, nosymfollow, and their opposites. The FUSE union (drivers fuse and aufs) takes those of
+fuse-overlayfs(1) too: squash_to_root, squash_to_uid=UID, squash_to_gid=GID,
+uidmapping=STORED:SHOWN:COUNT[:...], gidmapping= as that, timeout=SECONDS, volatile (or fsync=0), noacl,
+static_nlink, allow_other, and xino= and threaded=, which change nothing. Other drivers have none of their
+own, nor has the front end by libfuse.
 
 An ordinary user's mounts are made by fusermount3(1), with the driver fuse. With other drivers they are seen
 by the process that mounts alone, so --foreground is needed.""",

@@ -24,13 +24,15 @@ from layerfs_fuse.overlay_dialect import OverlayDialect
 from layerfs_fuse.places import Layers
 from layerfs_overlay2 import Overlay2Driver
 
-from layerfs import linux, mounting
+from layerfs import Store, linux, mounting
 from layerfs.errors import MountError, UnsupportedError
 from layerfs.mount import Overlay
 from layerfs.testing import DriverContract
 from layerfs.testing.items import directory, file, hard_link, symlink
 from layerfs.testing.snapshot import differences
 from layerfs.testing.stack import Stack
+from tests.support import hosttree
+from tests.support.commandline import CommandLine
 from tests.support.exerciser import Exerciser
 from tests.support.unions import Union, listening
 
@@ -478,3 +480,14 @@ def test_overlayfs_sees_the_same_tree(union: Union) -> None:
     finally:
         mounting.detach(union.place)
     assert seen == {"d", "e", "e/f", "e/g"}
+
+
+def test_a_container_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAYERFS_FUSE_FRONT", "fusepy")
+    hosttree.build(tmp_path / "root")
+    with Store.open(tmp_path / "store", driver="fuse") as store:
+        store.import_tree(tmp_path / "root", "small:1")
+    done = CommandLine(tmp_path / "store").run(
+        "run", "--rm", "small:1", "sh", "-c", "echo x > /new; cat /new"
+    )
+    assert (done.status, done.out) == (0, "x\n"), done.err

@@ -98,6 +98,7 @@ class Store:
         self._budget = budget
         self._warn = warn
         self._layers: dict[str, Layers] = {}
+        self._asked_driver = driver
         self.driver = self._choose_driver(driver)
         self.layers = self._add_layers(self.driver)
         self._assembly = Assembly(database, self.blobs, self.layers_of)
@@ -379,6 +380,10 @@ class Store:
         except NotFoundError:
             container = None
         if container is not None and name is None:
+            if self._asked_driver not in (None, container.driver):
+                self._warn(
+                    f"container {container.name} was made with the driver {container.driver} and keeps it"
+                )
             container.mount(target, read_only=read_only, options=options)
             return container
         if container is not None and name is not None and not self._is_image(what):

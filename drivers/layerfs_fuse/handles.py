@@ -16,6 +16,8 @@ _DOTS: Final = (b".", b"..")
 _MOST_READ: Final = 64
 # Bytes from which on a read is one of many.
 _MUCH: Final = 1 << 17
+# Bytes to fetch from the disk before they are asked for.
+_AHEAD: Final = 1 << 22
 KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 """The flags of open(2) that matter to a server."""
 
@@ -79,7 +81,7 @@ class Readers:
         length = len(room)
         if length >= _MUCH:
             if offset == reader.end:
-                os.posix_fadvise(reader.descriptor, offset + length, length, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(reader.descriptor, offset + length, _AHEAD, os.POSIX_FADV_WILLNEED)
             reader.end = offset + length
         return os.preadv(reader.descriptor, (room,), offset)
 

@@ -156,6 +156,15 @@ def test_owners_are_shown_as_asked(
         assert "{}:{} d/f\n".format(*file_owner) in done.stdout
 
 
+def test_who_is_only_shown_as_the_owner_makes_nothing_setuid(stack: Stack) -> None:
+    for place in shown(stack, "squash_to_uid=33", "squash_to_gid=33"):
+        (place / "d" / "f").chmod(0o6755)
+        os.mknod(place / "new", 0o104755)
+        os.close(os.open(place / "created", os.O_CREAT | os.O_WRONLY, 0o6755))
+        for name in ("d/f", "new", "created"):
+            assert os.stat(place / name).st_mode & 0o6000 == 0
+
+
 def test_mapped_owners_are_stored_as_they_are_in_the_layers(stack: Stack) -> None:
     for place in shown(stack, "uidmapping=0:1000:10", "gidmapping=0:1000:10:50:0:1"):
         with pytest.raises(OSError, match="too large"):

@@ -37,6 +37,16 @@ def test_a_mounted_image_keeps_what_is_written_in_its_container(layerfs: Command
         layerfs.good("umount", "edit")
 
 
+def test_a_container_keeps_its_driver_and_whoever_asks_for_another_is_told(
+    layerfs: CommandLine, tmp_path: Path
+) -> None:
+    layerfs.good("create", "--name", "kept", IMAGE)
+    done = layerfs.run("--driver", "vfs", "mount", "kept", tmp_path)
+    layerfs.good("umount", tmp_path)
+    assert done.status == 0
+    assert "container kept was made with the driver overlay2 and keeps it" in done.err
+
+
 def test_the_fuse_drivers_front_end_is_the_environments_choice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

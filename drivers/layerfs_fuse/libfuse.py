@@ -65,7 +65,7 @@ def load() -> ModuleType:
     return module
 
 
-def _directory(target: Path | int) -> Path:
+def directory(target: Path | int) -> Path:
     """Name an existing directory that is given as a path or an open descriptor.
 
     Raises:
@@ -84,16 +84,16 @@ def attach(target: Path | int, roots: list[int], work: int | None, *, source: st
     """
     if os.geteuid() == 0 and isinstance(target, int):
         # No path may lead to what is open: libfuse mounts elsewhere, and the mount is moved.
-        with tempfile.TemporaryDirectory(prefix="layerfs-") as directory:
-            serve(Path(directory), roots, work, source=source, dialect=dialect)
+        with tempfile.TemporaryDirectory(prefix="layerfs-") as scratch:
+            serve(Path(scratch), roots, work, source=source, dialect=dialect)
             try:
                 flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC
-                tree = linux.open_tree(linux.AT_FDCWD, directory, flags)
+                tree = linux.open_tree(linux.AT_FDCWD, scratch, flags)
             finally:
-                _detach(directory)
+                _detach(scratch)
         mounting.attach_tree(tree, target)
         return
-    place = _directory(target)
+    place = directory(target)
     serve(place, roots, work, source=source, dialect=dialect)
     if os.geteuid() == 0:
         linux.mount("none", place, None, linux.MS_PRIVATE)

@@ -63,6 +63,8 @@ class FuseMount(Mount):
 @mounting.attach.register
 def _attach(mount: FuseMount, target: Path | int) -> None:
     if mount.front == "fusepy":
+        if isinstance(target, Path):
+            libfuse.directory(target)
         with _explained(mount), _Parts(mount) as parts:
             libfuse.attach(target, parts.roots, parts.work, source=mount.source, dialect=mount.dialect)
         return

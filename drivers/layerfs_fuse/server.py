@@ -234,6 +234,8 @@ class Server:
             changes.chown(node, uid if valid & Attribute.UID else -1, gid if valid & Attribute.GID else -1)
         if valid & Attribute.MODE:
             changes.chmod(node, stat.S_IMODE(mode))
+        if not valid & ~Attribute.HANDLE:
+            self._change_nothing(node)
         if valid & (Attribute.ATIME | Attribute.MTIME):
             now, found = time.time_ns(), self._union.stat(node)
             changes.utime(
@@ -242,6 +244,11 @@ class Server:
                 _time(valid, Attribute.MTIME, Attribute.MTIME_NOW, now, mtime, mtime_ns, found.st_mtime_ns),
             )
         return self._getattr(node, body)
+
+    def _change_nothing(self, node: Node) -> None:
+        """Do what chown(2) of neither owner nor group does: it takes setuid and setgid away."""
+        if not node.is_directory and self._asking[0] in (0, self._union.stat(node).st_uid):
+            self._changes.kill_set_ids(node)
 
     def _kill_unless_root(self, node: Node) -> None:
         """Take setuid and setgid where the kernel does not say whether it has to be done (CAP_FSETID)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import time
@@ -26,13 +25,14 @@ from layerfs.progress import Progress
 from layerfs.tree.archive import write_layer
 from layerfs.tree.change import Change
 from layerfs.tree.diff import changes_between
+from layerfs.value import frozen
 
 _CHUNK = 1 << 20
 # What a layer without entries is: two zero blocks.
 EMPTY_LAYER = Digest.of(bytes(1024))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class NewLayer:
     """A layer in the content store: its blob, that blob's size in bytes, and the digest of its plain tar."""
 

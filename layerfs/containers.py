@@ -6,7 +6,6 @@ A container's layer has the container's id as its key. The process part is `laye
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 import sqlite3
@@ -26,6 +25,7 @@ from layerfs.leases import Lease
 from layerfs.liveness import Owner
 from layerfs.mount_options import MountOptions
 from layerfs.progress import Progress, Silent
+from layerfs.value import field, frozen, replace
 
 if TYPE_CHECKING:
     from layerfs.runtime.settings import RunSettings
@@ -45,7 +45,7 @@ _INSERT: Final = (
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Container:
     """One container, as it was when it was asked for.
 
@@ -66,7 +66,7 @@ class Container:
     started: float | None
     finished: float | None
     pid: int | None
-    _containers: Containers = dataclasses.field(repr=False, compare=False)
+    _containers: Containers = field(repr=False, compare=False)
 
     def mount(self, target: Path, *, read_only: bool = False, options: Sequence[str] = ()) -> None:
         """Mount the tree on a directory, where it stays until `unmount`; see `Layers.mount`.
@@ -258,7 +258,7 @@ class Containers:
             raise _taken(name)
         settings = settings or RunSettings()
         if command is not None:
-            settings = dataclasses.replace(settings, command=tuple(command))
+            settings = replace(settings, command=tuple(command))
         found = self._images.get(image)
         parent = self.unpack(found, progress=progress)
         layers = self.layers_of(self._driver)
@@ -289,9 +289,9 @@ class Containers:
             raise InUseError(f"container {container.name} is running already")
         settings = container.settings
         if tty is not None:
-            settings = dataclasses.replace(settings, tty=tty)
+            settings = replace(settings, tty=tty)
         if interactive is not None:
-            settings = dataclasses.replace(settings, interactive=interactive)
+            settings = replace(settings, interactive=interactive)
         config = self._images.get(container.image_digest).config.config
         spec = process.resolve(config, settings, hostname=container.id[:12])
 

@@ -6,7 +6,6 @@ id is the digest of its config, as docker's is.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from layerfs.errors import ArchiveError, InUseError, InvalidError, NotFoundError
 from layerfs.oci.config import History, ImageConfig
 from layerfs.oci.manifest import Manifest
 from layerfs.reference import Reference
+from layerfs.value import frozen
 
 # A document of an image that is larger is refused (PITFALLS: budgets).
 DOCUMENT_MAXIMUM: Final = 4 << 20
@@ -27,7 +27,7 @@ _Lines = list[str]
 _SHORT_ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{2,64})")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Image:
     """One image of the store.
 
@@ -58,7 +58,7 @@ class Image:
         return tuple(map(str, self.config.chain_ids))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Stage:
     """One step of an image's history; `size` is its layer's in bytes, 0 for a change of config alone."""
 

@@ -5,7 +5,6 @@ No file is touched here; `layers` and `unpacking` do that before or after.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
 import os
@@ -20,6 +19,7 @@ from layerfs.driver import Usage
 from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError
 from layerfs.leases import Lease, leased
 from layerfs.liveness import boot_id
+from layerfs.value import frozen
 
 
 class State(enum.Enum):
@@ -30,7 +30,7 @@ class State(enum.Enum):
     COMMITTED = "committed"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Layer:
     """What the store knows of a layer.
 
@@ -57,7 +57,7 @@ class Layer:
     row: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """One layer of an image to be unpacked: the blob as it is stored, and the digest of its plain tar."""
 
@@ -65,7 +65,7 @@ class Step:
     diff_id: Digest
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Facts:
     """What becomes known of a layer when it is committed."""
 
@@ -78,7 +78,7 @@ class Facts:
     blob_size: int | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Draft:
     """A layer that is being unpacked, to be committed as `name`."""
 

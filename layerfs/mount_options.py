@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Final
 
 from layerfs import linux
 from layerfs.errors import InvalidError
+from layerfs.value import frozen
 
 # mount(8), FILESYSTEM-INDEPENDENT MOUNT OPTIONS: what is set and what is taken back (mount_setattr(2)).
 _ATTRIBUTES: Final[dict[str, tuple[int, int]]] = {
@@ -32,7 +32,7 @@ _ATTRIBUTES: Final[dict[str, tuple[int, int]]] = {
 GENERAL: Final = tuple(_ATTRIBUTES)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class MountOptions:
     """Options in the order in which they were given; of two that exclude each other the later one holds.
 

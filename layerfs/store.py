@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from layerfs.layers import Layers
 from layerfs.leases import Lease
 from layerfs.progress import Progress, Silent
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
+from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.check import Findings
@@ -53,7 +53,7 @@ _OURS: Final = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Info:
     """What a store is and holds."""
 

@@ -7,7 +7,6 @@ mount(2), and fusermount3(1) for users who may do neither.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import resource
@@ -20,6 +19,7 @@ from layerfs import fusermount, linux, mounting
 from layerfs.errors import MountError, UnsupportedError
 from layerfs.mount import Mount
 from layerfs.outside import Outside
+from layerfs.value import frozen, replace
 from layerfs_fuse import libfuse, process
 from layerfs_fuse.dialect import Dialect
 from layerfs_fuse.options import Options, map_of_namespace
@@ -43,7 +43,7 @@ _NO_FSOPEN: Final = (errno.ENOSYS, errno.EPERM)
 _READ_AHEAD: Final = 1024
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class FuseMount(Mount):
     """Layers merged by a server of our own; the first fields are those of `layerfs.mount.Overlay`.
 
@@ -54,9 +54,9 @@ class FuseMount(Mount):
     lower: tuple[Path, ...]
     upper: Path | None
     work: Path | None
-    dialect: Dialect = OverlayDialect()  # noqa: RUF009  a frozen value
+    dialect: Dialect = OverlayDialect()
     front: Front = "kernel"
-    options: Options = Options()  # noqa: RUF009  a frozen value
+    options: Options = Options()
     log: Path | None = None
 
 
@@ -164,10 +164,10 @@ def _attach_outside(mount: FuseMount, target: Path, outside: Outside, options: S
     """Mount as an ordinary user does, for whom ids are others than in here."""
     chosen = mount.options
     if chosen.uids is None:
-        chosen = dataclasses.replace(chosen, uids=map_of_namespace("/proc/self/uid_map"))
+        chosen = replace(chosen, uids=map_of_namespace("/proc/self/uid_map"))
     if chosen.gids is None:
-        chosen = dataclasses.replace(chosen, gids=map_of_namespace("/proc/self/gid_map"))
-    mount = dataclasses.replace(mount, options=chosen)
+        chosen = replace(chosen, gids=map_of_namespace("/proc/self/gid_map"))
+    mount = replace(mount, options=chosen)
     with _explained(mount):
         outside.mount(str(target), _words(mount, options), serve, mount)
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from layerfs.errors import InvalidError
+from layerfs.value import frozen
 
 _OVERFLOW: Final = 65534
 _LARGEST: Final = (1 << 32) - 2
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class IdMap:
     """Which owner is shown for which stored one: ranges of (first stored, first shown, how many)."""
 
@@ -34,7 +34,7 @@ class IdMap:
         return None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Options:
     """What is different from a plain mount; ids None: as they are, `timeout` in seconds, None: for ever."""
 

@@ -20,7 +20,7 @@ from layerfs.compression import Compression
 from layerfs.database import Database, now_ns
 from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError, ProcessError
 from layerfs.images import Image, Images, full_name
-from layerfs.layers import Layers, Step
+from layerfs.layer_table import Step
 from layerfs.leases import Lease
 from layerfs.liveness import Owner
 from layerfs.mount_options import MountOptions
@@ -28,6 +28,7 @@ from layerfs.progress import Progress, Silent
 from layerfs.value import field, frozen, replace
 
 if TYPE_CHECKING:
+    from layerfs.layers import Layers
     from layerfs.runtime.settings import RunSettings
     from layerfs.tree.change import Change, ChangeKind
 

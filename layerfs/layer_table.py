@@ -127,6 +127,11 @@ class LayerTable:
             raise _missing(name)
         return _layer(row)
 
+    def committed(self, name: str) -> Layer | None:
+        """Look a committed layer up by its name; None when there is none."""
+        row = self.database.row(f"{_SELECT} AND l.name = ? AND l.state = 'committed'", self.driver, name)
+        return None if row is None else _layer(row)
+
     def has(self, name: str) -> bool:
         """Say whether a key or name is taken."""
         return self.database.row(f"{_SELECT} AND l.name = ?", self.driver, name) is not None

@@ -205,12 +205,15 @@ class Layers:
             LayerError: a layer's stream cannot be accepted.
             VerificationError: a layer's uncompressed content is not the promised one.
         """
+        names = chain_ids((step.diff_id for step in steps), parent=parent)
+        if names and (found := self.table.committed(names[-1])) is not None:
+            return found
         with (
             Lease(self._database) as lease,
             self.chain(steps, lease, parent=parent, progress=progress) as chain,
         ):
             chain.finish()
-            return self.table.find(chain_ids((step.diff_id for step in steps), parent=parent)[-1])
+            return self.table.find(names[-1])
 
     def chain(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 from typing import NamedTuple
 
 
@@ -62,6 +61,8 @@ def kill(owner: Owner) -> None:
     Raises:
         PermissionError: it is not ours to kill.
     """
+    import signal
+
     try:
         process = os.pidfd_open(owner.pid)
     except ProcessLookupError:

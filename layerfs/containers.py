@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CONTAINER_LABEL: Final = "layerfs.container"
 _KILL_SECONDS: Final = 10.0
-_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_NAME: Final = r"[a-zA-Z0-9][a-zA-Z0-9_.-]*"
 _COLUMNS: Final = (
     "id, name, driver, image, image_name, settings, status, exit_code, created_ns, started_ns, finished_ns,"
     " pid, start, boot"
@@ -251,7 +251,7 @@ class Containers:
         """
         from layerfs.runtime.settings import RunSettings
 
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and not re.fullmatch(_NAME, name):
             raise InvalidError(
                 f"{name!r} cannot name a container", hint="letters, digits, and _ . - behind the first"
             )

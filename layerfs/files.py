@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from layerfs import linux
 from layerfs.errors import InUseError, printable
 
 _CHUNK: Final = 1 << 20
@@ -88,6 +87,8 @@ def copy_data(source: int, target: int, *, size: int, reflink: bool = True) -> b
     if size == 0:
         return reflink
     if reflink:
+        from layerfs import linux
+
         try:
             linux.clone_file(source, target)
             return True
@@ -176,6 +177,8 @@ def open_directory(directory: int, name: bytes | str) -> int:
         InUseError: something is mounted there.
         NotADirectoryError: it is something else, a symlink included.
     """
+    from layerfs import linux
+
     try:
         return linux.openat2(
             directory,

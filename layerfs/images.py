@@ -24,7 +24,7 @@ from layerfs.value import frozen
 DOCUMENT_MAXIMUM: Final = 4 << 20
 # Inside of the class `list` is the method.
 _Lines = list[str]
-_SHORT_ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{2,64})")
+_SHORT_ID: Final = r"(?:sha256:)?([0-9a-f]{2,64})"
 
 
 @frozen
@@ -248,7 +248,7 @@ class Images:
         row = self._database.row("SELECT manifest FROM images WHERE manifest = ?", digest)
         if row is not None:
             return str(row[0])
-        if matched := _SHORT_ID.fullmatch(ref):
+        if matched := re.fullmatch(_SHORT_ID, ref):
             rows = self._database.rows(
                 "SELECT manifest, config FROM images WHERE config GLOB ? ORDER BY created_ns DESC",
                 f"sha256:{matched[1]}*",

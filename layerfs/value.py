@@ -8,21 +8,33 @@ command's time. Here all classes share their methods, and nothing is compiled. T
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, NoReturn, TypeVar, dataclass_transform, overload
+from typing import Any, Final, NoReturn, TypeVar, dataclass_transform, overload
 
 _T = TypeVar("_T")
 _MISSING: Final = object()
 
 
-class Field(NamedTuple):
+class Field:
     """One attribute of a value: its default, or what makes one, and where it plays no part."""
 
-    name: str
-    default: object = _MISSING
-    default_factory: Callable[[], object] | None = None
-    hash: bool = True
-    repr: bool = True
-    compare: bool = True
+    __slots__ = ("compare", "default", "default_factory", "hash", "name", "repr")
+
+    def __init__(
+        self,
+        name: str,
+        default: object = _MISSING,
+        *,
+        default_factory: Callable[[], object] | None = None,
+        hash: bool = True,
+        repr: bool = True,
+        compare: bool = True,
+    ) -> None:
+        self.name = name
+        self.default = default
+        self.default_factory = default_factory
+        self.hash = hash and compare
+        self.repr = repr
+        self.compare = compare
 
 
 def field(
@@ -33,7 +45,7 @@ def field(
     compare: bool = True,
 ) -> Any:
     """Say more of an attribute than its default; without `compare` it is left out of the hash too."""
-    return Field("", default_factory=default_factory, hash=hash and compare, repr=repr, compare=compare)
+    return Field("", default_factory=default_factory, hash=hash, repr=repr, compare=compare)
 
 
 @overload
@@ -70,7 +82,8 @@ def _make(cls: type[_T], *, kw_only: bool) -> type[_T]:
     body = {name: item for name, item in vars(cls).items() if name not in ("__dict__", "__weakref__")}
     for name in cls.__annotations__:
         default = body.pop(name, _MISSING)
-        found[name] = default._replace(name=name) if isinstance(default, Field) else Field(name, default)
+        found[name] = default if isinstance(default, Field) else Field(name, default)
+        found[name].name = name
     own: dict[str, object] = {
         "__slots__": tuple(cls.__annotations__),
         "__match_args__": () if kw_only else tuple(found),
@@ -93,15 +106,15 @@ def _init(self: Any, *given: object, **named: object) -> None:
     put = object.__setattr__
     for each, item in zip(known, given, strict=False):
         put(self, each.name, item)
-    for name, default, factory, *_ in known[len(given) :]:
-        if name in named:
-            put(self, name, named.pop(name))
-        elif factory is not None:
-            put(self, name, factory())
-        elif default is not _MISSING:
-            put(self, name, default)
+    for each in known[len(given) :]:
+        if each.name in named:
+            put(self, each.name, named.pop(each.name))
+        elif each.default_factory is not None:
+            put(self, each.name, each.default_factory())
+        elif each.default is not _MISSING:
+            put(self, each.name, each.default)
         else:
-            raise TypeError(f"{type(self).__name__} lacks the argument {name!r}")
+            raise TypeError(f"{type(self).__name__} lacks the argument {each.name!r}")
     if named:
         raise TypeError(f"{type(self).__name__} cannot take the argument {next(iter(named))!r}")
     self.__post_init__()

@@ -11,7 +11,7 @@ from layerfs.errors import InvalidError
 from layerfs.oci.document import Members
 from layerfs.value import frozen, replace
 
-_PART: Final = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_PART: Final = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 # What `uname -m` and people say, as (architecture, variant) of Go's GOARCH and GOARM.
 _ALIASES: Final = {
     "x86_64": ("amd64", ""),
@@ -58,7 +58,7 @@ class Platform:
             InvalidError: it is neither.
         """
         parts = text.split("/")
-        if len(parts) > 3 or not all(_PART.fullmatch(part) for part in parts):
+        if len(parts) > 3 or not all(re.fullmatch(_PART, part) for part in parts):
             raise InvalidError(f"{text[:100]!r} is not a platform", hint="write it like linux/arm64/v8")
         return cls(*(parts if len(parts) > 1 else ("linux", *parts))).normalized()
 

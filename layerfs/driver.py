@@ -16,8 +16,6 @@ What a driver can do beyond the five methods it says by having the methods of a 
 what it leaves out is done through its mount, or not at all.
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -15,19 +15,21 @@ import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from layerfs import liveness
 from layerfs.database import Database, now_ns
 from layerfs.liveness import Owner
 from layerfs.mount import Bind, Mount
+from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.mounting import MountInfo
     from layerfs.outside import Outside
 
 
-class Record(NamedTuple):
+@frozen
+class Record:
     """One recorded mount; `layer` is the row of `layers`, `directory` that of a bind mount."""
 
     id: int

@@ -1,7 +1,5 @@
 """Who is still alive: boots, processes and mount namespaces, named so that reused numbers never mislead."""
 
-from __future__ import annotations
-
 import functools
 import os
 from typing import NamedTuple

@@ -6,8 +6,6 @@ resolved without asking the packages' metadata, which costs more than starting P
 `root` is everywhere the directory that holds one directory per driver (ROOT/drivers).
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Final, NamedTuple
 
 from layerfs.driver import Driver, FallsBack
 from layerfs.errors import NotFoundError, UnsupportedError
+from layerfs.value import frozen
 
 GROUP: Final = "layerfs.drivers"
 
@@ -45,7 +44,8 @@ PREFERENCE: Final = (
 )
 
 
-class Plugin(NamedTuple):
+@frozen
+class Plugin:
     """Where a driver's class is found: ``module:Class``. Nothing is imported before `load`."""
 
     name: str
@@ -74,7 +74,8 @@ class Plugin(NamedTuple):
         return found
 
 
-class Candidate(NamedTuple):
+@frozen
+class Candidate:
     """What one driver can do here.
 
     `reason` says why it does not work, `note` how it does, `hint` what would help; "" where there is nothing

@@ -1,7 +1,5 @@
 """Names of images as docker writes and completes them: ``debian`` is ``docker.io/library/debian:latest``."""
 
-from __future__ import annotations
-
 import re
 from typing import Final, NamedTuple
 
@@ -35,7 +33,7 @@ class Reference(NamedTuple):
     digest: Digest | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Reference:
+    def parse(cls, text: str) -> "Reference":
         """Read a name, short or complete; a name with neither tag nor digest gets ``latest``.
 
         Raises:

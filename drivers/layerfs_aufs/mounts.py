@@ -73,12 +73,12 @@ def option_strings(
     return [*strings, current] if current else strings
 
 
-@mounting.attach.register
+@mounting.attach.register(AufsMount)
 def _attach(mount: AufsMount, target: Path | int) -> None:
     mounting.attach_tree(_mounted(mount), target)
 
 
-@mounting.open_mount.register
+@mounting.open_mount.register(AufsMount)
 def _open(mount: AufsMount) -> int:
     return mounting.readable(_mounted(mount))
 

@@ -61,7 +61,7 @@ class FuseMount(Mount):
     log: Path | None = None
 
 
-@mounting.attach.register
+@mounting.attach.register(FuseMount)
 def _attach(mount: FuseMount, target: Path | int) -> None:
     if mount.front == "fusepy":
         if isinstance(target, Path):
@@ -77,7 +77,7 @@ def _attach(mount: FuseMount, target: Path | int) -> None:
     mounting.attach_tree(tree, target)
 
 
-@mounting.open_mount.register
+@mounting.open_mount.register(FuseMount)
 def _open(mount: FuseMount) -> int:
     if mount.front == "fusepy":
         with _explained(mount), _Parts(mount) as parts:
@@ -93,7 +93,7 @@ def _open(mount: FuseMount) -> int:
                 mounting.detach(Path(directory), lazy=True)
 
 
-@mounting.detached.register
+@mounting.detached.register(FuseMount)
 def _detached(mount: FuseMount) -> int:
     """Make the mount with the new API, and start its server.
 
@@ -160,7 +160,7 @@ def _read_ahead(tree: int) -> None:
         place.write_text(f"{_READ_AHEAD}\n")
 
 
-@mounting.attach_outside.register
+@mounting.attach_outside.register(FuseMount)
 def _attach_outside(mount: FuseMount, target: Path, outside: Outside, options: Sequence[str]) -> None:
     """Mount as an ordinary user does, for whom ids are others than in here."""
     chosen = mount.options

@@ -1,7 +1,5 @@
 """What changes a union: files made, removed, renamed and given attributes, in the dialect of its layers."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """What the kernel has open: files, which follow a copy-up, and listings of directories."""
 
-from __future__ import annotations
-
 import bisect
 import os
 from collections.abc import Iterator, Sequence
@@ -164,7 +162,7 @@ class Listings:
             else:
                 yield offsets[index], name, firsts[index] if fresh else 0
 
-    def _read(self, node: Node) -> _Listing:
+    def _read(self, node: Node) -> "_Listing":
         listed = {**dict.fromkeys(_DOTS, 0), **self._union.names(node)}
         names = list(listed)
         offsets: Sequence[int] = range(1, len(names) + 1)

@@ -10,21 +10,22 @@ import contextlib
 import errno
 import os
 import resource
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from layerfs import fusermount, linux, mounting
 from layerfs.errors import MountError, UnsupportedError
 from layerfs.mount import Mount
-from layerfs.outside import Outside
 from layerfs.value import frozen, replace
-from layerfs_fuse import libfuse, process
+from layerfs_fuse import process
 from layerfs_fuse.dialect import Dialect
 from layerfs_fuse.lowers import reached
 from layerfs_fuse.options import Options, map_of_namespace
 from layerfs_fuse.overlay_dialect import OverlayDialect
+
+if TYPE_CHECKING:
+    from layerfs.outside import Outside
 
 Front = Literal["kernel", "fusepy"]
 
@@ -64,6 +65,8 @@ class FuseMount(Mount):
 @mounting.attach.register(FuseMount)
 def _attach(mount: FuseMount, target: Path | int) -> None:
     if mount.front == "fusepy":
+        from layerfs_fuse import libfuse
+
         if isinstance(target, Path):
             libfuse.directory(target)
         with _explained(mount), _Parts(mount) as parts:
@@ -80,11 +83,15 @@ def _attach(mount: FuseMount, target: Path | int) -> None:
 @mounting.open_mount.register(FuseMount)
 def _open(mount: FuseMount) -> int:
     if mount.front == "fusepy":
+        from layerfs_fuse import libfuse
+
         with _explained(mount), _Parts(mount) as parts:
             return libfuse.open_mount(parts.roots, parts.work, source=mount.source, dialect=mount.dialect)
     try:
         return mounting.readable(_detached(mount))
     except UnsupportedError:
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="layerfs-") as directory:
             _attach_at_once(mount, Path(directory))
             try:

@@ -120,13 +120,17 @@ def _serve(
         os.write(told, b"%d" % (error.errno or errno.EIO))
         raise
     # Whoever serves another way has no use for the kernel's protocol; without mounts there are no modules.
-    from layerfs_fuse.adjusted import AdjustedDevice
     from layerfs_fuse.device import Device
     from layerfs_fuse.server import Server
 
-    leave_mounts()
     plain = options == Options(allow_other=options.allow_other, passthrough=options.passthrough)
-    connection = Device(device) if plain else AdjustedDevice(device, options)
+    if plain:
+        connection = Device(device)
+    else:
+        from layerfs_fuse.adjusted import AdjustedDevice
+
+        connection = AdjustedDevice(device, options)
+    leave_mounts()
     server = Server(connection, union, passthrough=options.passthrough)
     if log is not None:
         server.log = log.write

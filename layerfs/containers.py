@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import sqlite3
@@ -28,6 +29,8 @@ from layerfs.mount_options import MountOptions
 from layerfs.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from layerfs.oci.config import ImageConfig
+    from layerfs.oci.manifest import Manifest
     from layerfs.runtime.settings import RunSettings
     from layerfs.tree.change import Change, ChangeKind
 
@@ -260,7 +263,7 @@ class Containers:
         if command is not None:
             settings = dataclasses.replace(settings, command=tuple(command))
         found = self._images.get(image)
-        parent = self.unpack(found, progress=progress)
+        parent = self.unpack(found.manifest, found.config, progress=progress)
         layers = self.layers_of(self._driver)
         container_id = os.urandom(32).hex()
         # Until the container is recorded, only the lease tells that its layer is needed.
@@ -311,11 +314,13 @@ class Containers:
                 self._finished(container.id, status)
         return status
 
-    def unpack(self, image: Image, *, progress: Progress | None = None) -> str | None:
+    def unpack(
+        self, manifest: Manifest, config: ImageConfig, *, progress: Progress | None = None
+    ) -> str | None:
         """See that an image's layers are unpacked, and name the topmost; None for an image without layers."""
-        if not image.manifest.layers:
+        if not manifest.layers:
             return None
-        pairs = zip(image.manifest.layers, image.config.diff_ids, strict=True)
+        pairs = zip(manifest.layers, config.diff_ids, strict=True)
         steps = [Step(layer.digest, diff_id) for layer, diff_id in pairs]
         return self.layers_of(self._driver).apply_all(steps, progress=progress).name
 
@@ -425,8 +430,8 @@ class Containers:
             image = committing.build_image(
                 self._images, self._blobs, lease, layer, base=base, author=author, message=message,
                 created_by=" ".join(container.settings.command or ()) or "layerfs commit", changes=changes,
+                unpack=functools.partial(self.unpack, progress=progress),
             )  # fmt: skip
-            self.unpack(image, progress=progress)
             # The name comes last, so that it never stands for a tree that cannot be unpacked.
             if name is not None:
                 return self._images.tag(str(image.digest), name)

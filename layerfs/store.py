@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -345,8 +346,8 @@ class Store:
             image = committing.build_image(
                 self.images, self.blobs, lease, layer, base=None, author="", message=message,
                 created_by="layerfs import", changes=changes,
+                unpack=functools.partial(self.containers.unpack, progress=shown),
             )  # fmt: skip
-            self.containers.unpack(image, progress=shown)
             # The name comes last, so that it never stands for a tree that cannot be unpacked.
             return self.images.tag(str(image.digest), name)
 

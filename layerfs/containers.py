@@ -303,10 +303,19 @@ class Containers:
             if on_start is not None:
                 on_start(pid)
 
-        with self.layers_of(container.driver).held(container.id) as mount:
+        layers = self.layers_of(container.driver)
+
+        def dead() -> None:
+            logs = "".join(f"; it has left {log}" for log in layers.logs(container.id))
+            self.warn(
+                f"the process that served the files of container {container.name} ended before its own: data"
+                f" that was on its way to them is lost{logs}"
+            )
+
+        with layers.held(container.id) as mount:
             status: int | None = None
             try:
-                status = launch.run(mount, spec, on_start=started)
+                status = launch.run(mount, spec, on_start=started, on_dead=dead)
             except ProcessError as error:
                 status = error.status
                 raise

@@ -197,4 +197,7 @@ class Logs(Protocol):
     """Writes down what goes wrong in processes of its own, which have nobody to tell."""
 
     def logs(self) -> Iterable[Path]:
-        """List the files that are there: text, the last lines the newest."""
+        """List the files that are there: text, the last lines the newest.
+
+        One that is about one layer has the layer's id in its path, as a whole part.
+        """

@@ -25,7 +25,7 @@ from layerfs import linux
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
 from layerfs.digest import Digest
-from layerfs.driver import Configures, Diffs, Driver, Measures, Seals, Usage
+from layerfs.driver import Configures, Diffs, Driver, Logs, Measures, Seals, Usage
 from layerfs.errors import ExistsError, InUseError, InvalidError, LayerfsError, NotFoundError
 from layerfs.files import Lock
 from layerfs.layer_table import Facts, Layer, LayerTable, State, Step, check_name
@@ -345,6 +345,13 @@ class Layers:
             self.ledger.forget(record.id)
             self._warn(f"the server of {target} had died; the mount is cleared away")
         return living
+
+    def logs(self, name: str) -> list[Path]:
+        """Give the files in which processes that served a layer wrote down errors of their own."""
+        if not isinstance(self.driver, Logs):
+            return []
+        driver_id = self.table.find(name).driver_id
+        return [log for log in self.driver.logs() if driver_id in log.parts and log.stat().st_size]
 
     def mounts(self, name: str) -> list[Record]:
         """Give the live mounts of a layer."""

@@ -6,6 +6,7 @@ Two steps, since a new /proc can be mounted from inside the PID namespace only: 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Final
@@ -69,6 +70,15 @@ class Rootfs:
         mounts.restrict(rootfs.root, mounts.NODEV)
         rootfs._places.make()
         return rootfs
+
+    def is_dead(self) -> bool:
+        """Say whether the process that served the tree, if there was one, is gone."""
+        try:
+            # The one question that no cache of the kernel answers.
+            os.statvfs(self.root)
+        except OSError as error:
+            return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        return False
 
     def detach(self) -> None:
         """Take away what `attach` made in the tree; for the monitor, when the last process has ended."""

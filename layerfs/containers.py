@@ -360,9 +360,11 @@ class Containers:
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Remove a container with its layer; `force` takes its mounts away, and ends its process, first.
 
+        Who still uses such a mount keeps the files that he has open, and finds the others gone.
+
         Raises:
             NotFoundError: there is no such container.
-            InUseError: it is running or mounted, and there is no `force`, or it cannot be unmounted.
+            InUseError: it is running or mounted, and there is no `force`, or it is mounted out of our reach.
         """
         container = self.get(ref)
         layers = self.layers_of(container.driver)
@@ -377,7 +379,7 @@ class Containers:
                 self._kill(container)
         if force:
             for target in container.mounts():
-                layers.unmount(target)
+                layers.unmount(target, force=True)
         with contextlib.suppress(NotFoundError):
             layers.remove(container.id)
             return

@@ -19,6 +19,8 @@ from layerfs.errors import InUseError, printable
 
 _CHUNK: Final = 1 << 20
 _XFS_ACLS: Final = b"trusted.SGI_ACL_"
+# How often somebody may put something into a tree that is being removed.
+_REFILLED_MAXIMUM: Final = 10_000
 _COPY_RANGE_MAXIMUM: Final = 1 << 30
 _NO_REFLINK: Final = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
@@ -209,7 +211,8 @@ def remove_tree(parent: int, name: bytes | str) -> None:
     """Delete a file or a whole directory of the open directory `parent`; what is missing is no error.
 
     Goes down and up by single names and holds two descriptors, whatever the depth. Directories without
-    write permission are opened up first. Symlinks are deleted, not followed.
+    write permission are opened up first. Symlinks are deleted, not followed. What somebody still makes in
+    there meanwhile goes too.
 
     Raises:
         InUseError: something is mounted beneath; what came before it in the walk is gone.
@@ -219,6 +222,7 @@ def remove_tree(parent: int, name: bytes | str) -> None:
         return
     # One item for each directory on the way down: its name, identity, and subdirectories still to remove.
     path: list[tuple[bytes | str, tuple[int, int], list[str]]] = []
+    refilled = 0
     try:
         path.append((name, _identity(current), _remove_files(current)))
         while True:
@@ -231,18 +235,40 @@ def remove_tree(parent: int, name: bytes | str) -> None:
                     current = entered
                     path.append((below, _identity(current), _remove_files(current)))
                 continue
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            above = os.open(b"..", flags, dir_fd=current) if len(path) > 1 else os.dup(parent)
+            removed = False
+            try:
+                if len(path) > 1 and _identity(above) != path[-2][1]:
+                    raise InUseError(f"{printable(os.fsencode(here))!r} was moved while it was removed")
+                removed = _remove_empty(above, here)
+            finally:
+                if not removed:
+                    os.close(above)
+            if not removed:
+                refilled += 1
+                if refilled > _REFILLED_MAXIMUM:
+                    raise InUseError(f"{printable(os.fsencode(here))!r} was filled while it was removed")
+                waiting += _remove_files(current)
+                continue
             path.pop()
-            if not path:
-                os.rmdir(here, dir_fd=parent)
-                return
-            above = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=current)
             os.close(current)
             current = above
-            if _identity(current) != path[-1][1]:
-                raise InUseError(f"{printable(os.fsencode(here))!r} was moved while it was removed")
-            os.rmdir(here, dir_fd=current)
+            if not path:
+                return
     finally:
         os.close(current)
+
+
+def _remove_empty(parent: int, name: bytes | str) -> bool:
+    """Delete a directory; False when something has come into it."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        return False
+    return True
 
 
 def _enter_to_remove(parent: int, name: bytes | str) -> int | None:

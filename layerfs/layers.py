@@ -319,18 +319,26 @@ class Layers:
                 mount = Restricted(mount.source, mount, added, cleared)
             mounting.attach(mount, target)
 
-    def unmount(self, target: Path) -> None:
+    def unmount(self, target: Path, *, force: bool = False) -> None:
         """Unmount what `mount` put on a directory.
+
+        With `force` a mount in use leaves the tree at once, with what is mounted beneath it, and ends with
+        its last user.
 
         Raises:
             NotFoundError: nothing of this store is mounted there.
-            InUseError: files below it are open.
+            InUseError: files below it are open, and there is no `force`.
         """
         target = target.resolve()
         found = self.ledger.at(target)
         if not found:
             raise NotFoundError(f"nothing of this store is mounted at {target}")
-        self._detach(found[0], target, lazy=self.ledger.dead(found[0]))
+        try:
+            self._detach(found[0], target, lazy=self.ledger.dead(found[0]))
+        except InUseError:
+            if not force:
+                raise
+            self._detach(found[0], target, lazy=True)
         self.ledger.forget(found[0].id)
 
     def clear(self, records: Iterable[Record]) -> list[Record]:

@@ -37,7 +37,7 @@ def _diff(context: Context, arguments: argparse.Namespace) -> int:
 
 def _configure_rm(parser: CommandParser) -> None:
     parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="a name, or an id")
-    parser.flag("-f", "--force", help="unmount or kill what is in use")
+    parser.flag("-f", "--force", help="unmount and kill what is in use; who has files of it open keeps these")
 
 
 def _rm(context: Context, arguments: argparse.Namespace) -> int:

@@ -307,7 +307,9 @@ def test_an_error_of_our_own_is_written_down_and_found_by_check(
 def test_a_container_that_loses_its_server_says_why_it_ended(
     layerfs: CommandLine, home: Path, logged: bool
 ) -> None:
-    layerfs.good("create", "--name", "orphan", IMAGE, "sh", "-c", "touch /mine; echo up; read line; ls /etc; exit 7")
+    layerfs.good(
+        "create", "--name", "orphan", IMAGE, "sh", "-c", "touch /mine; echo up; read line; ls /etc; exit 7"
+    )
     command = layerfs.words("start", "-a", "-i", "orphan")
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as running:

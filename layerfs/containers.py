@@ -107,6 +107,11 @@ class Container:
             if one.target and not one.held and layers.ledger.near(one)
         ]
 
+    def dead_mounts(self) -> list[Path]:
+        """Give those of `mounts` whose server was killed; of one that does not answer soon nobody can say."""
+        layers = self._containers.layers_of(self.driver)
+        return [target for target in self.mounts() if layers.is_dead(target)]
+
     def mounted(self, *, read_only: bool = False) -> contextlib.AbstractContextManager[Path]:
         """Mount the tree for the length of a block, which gets the directory; see `Layers.mounted`."""
         return self._containers.layers_of(self.driver).mounted(self.id, read_only=read_only)

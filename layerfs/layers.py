@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from layerfs.unpacking import Chain
 
 _PATIENCE_SECONDS = 0.1
+_ANSWER_SECONDS = 1.0
 
 __all__ = ["Layer", "Layers", "State", "Step", "chain_ids"]
 
@@ -340,6 +341,23 @@ class Layers:
                 raise
             self._detach(found[0], target, lazy=True)
         self.ledger.forget(found[0].id)
+
+    def is_dead(self, target: Path) -> bool:
+        """Say whether the server of what `mount` put on a directory was killed.
+
+        One that does not answer within a second counts as living.
+        """
+        import threading
+
+        found = self.ledger.at(target)
+        if not found:
+            return False
+        answers: list[bool] = []
+        # The system call cannot be given up; a thread can.
+        asking = threading.Thread(target=lambda: answers.append(self.ledger.dead(found[0])), daemon=True)
+        asking.start()
+        asking.join(_ANSWER_SECONDS)
+        return answers == [True]
 
     def clear(self, records: Iterable[Record]) -> list[Record]:
         """Take the mounts among these whose server was killed away; give the records of the others."""

@@ -6,7 +6,6 @@ Two steps, since a new /proc can be mounted from inside the PID namespace only: 
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from typing import Final
@@ -73,12 +72,7 @@ class Rootfs:
 
     def is_dead(self) -> bool:
         """Say whether the process that served the tree, if there was one, is gone."""
-        try:
-            # The one question that no cache of the kernel answers.
-            os.statvfs(self.root)
-        except OSError as error:
-            return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-        return False
+        return mounting.is_dead(self.root)
 
     def detach(self) -> None:
         """Take away what `attach` made in the tree; for the monitor, when the last process has ended."""

@@ -463,7 +463,7 @@ class Containers:
         deadline = time.monotonic() + _KILL_SECONDS
         while True:
             try:
-                with layers.lock(driver_id, what=f"container {container.name}"):
+                with layers.lock(driver_id, name=container.id):
                     return
             except InUseError:
                 if time.monotonic() > deadline:

@@ -14,6 +14,7 @@ exclusive while it is written, sealed or removed, and while a writable mount of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import time
@@ -115,7 +116,7 @@ class Layers:
         layer = self.table.find(key)
         if layer.state is not State.ACTIVE:
             raise InvalidError(f"layer {key!r} is {layer.state.value}; only an active one is committed")
-        with self.lock(layer.driver_id, what=f"layer {key!r}"), Lease(self._database) as lease:
+        with self.lock(layer.driver_id, name=key), Lease(self._database) as lease:
             self._refuse_live(layer, writable_only=True)
             if self.table.has(name):
                 raise ExistsError(f"there is a layer {name!r} already")
@@ -141,7 +142,7 @@ class Layers:
             InUseError: it has children, is leased or mounted, or an image needs it.
         """
         layer = self.table.find(name)
-        with self.lock(layer.driver_id, what=f"layer {name!r}") as lock:
+        with self.lock(layer.driver_id, name=name) as lock:
             self._refuse_live(layer)
             self.table.mark(layer, containers=containers)
             self._erase(layer.row, layer.driver_id, lock)
@@ -251,7 +252,7 @@ class Layers:
                 raise InUseError(f"a layer is {record}", hint="unmount everything before a repair")
         with Lease(self._database) as lease:
             unpacking = Unpacking(self, lease, budget=self.budget, warn=self._warn, progress=Silent())
-            with self.lock(layer.driver_id, what=f"layer {name!r}"), unpacking:
+            with self.lock(layer.driver_id, name=name), unpacking:
                 unpacking.unpack(Step(layer.blob, layer.diff_id), name, layer.parent)
                 unpacking.replace(layer)
             # The old files could not be removed under our own lock.
@@ -430,7 +431,7 @@ class Layers:
         with contextlib.ExitStack() as stack:
             busy: InUseError | None = None
             try:
-                stack.enter_context(self.lock(layer.driver_id, shared=not writable, what=f"layer {name!r}"))
+                stack.enter_context(self.lock(layer.driver_id, shared=not writable, name=name))
             except InUseError as error:
                 busy = error
             live = self._reachable(layer)
@@ -469,9 +470,10 @@ class Layers:
 
     # -- parts that `unpacking`, `garbage` and `check` use too
 
-    def lock(self, driver_id: str, *, shared: bool = False, what: str = "the layer") -> Lock:
+    def lock(self, driver_id: str, *, shared: bool = False, name: str | None = None) -> Lock:
         """Give a layer's lock, not yet taken; taking it raises InUseError when it is not free soon."""
-        return _LayerLock(self.root / "locks" / driver_id, what, shared=shared)
+        called = functools.partial(self.table.called, name)
+        return _LayerLock(self.root / "locks" / driver_id, called, shared=shared)
 
     def erase(self, row: int, driver_id: str) -> bool:
         """Delete a layer that is marked as removed; False when another process does so, or it must wait."""
@@ -589,7 +591,7 @@ class Layers:
         layer = self.table.find(name)
         writable = self._writable(layer, read_only)
         place = b"" if target is None else os.fsencode(target)
-        with self.lock(layer.driver_id, shared=not writable, what=f"layer {name!r}"):
+        with self.lock(layer.driver_id, shared=not writable, name=name):
             if writable:
                 self._refuse_live(layer, writable_only=True)
             mount = self._mount_of(layer, read_only=not writable, options=options)
@@ -644,17 +646,17 @@ class Layers:
         for record in self.clear(self.ledger.live(layer.row, locked=True)):
             if not (writable_only and record.read_only):
                 raise InUseError(
-                    f"layer {layer.name!r} is {record}",
+                    f"{self.table.called(layer.name)} is {record}",
                     hint=f"layerfs umount {os.fsdecode(record.target)}" if record.target else None,
                 )
 
 
 class _LayerLock(Lock):
-    """A layer's lock, waited for no longer than others need to look at it; its error names the layer."""
+    """A layer's lock, waited for no longer than others need to look at it; `called` names it in the error."""
 
-    def __init__(self, path: Path, what: str, *, shared: bool) -> None:
+    def __init__(self, path: Path, called: Callable[[], str], *, shared: bool) -> None:
         super().__init__(path, shared=shared, blocking=False)
-        self._what = what
+        self._called = called
 
     def acquire(self) -> _LayerLock:
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -665,7 +667,7 @@ class _LayerLock(Lock):
             except InUseError as error:
                 if time.monotonic() > deadline:
                     raise InUseError(
-                        f"{self._what} is in use by another process or thread",
+                        f"{self._called()} is in use by another process or thread",
                         hint="layerfs ps shows what runs and what is mounted",
                     ) from error
             time.sleep(0.005)

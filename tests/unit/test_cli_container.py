@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs import mounting
+from layerfs import Store, mounting
 from tests.support.commandline import IMAGE, CommandLine, make_store
 from tests.support.servers import ends, servers
 
@@ -105,6 +105,23 @@ def test_a_busy_container_is_removed_by_force_and_who_is_in_it_keeps_his_files(
     assert all(map(ends, servers(layerfs.root)))
     layerfs.good("check")
     assert list(layerfs.root.glob("drivers/*/.*")) == []
+
+
+def test_a_container_in_use_is_called_by_its_name(layerfs: CommandLine, box: str, tmp_path: Path) -> None:
+    place, other = tmp_path / "place", tmp_path / "other"
+    place.mkdir()
+    other.mkdir()
+    layerfs.good("mount", box, place)
+    for words in (["mount", box, other], ["rm", box], ["start", "-a", box]):
+        said = layerfs.run(*words).err
+        assert f"container {box} is mounted at {place} by process" in said
+        assert "layer" not in said.replace("layerfs", "")
+    layerfs.good("umount", box)
+    with Store.open(layerfs.root) as store, store.containers.get(box).mounted():
+        for words in (["mount", box, other], ["rm", "-f", box], ["start", "-a", box]):
+            said = layerfs.run(*words).err
+            assert f"container {box} is in use by" in said
+            assert "layer" not in said.replace("layerfs", "")
 
 
 def test_inspect_shows_a_container(layerfs: CommandLine, box: str) -> None:

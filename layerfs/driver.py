@@ -188,7 +188,7 @@ class Configures(Protocol):
         The mount is one that the options, and `mounting.attach_outside`, can work on.
 
         Raises:
-            InvalidError: an option is unknown, or its value makes no sense.
+            OptionError: options are unknown, or their values make no sense.
         """
 
 

@@ -27,7 +27,7 @@ from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
 from layerfs.digest import Digest
 from layerfs.driver import Configures, Diffs, Driver, Logs, Measures, Seals, Usage
-from layerfs.errors import ExistsError, InUseError, InvalidError, LayerfsError, NotFoundError
+from layerfs.errors import ExistsError, InUseError, InvalidError, LayerfsError, NotFoundError, OptionError
 from layerfs.files import Lock
 from layerfs.layer_table import Facts, Layer, LayerTable, State, Step, check_name
 from layerfs.leases import Lease
@@ -297,7 +297,7 @@ class Layers:
             NotFoundError: no such layer.
             FileNotFoundError: no such directory.
             InUseError: the layer is mounted writable already, or `target` has a mount of this store.
-            InvalidError: the driver has not all of these options.
+            OptionError: the driver has not all of these options.
             UnsupportedError: an ordinary user cannot mount with this driver.
             MountError: the kernel refused.
         """
@@ -616,8 +616,8 @@ class Layers:
                 return self.driver.configured(stack[-1], stack[:-1], read_only=read_only, options=options.own)
             if options.own:
                 known = ", ".join(GENERAL)
-                raise InvalidError(
-                    f"the driver {self.driver.name} has no mount option {options.own[0]!r}",
+                raise OptionError(
+                    f"the driver {self.driver.name} has no mount option {', '.join(map(repr, options.own))}",
                     hint=f"it takes {known}",
                 )
         return self.driver.mount(stack[-1], stack[:-1], read_only=read_only)

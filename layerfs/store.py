@@ -374,7 +374,7 @@ class Store:
         Raises:
             NotFoundError: there is neither such a container nor such an image.
             InUseError: the container is mounted already.
-            InvalidError: the driver has no such option.
+            OptionError: the driver has no such option.
         """
         try:
             container = self.containers.get(what)

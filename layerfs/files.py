@@ -21,6 +21,7 @@ _CHUNK: Final = 1 << 20
 _XFS_ACLS: Final = b"trusted.SGI_ACL_"
 # How often somebody may put something into a tree that is being removed.
 _REFILLED_MAXIMUM: Final = 10_000
+_SYNCED_RANGE: Final = 8 << 20
 _COPY_RANGE_MAXIMUM: Final = 1 << 30
 _NO_REFLINK: Final = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
@@ -71,7 +72,7 @@ def sync_directory(path: Path | str | bytes) -> None:
         os.close(descriptor)
 
 
-def copy_data(source: int, target: int, *, size: int, reflink: bool = True) -> bool:
+def copy_data(source: int, target: int, *, size: int, reflink: bool = True, syncing: bool = False) -> bool:
     """Copy a file of `size` bytes into an empty one, the cheapest way that the file systems allow.
 
     Shares the extents where it can (FICLONE), else copies inside the kernel (copy_file_range(2)), else
@@ -82,6 +83,7 @@ def copy_data(source: int, target: int, *, size: int, reflink: bool = True) -> b
         target: descriptor of an empty file, open for writing.
         size: the source's length in bytes, holes included.
         reflink: False spares the attempt to share; for the next file after this returned False.
+        syncing: the caller will bring the copy to disk, so that the writing there may begin at once.
 
     Returns:
         Whether the file system shared the extents; what is False for one file is so for all files of the
@@ -100,7 +102,7 @@ def copy_data(source: int, target: int, *, size: int, reflink: bool = True) -> b
     while start < size:
         hole = os.lseek(source, start, os.SEEK_HOLE)
         if hole > start:
-            _copy_range(source, target, start, min(hole, size))
+            _copy_range(source, target, start, min(hole, size), syncing=syncing)
         if hole >= size:
             return False
         try:
@@ -113,12 +115,15 @@ def copy_data(source: int, target: int, *, size: int, reflink: bool = True) -> b
     return False
 
 
-def _copy_range(source: int, target: int, start: int, end: int) -> None:
+def _copy_range(source: int, target: int, start: int, end: int, *, syncing: bool) -> None:
+    most = _SYNCED_RANGE if syncing else _COPY_RANGE_MAXIMUM
     try:
         while start < end:
-            done = os.copy_file_range(source, target, min(end - start, _COPY_RANGE_MAXIMUM), start, start)
+            done = os.copy_file_range(source, target, min(end - start, most), start, start)
             if done == 0:
                 break  # some file systems answer 0 for files that they cannot splice: reading tells
+            if syncing:
+                linux.start_writing_back(target, start, done)
             start += done
     except OSError as error:
         if error.errno not in _NO_COPY_RANGE:

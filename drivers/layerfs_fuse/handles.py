@@ -22,6 +22,18 @@ KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 """The flags of open(2) that matter to a server."""
 
 
+class Backing:
+    """A file below that the kernel was given; `lower` says that it is not the upper layer's own."""
+
+    __slots__ = ("identity", "lower", "node", "users")
+
+    def __init__(self, node: int, identity: int, *, lower: bool) -> None:
+        self.node = node
+        self.identity = identity
+        self.lower = lower
+        self.users = 0
+
+
 class OpenFile:
     """An open regular file; `descriptor` is the file's topmost copy if that is open already."""
 
@@ -31,7 +43,7 @@ class OpenFile:
         self.node = node
         # Appending is the kernel's business: it sends offsets.
         self.flags = flags & KEPT
-        self.backing = 0
+        self.backing: Backing | None = None
         self._upper = node.upper
         self.descriptor = _open(union, node, self.flags) if descriptor < 0 else descriptor
         node.users += 1

@@ -22,6 +22,7 @@ from layerfs.mount import Mount
 from layerfs.outside import Outside
 from layerfs_fuse import libfuse, process
 from layerfs_fuse.dialect import Dialect
+from layerfs_fuse.lowers import reached
 from layerfs_fuse.options import Options, map_of_namespace
 from layerfs_fuse.overlay_dialect import OverlayDialect
 
@@ -234,11 +235,13 @@ class _Parts:
 
     def __enter__(self) -> _Parts:
         mount = self._mount
-        directories = mount.lower if mount.upper is None else (mount.upper, *mount.lower)
-        with contextlib.ExitStack() as opened:
-            opened.enter_context(_room_for(len(directories)))
-            for directory in directories:
-                self.roots.append(_open_directory(directory, opened))
+        with contextlib.ExitStack() as opened, reached(mount.lower) as lowers:
+            opened.enter_context(_room_for(1 + len(mount.lower)))
+            if mount.upper is not None:
+                self.roots.append(_open_directory(mount.upper, opened))
+            for directory in mount.lower:
+                self.roots.append(lowers.open(directory))
+                opened.callback(os.close, self.roots[-1])
             if mount.work is not None:
                 # Copies are made in a directory of the work directory's, as overlayfs does.
                 with contextlib.suppress(FileExistsError):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal, cast, get_args
 
 from layerfs.errors import OptionError
+
+Passed = Literal["all", "upper", "none"]
+"""Whose data the kernel may read and write itself: see `layerfs_fuse.passthrough`."""
 
 _OVERFLOW: Final = 65534
 _DIRECTORIES: Final = ("lowerdir", "upperdir", "workdir")
@@ -48,6 +51,7 @@ class Options:
     no_acl: bool = False
     volatile: bool = False
     allow_other: bool = False
+    passthrough: Passed = "all"
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Options:
@@ -120,6 +124,13 @@ def _unsynced(text: str) -> bool:
     return {"0": True, "1": False}[text] if text in ("0", "1") else bool(_id(""))
 
 
+def _passed(text: str) -> Passed:
+    for known in get_args(Passed):
+        if text == known:
+            return cast(Passed, known)
+    raise ValueError(text)
+
+
 _FLAGS: Final = {
     "static_nlink": "static_nlink",
     "noacl": "no_acl",
@@ -133,6 +144,7 @@ _VALUES: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "squash_to_gid": ("squash_gid", _id),
     "timeout": ("timeout", _seconds),
     "fsync": ("volatile", _unsynced),
+    "passthrough": ("passthrough", _passed),
 }
 # Taken, since scripts write them, and without effect.
 _VOID: Final = frozenset({"xino=off", "xino=auto", "xino=on", "threaded=0", "threaded=1"})
@@ -148,6 +160,8 @@ KNOWN: Final = {
     "volatile": "bring nothing to disk on fsync(2)",
     "fsync=0": "the same",
     "allow_other": "let other users in, which root's mounts do anyway",
+    "passthrough=all|upper|none": "let the kernel read and write the upper layer's files and large ones"
+    " of lower layers itself (all, as if nothing was said), the upper layer's only, or none",
     "xino=off|auto|on": "no effect: inode numbers are always distinct",
     "threaded=0|1": "no effect",
 }

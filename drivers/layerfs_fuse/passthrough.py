@@ -1,8 +1,8 @@
 """File data that the kernel moves itself: which open files are tied to a file below (FUSE_PASSTHROUGH).
 
 The kernel's rules: all opens of one inode at a time go to the same file below, or none does. Files of the
-upper layer qualify; those of lower layers may be copied up while they are open, so their data goes
-through the page cache.
+upper layer qualify, and large ones of lower layers. Should one of these be copied up while it is open, who
+has it open keeps the lower one's data, and who opens it from then on gets another inode.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from struct import Struct
 from typing import Final
 
 from layerfs import linux
-from layerfs_fuse.handles import OpenFile
+from layerfs_fuse.handles import Backing, OpenFile
 from layerfs_fuse.nodes import Node
+from layerfs_fuse.options import Passed
 
 _MAP: Final = Struct("=iIQ")
 _IDENTITY: Final = Struct("=I")
@@ -27,21 +28,31 @@ _FSETID: Final = 1 << 4
 
 
 class Passthrough:
-    """The files below that the kernel was given, and how many open files use each."""
+    """The files below that the kernel was given, by the id of the node that is tied to each."""
 
-    def __init__(self, device: int) -> None:
+    def __init__(self, device: int, passed: Passed) -> None:
         self._device = device
-        self._users: dict[int, int] = {}
-        self._identities: dict[int, int] = {}
+        self._passed = passed
+        self._tied: dict[int, Backing] = {}
         self._capabilities = linux.capget()
         self.enabled = False
 
+    def enable(self) -> None:
+        """Begin, as agreed with the kernel."""
+        self.enabled = self._passed != "none"
+
+    def takes(self, node: Node) -> bool:
+        """Say whether a file may be tied."""
+        if not self.enabled or node.partial:
+            return False
+        return node.upper or (node.large and self._passed == "all")
+
     def tie(self, node: Node, file: OpenFile) -> int:
         """Tie a file that was just opened to the one below; gives the backing id, 0 when that cannot be."""
-        if not self.enabled or not node.upper:
+        if not self.takes(node):
             return 0
-        users = self._users.get(node.id, 0)
-        if users == 0:
+        backing = self._tied.get(node.id)
+        if backing is None:
             if node.users > 1 or _is_guarded(file):
                 return 0
             try:
@@ -52,10 +63,15 @@ class Passthrough:
                 # No privilege, or a file system below that is stacked too deep: it will not get better.
                 self.enabled = False
                 return 0
-            self._identities[node.id] = identity
-        self._users[node.id] = users + 1
-        file.backing = self._identities[node.id]
-        return file.backing
+            backing = self._tied[node.id] = Backing(node.id, identity, lower=not node.upper)
+        backing.users += 1
+        file.backing = backing
+        return backing.identity
+
+    def is_outdated(self, node: Node, *, writing: bool) -> bool:
+        """Say whether a file is tied to one of a lower layer, and is about to be opened as another one."""
+        backing = self._tied.get(node.id)
+        return backing is not None and backing.lower and (writing or node.upper)
 
     @contextlib.contextmanager
     def _not_exempt(self) -> Iterator[None]:
@@ -72,16 +88,17 @@ class Passthrough:
 
     def ties(self, node: Node) -> bool:
         """Say whether a file is open and tied."""
-        return node.id in self._users
+        return node.id in self._tied
 
-    def untie(self, node: Node, file: OpenFile) -> None:
+    def untie(self, file: OpenFile) -> None:
         """Take note that an open file is closed."""
-        if not file.backing:
+        backing = file.backing
+        if backing is None:
             return
-        self._users[node.id] -= 1
-        if not self._users[node.id]:
-            del self._users[node.id]
-            fcntl.ioctl(self._device, _CLOSE, _IDENTITY.pack(self._identities.pop(node.id)))
+        backing.users -= 1
+        if not backing.users:
+            del self._tied[backing.node]
+            fcntl.ioctl(self._device, _CLOSE, _IDENTITY.pack(backing.identity))
 
 
 def _is_guarded(file: OpenFile) -> bool:

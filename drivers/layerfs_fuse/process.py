@@ -125,8 +125,9 @@ def _serve(
     from layerfs_fuse.server import Server
 
     leave_mounts()
-    plain = options == Options(allow_other=options.allow_other)
-    server = Server(Device(device) if plain else AdjustedDevice(device, options), union)
+    plain = options == Options(allow_other=options.allow_other, passthrough=options.passthrough)
+    connection = Device(device) if plain else AdjustedDevice(device, options)
+    server = Server(connection, union, passthrough=options.passthrough)
     if log is not None:
         server.log = log.write
     # Whoever mounts may be gone by now; the mount is not.

@@ -21,6 +21,7 @@ from layerfs_fuse.device import RUNG, Device
 from layerfs_fuse.handles import KEPT, Listings, OpenFile, Readers
 from layerfs_fuse.large import LargeFiles, Request
 from layerfs_fuse.nodes import Node
+from layerfs_fuse.options import Passed
 from layerfs_fuse.passthrough import Passthrough
 from layerfs_fuse.protocol import Attribute, Op
 from layerfs_fuse.union import Union
@@ -45,7 +46,7 @@ Handler = Callable[[Node, memoryview], bytes | int | None]
 class Server:
     """Serves one mount; `log` takes the words about an error of our own."""
 
-    def __init__(self, device: Device, union: Union) -> None:
+    def __init__(self, device: Device, union: Union, *, passthrough: Passed = "all") -> None:
         self.log: Callable[[str], None] | None = None
         self._device = device
         self._union = union
@@ -56,13 +57,13 @@ class Server:
         self._spares_open = self._spares_opendir = False
         self._setxattr_in = p.SETXATTR_IN
         self._next_handle = 1
-        self._passthrough = Passthrough(device.descriptor)
+        self._passthrough = Passthrough(device.descriptor, passthrough)
         self._asking = (0, 0)
         self._aside = Aside(device)
         self._large = LargeFiles(union, self._aside, device.ring) if isinstance(union, Changes) else None
         if isinstance(union, Changes):
             union.copied = self._tell_of_copy
-        self._unique = 0
+        self._unique = self._identity = 0
         self._next_pruning = 0
         self._handlers: list[Handler | None] = [None] * (max(Op) + 1)
         for op in Op:
@@ -135,6 +136,7 @@ class Server:
     def _begun(
         self, handler: Handler, op: int, unique: int, identity: int, body: memoryview
     ) -> bytes | int | None:
+        self._identity = identity
         try:
             return handler(self._nodes.get(identity), body)
         except Postponed as postponed:
@@ -183,7 +185,8 @@ class Server:
         self._setxattr_in = p.SETXATTR_EXT_IN if agreed & p.Init.SETXATTR_EXT else p.SETXATTR_IN
         self._spares_opendir = bool(agreed & p.Init.NO_OPENDIR_SUPPORT)
         self._spares_open = bool(agreed & p.Init.NO_OPEN_SUPPORT) and not isinstance(self._union, Changes)
-        self._passthrough.enabled = bool(agreed & p.Init.PASSTHROUGH)
+        if agreed & p.Init.PASSTHROUGH:
+            self._passthrough.enable()
         return p.INIT_OUT.pack(
             p.MAJOR, min(minor, p.MINOR), readahead, agreed & 0xFFFFFFFF, 64, 48, p.MAX_WRITE, 1,
             p.MAX_PAGES, 0, agreed >> 32, 1, 0,
@@ -193,6 +196,9 @@ class Server:
 
     def _valid(self, node: Node, found: os.stat_result) -> int:
         """Say how many seconds the attributes of a file hold."""
+        if node in self._nodes.renewed:
+            # The kernel has two inodes of it, and tells neither what it does by the other.
+            return 0
         # What the kernel writes to such a file itself takes these bits away, and it does not notice.
         return 0 if found.st_mode & _SET_IDS and self._passthrough.ties(node) else p.FOREVER
 
@@ -286,16 +292,29 @@ class Server:
             # The kernel asks no more then, and keeps what it has read.
             raise failure(errno.ENOSYS)
         flags, more = p.OPEN_IN.unpack_from(body)
-        if flags & (os.O_ACCMODE | os.O_TRUNC):
+        writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
+        self._check_inode(node, writing=writing)
+        if writing:
             self._changes.copy_up(node, data=not flags & os.O_TRUNC)
             if flags & os.O_TRUNC:
                 self._changes.truncate(node, 0)
                 if more & p.OPEN_KILL_SUIDGID:
                     self._changes.kill_set_ids(node)
-        elif not node.upper:
+        elif not (node.upper or self._passthrough.takes(node)):
             node.users += 1
             return p.OPENED_TO_READ
         return self._opened(OpenFile(self._union, node, flags))
+
+    def _check_inode(self, node: Node, *, writing: bool) -> None:
+        """See to it that a file comes to be opened by an inode whose data can be what it must be.
+
+        Told that this one is stale, the kernel looks the file up again, and finds another.
+        """
+        if self._passthrough.is_outdated(node, writing=writing):
+            former = self._nodes.renew(node)
+            self._device.notify(p.NOTIFY_INVAL_INODE, p.INVAL_INODE_OUT.pack(former, -1, 0))
+        if node.id != self._identity:
+            raise failure(errno.ESTALE)
 
     def _opened(self, file: OpenFile) -> bytes:
         handle = self._next_handle
@@ -349,7 +368,7 @@ class Server:
         handle = p.RELEASE_IN.unpack_from(body)[0]
         if handle:
             file = self._files.pop(handle)
-            self._passthrough.untie(node, file)
+            self._passthrough.untie(file)
             file.close()
         else:
             node.users -= 1
@@ -439,7 +458,7 @@ class Server:
     def _readdirplus(self, node: Node, body: memoryview) -> int:
         _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
         room, layers = self._device.room, self._union.layers
-        find, links = self._union.find, self._union.number_links
+        find, links, renewed = self._union.find, self._union.number_links, self._nodes.renewed
         at = 0
         for place, name, first in self._listings.after(node, offset):
             if at + p.PLUS_ROOM + len(name) > size:
@@ -454,7 +473,7 @@ class Server:
             if found is not None:
                 child, status = found
                 child.lookups += 1
-                valid = self._valid(child, status) if status.st_mode & _SET_IDS else p.FOREVER
+                valid = self._valid(child, status) if status.st_mode & _SET_IDS or renewed else p.FOREVER
                 at = p.plus(
                     room, at, child.id, valid, child.number, links(child, status), status, place, name
                 )

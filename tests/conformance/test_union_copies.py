@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 from layerfs_aufs import AufsDriver
-from layerfs_fuse import FuseDriver
+from layerfs_fuse import FuseDriver, FuseMount
+from layerfs_fuse.options import Options, Passed
 
+from layerfs import linux, mounting
 from layerfs.driver import Driver
+from layerfs.mount import Overlay
 from layerfs.testing.items import directory, file
 from layerfs.testing.snapshot import differences, snapshot
 from layerfs.testing.stack import Stack
+from tests.support.unions import Union, missing
 
 LARGE = b"x" * (5 << 20)
 LONG = b"n" * 150
@@ -88,3 +92,105 @@ def test_the_data_of_a_metadata_only_copy_lies_in_the_layers(tmp_path: Path, tar
     stack.finish(layer)
     with stack.seen() as place, contextlib.suppress(OSError):
         assert (place / "forged").read_text() != "secret"
+
+
+def test_data_of_a_metadata_only_copy_that_is_being_read_is_not_written_below(tmp_path: Path) -> None:
+    if reason := missing(tmp_path):
+        pytest.skip(reason)
+    union = Union(tmp_path)
+    (union.lower / "f").write_bytes(LARGE)
+    options = ("index=off", "redirect_dir=on", "metacopy=on")
+    mounting.attach(Overlay("layerfs-test", union.lowers, union.upper, union.work, options), union.place)
+    try:
+        (union.place / "f").chmod(0o600)
+    finally:
+        linux.umount(union.place, 0)
+    assert "trusted.overlay.metacopy" in os.listxattr(union.upper / "f")
+    with union.mounted(), (union.place / "f").open("rb", buffering=0) as reader:
+        assert reader.read(2) == b"xx"
+        with (union.place / "f").open("r+b", buffering=0) as writer:
+            writer.write(b"new")
+        assert (union.place / "f").read_bytes()[:5] == b"newxx"
+        assert (union.lower / "f").read_bytes() == LARGE
+
+
+def test_a_large_file_that_comes_up_under_a_reader_is_another_from_then_on(tmp_path: Path) -> None:
+    if reason := missing(tmp_path):
+        pytest.skip(reason)
+    union = Union(tmp_path)
+    (union.lower / "f").write_bytes(LARGE)
+    (union.lower / "g").hardlink_to(union.lower / "f")
+    os.utime(union.lower / "f", (1, 1))
+    path, other = union.place / "f", union.place / "g"
+    with union.mounted() as server:
+        with path.open("rb", buffering=0) as reader:
+            assert reader.read(2) == b"xx"
+            with path.open("r+b", buffering=0) as writer:
+                writer.write(b"new")
+                assert reader.read() == LARGE[2:]
+                for each in (path, other):
+                    assert each.read_bytes() == b"new" + LARGE[3:]
+                writer.truncate(7)
+                os.fchmod(reader.fileno(), 0o640)
+                for found in (
+                    os.fstat(reader.fileno()),
+                    os.fstat(writer.fileno()),
+                    path.stat(),
+                    other.stat(),
+                ):
+                    assert (found.st_size, found.st_mode & 0o777, found.st_nlink) == (7, 0o640, 2)
+                    assert found.st_ino == (union.lower / "f").stat().st_ino
+            with path.open("ab") as appended:
+                appended.write(b"end")
+        assert other.read_bytes() == b"newxxxxend"
+        with path.open("rb", buffering=0) as reader, other.open("r+b", buffering=0) as writer:
+            writer.write(b"later")
+            assert reader.read() == b"laterxxend"
+        opened = server.descriptors()
+        for _ in range(3):
+            path.read_bytes()
+        assert server.descriptors() <= opened
+    assert (union.lower / "f").read_bytes() == LARGE
+    assert (union.lower / "f").stat().st_atime == 1
+
+
+def test_a_large_file_moved_or_removed_under_a_reader_can_be_opened_again(tmp_path: Path) -> None:
+    if reason := missing(tmp_path):
+        pytest.skip(reason)
+    union = Union(tmp_path)
+    for name in ("moved", "changed", "gone"):
+        (union.lower / name).write_bytes(LARGE)
+    place = union.place
+    with union.mounted(), contextlib.ExitStack() as readers:
+        for name in ("moved", "changed", "gone"):
+            readers.enter_context((place / name).open("rb")).read(1)
+        (place / "moved").rename(place / "here")
+        with (place / "here").open("r+b", buffering=0) as writer:
+            writer.write(b"new")
+        assert (place / "here").read_bytes() == b"new" + LARGE[3:]
+        os.truncate(place / "changed", 3)
+        assert (place / "changed").read_bytes() == b"xxx"
+        (place / "gone").unlink()
+        (place / "gone").write_bytes(b"other")
+        assert (place / "gone").read_bytes() == b"other"
+
+
+@pytest.mark.parametrize("passthrough", ["upper", "none"])
+def test_readers_of_large_files_see_each_change_where_that_is_asked_for(
+    tmp_path: Path, passthrough: Passed
+) -> None:
+    if reason := missing(tmp_path):
+        pytest.skip(reason)
+    union = Union(tmp_path)
+    (union.lower / "f").write_bytes(LARGE)
+    options = Options(passthrough=passthrough)
+    mount = FuseMount("layerfs-test", union.lowers, union.upper, union.work, options=options)
+    mounting.attach(mount, union.place)
+    try:
+        with (union.place / "f").open("rb", buffering=0) as reader:
+            assert reader.read(2) == b"xx"
+            with (union.place / "f").open("r+b", buffering=0) as writer:
+                writer.write(b"new")
+            assert os.pread(reader.fileno(), 5, 0) == b"newxx"
+    finally:
+        linux.umount(union.place, linux.MNT_DETACH)

@@ -311,7 +311,11 @@ class Containers:
         layers = self.layers_of(container.driver)
 
         def dead() -> None:
-            logs = "".join(f"; it has left {log}" for log in layers.logs(container.id))
+            # With its last line: `run --rm` takes the log away with the container.
+            logs = "".join(
+                f"; its log {log} ends with: {log.read_text(errors='replace').rstrip().rpartition(chr(10))[2]}"
+                for log in layers.logs(container.id)
+            )
             self.warn(
                 f"the process that served the files of container {container.name} ended before its own: data"
                 f" that was on its way to them is lost{logs}"

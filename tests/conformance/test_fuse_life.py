@@ -351,7 +351,7 @@ def test_a_container_that_loses_its_server_says_why_it_ended(
         _, said = running.communicate("go on\n", timeout=60)
     assert running.returncode != 0
     assert "warning: the process that served the files of container orphan ended" in said
-    assert (f"it has left {log}" in said) is logged
+    assert (f"its log {log} ends with: a mistake of ours\n" in said) is logged
     layerfs.good("rm", "orphan")
 
 

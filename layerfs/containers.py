@@ -313,7 +313,7 @@ class Containers:
         def dead() -> None:
             # With its last line: `run --rm` takes the log away with the container.
             logs = "".join(
-                f"; its log {log} ends with: {log.read_text(errors='replace').rstrip().rpartition(chr(10))[2]}"
+                f"; its log {log} ends with: {log.read_text(errors='replace').strip().splitlines()[-1]}"
                 for log in layers.logs(container.id)
             )
             self.warn(

@@ -378,7 +378,11 @@ class Layers:
         if not isinstance(self.driver, Logs):
             return []
         driver_id = self.table.find(name).driver_id
-        return [log for log in self.driver.logs() if driver_id in log.parts and log.stat().st_size]
+        return [
+            log
+            for log in self.driver.logs()
+            if driver_id in log.parts and log.read_text(errors="replace").strip()
+        ]
 
     def mounts(self, name: str) -> list[Record]:
         """Give the live mounts of a layer."""

@@ -204,8 +204,10 @@ class Check:
             if layer.state is State.COMMITTED:
                 self._check_layer(layers, layer, held)
             elif layer.driver_id not in held and (layer.state is State.ACTIVE or layer.parent is None):
+                container = layers.table.container(layer.name)
+                kind, subject = ("container", container) if container else ("layer", layer.name)
                 self._tell(
-                    "layer", layer.name, f"the driver {layers.driver.name} has no files of it",
+                    kind, subject, f"the driver {layers.driver.name} has no files of it",
                     hint="remove the container; what it wrote is lost",
                 )  # fmt: skip
         for driver_id in garbage.orphans(layers):

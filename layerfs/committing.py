@@ -122,10 +122,12 @@ def build_image(
     message: str,
     created_by: str,
     changes: Sequence[str],
+    unpack: Callable[[Manifest, ImageConfig], object],
 ) -> Image:
     """Put a new image together: the base's layers and one more, or none more when `layer` is None.
 
-    The config keeps all that the base's has, members unknown to us too.
+    The config keeps all that the base's has, members unknown to us too. There is no image before `unpack` has
+    returned.
     """
     if base is None and layer is None:
         raise InvalidError("an image has a base or a layer")
@@ -156,6 +158,7 @@ def build_image(
     )
     lease.add("blob", str(manifest.digest))
     lease.add("image", str(manifest.digest))
+    unpack(manifest, config)
     return images.put(manifest.raw, manifest.media_type)
 
 

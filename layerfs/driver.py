@@ -186,7 +186,7 @@ class Configures(Protocol):
         The mount is one that the options, and `mounting.attach_outside`, can work on.
 
         Raises:
-            InvalidError: an option is unknown, or its value makes no sense.
+            OptionError: options are unknown, or their values make no sense.
         """
 
 
@@ -195,4 +195,7 @@ class Logs(Protocol):
     """Writes down what goes wrong in processes of its own, which have nobody to tell."""
 
     def logs(self) -> Iterable[Path]:
-        """List the files that are there: text, the last lines the newest."""
+        """List the files that are there: text, the last lines the newest.
+
+        One that is about one layer has the layer's id in its path, as a whole part.
+        """

@@ -111,19 +111,8 @@ class Images:
             DocumentError: the manifest or the config is not one.
             ArchiveError: a blob is missing, or the config does not fit the layers.
         """
-        manifest = Manifest.parse(raw, media_type)
+        manifest, config = self.parse(raw, media_type)
         full = [full_name(name) for name in names]
-        for descriptor in (manifest.config, *manifest.layers):
-            if not self._blobs.has(descriptor.digest):
-                raise ArchiveError(
-                    f"image {manifest.digest} needs blob {descriptor.digest}, which is missing"
-                )
-        config = ImageConfig.parse(self._blobs.read(manifest.config.digest, limit=DOCUMENT_MAXIMUM))
-        if len(config.diff_ids) != len(manifest.layers):
-            raise ArchiveError(
-                f"image {manifest.digest} has {len(manifest.layers)} layers, its config"
-                f" {len(config.diff_ids)} diff ids"
-            )
         digest = str(self._blobs.put(raw))
         if digest != str(manifest.digest):
             raise ArchiveError(
@@ -145,6 +134,25 @@ class Images:
             for name in full:
                 _name(connection, name, digest)
         return self._load(digest)
+
+    def parse(self, raw: bytes, media_type: str | None = None) -> tuple[Manifest, ImageConfig]:
+        """Read a manifest and its config, which fit each other and whose blobs are all here.
+
+        Raises as `put` does.
+        """
+        manifest = Manifest.parse(raw, media_type)
+        for descriptor in (manifest.config, *manifest.layers):
+            if not self._blobs.has(descriptor.digest):
+                raise ArchiveError(
+                    f"image {manifest.digest} needs blob {descriptor.digest}, which is missing"
+                )
+        config = ImageConfig.parse(self._blobs.read(manifest.config.digest, limit=DOCUMENT_MAXIMUM))
+        if len(config.diff_ids) != len(manifest.layers):
+            raise ArchiveError(
+                f"image {manifest.digest} has {len(manifest.layers)} layers, its config"
+                f" {len(config.diff_ids)} diff ids"
+            )
+        return manifest, config
 
     def tag(self, ref: str, name: str) -> Image:
         """Give an image a further name, which moves here from the image that has it.

@@ -298,6 +298,18 @@ class LayerTable:
             if cursor.rowcount != 1:
                 raise _missing(layer.name)
 
+    def called(self, name: str | None) -> str:
+        """Say in words which layer it is; a container's goes by the container's name, which users know."""
+        container = self.container(name)
+        if container is not None:
+            return f"container {container}"
+        return "the layer" if name is None else f"layer {name!r}"
+
+    def container(self, name: str | None) -> str | None:
+        """Give the name of the container whose layer this is, None if it is none's."""
+        row = self.database.row("SELECT name FROM containers WHERE id = ?", name)
+        return None if row is None else str(row[0])
+
     # -- removal
 
     def mark(self, layer: Layer, *, containers: bool = True) -> None:

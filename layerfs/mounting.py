@@ -469,6 +469,16 @@ def mounted(target: Path) -> MountInfo | None:
     return found
 
 
+def is_dead(place: Path | bytes | int) -> bool:
+    """Say whether the process that served a mounted file system is gone; waits for a living one's answer."""
+    try:
+        # The one question that no cache of the kernel answers.
+        os.statvfs(place)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
 def mounts_below(path: Path) -> list[MountInfo]:
     """List the mounts at a path and beneath it, in the order in which they were attached."""
     place = os.fsencode(os.path.realpath(path))

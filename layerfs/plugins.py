@@ -157,7 +157,7 @@ def choose(root: Path, preferred: str | None = None) -> Driver:
     held = _held(root)
     ranks = [rank for rank in PREFERENCE if not held or rank.name in held]
     ranks += [Rank(name) for name in held if Rank(name) not in PREFERENCE]
-    reasons = []
+    reasons: dict[str, str] = {}
     for name, falls_back in ranks:
         try:
             driver = find(name).load()
@@ -167,17 +167,18 @@ def choose(root: Path, preferred: str | None = None) -> Driver:
         except NotFoundError:
             continue
         except UnsupportedError as error:
-            reasons.append(f"{name}: {error}")
+            # One that ranks twice may fail twice.
+            reasons[name] = f"{name}: {error}"
             continue
         return load(name, root)
     if held:
         raise UnsupportedError(
             f"{root} holds layers of {', '.join(held)}, which does not work here: "
-            f"{'; '.join(reasons) or 'it is not installed'}",
+            f"{'; '.join(reasons.values()) or 'it is not installed'}",
             hint="name a driver to use another one beside them (--driver)",
         )
     raise UnsupportedError(
-        f"no driver works in {root}: {'; '.join(reasons) or 'none is installed'}",
+        f"no driver works in {root}: {'; '.join(reasons.values()) or 'none is installed'}",
         hint="`layerfs drivers` explains each",
     )
 

@@ -371,8 +371,8 @@ class Store:
             image = committing.build_image(
                 self.images, self.blobs, lease, layer, base=None, author="", message=message,
                 created_by="layerfs import", changes=changes,
+                unpack=functools.partial(self.containers.unpack, progress=shown),
             )  # fmt: skip
-            self.containers.unpack(image, progress=shown)
             # The name comes last, so that it never stands for a tree that cannot be unpacked.
             return self.images.tag(str(image.digest), name)
 
@@ -399,7 +399,7 @@ class Store:
         Raises:
             NotFoundError: there is neither such a container nor such an image.
             InUseError: the container is mounted already.
-            InvalidError: the driver has no such option.
+            OptionError: the driver has no such option.
         """
         try:
             container = self.containers.get(what)

@@ -80,6 +80,7 @@ class Readers:
     def __init__(self, union: Union) -> None:
         self._union = union
         self._opened: dict[Node, _Reader] = {}
+        union.layers.relieving.append(self._close_all)
 
     def descriptor(self, node: Node) -> int:
         """Give a descriptor of the topmost copy, valid until the end of the request at hand."""
@@ -113,6 +114,12 @@ class Readers:
         found = self._opened.pop(node, None)
         if found is not None:
             os.close(found.descriptor)
+
+    def _close_all(self) -> bool:
+        opened = list(self._opened)
+        for node in opened:
+            self.close(node)
+        return bool(opened)
 
 
 def _open(union: Union, node: Node, flags: int) -> int:

@@ -75,7 +75,7 @@ class LargeFiles:
                 with contextlib.suppress(OSError):
                     os.removexattr(target, _ACL)
                 os.fchmod(target, 0o600)
-                copy_data(source, target, size=size)
+                copy_data(source, target, size=size, syncing=True)
                 # What is safe on disk must not be lost because somebody has opened it for writing.
                 os.fdatasync(target)
             finally:

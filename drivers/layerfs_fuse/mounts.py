@@ -20,6 +20,7 @@ from layerfs.mount import Mount
 from layerfs.value import frozen, replace
 from layerfs_fuse import process
 from layerfs_fuse.dialect import Dialect
+from layerfs_fuse.kernel_device import opened_device
 from layerfs_fuse.lowers import reached
 from layerfs_fuse.options import Options, map_of_namespace
 from layerfs_fuse.overlay_dialect import OverlayDialect
@@ -29,14 +30,6 @@ if TYPE_CHECKING:
 
 Front = Literal["kernel", "fusepy"]
 
-_DEVICE: Final = "/dev/fuse"
-_HINTS: Final = {
-    errno.ENOENT: "try `modprobe fuse`; a container must be given the device",
-    errno.ENXIO: "try `modprobe fuse`",
-    errno.ENODEV: "try `modprobe fuse`",
-    errno.EACCES: f"`chmod 666 {_DEVICE}`, as udev does where fuse3 is installed",
-    errno.EPERM: "a container must be given the device",
-}
 # What says that there is no fsopen(2) for us: an old kernel, a filter of system calls, no privilege.
 _NO_FSOPEN: Final = (errno.ENOSYS, errno.EPERM)
 
@@ -109,7 +102,7 @@ def _detached(mount: FuseMount) -> int:
     """
     if mount.front == "fusepy":
         raise UnsupportedError("libfuse attaches what it mounts")
-    with _explained(mount), _opened_device() as device, _Parts(mount) as parts:
+    with _explained(mount), opened_device() as device, _Parts(mount) as parts:
         try:
             context = linux.fsopen("fuse")
         except OSError as error:
@@ -139,7 +132,7 @@ def _attach_at_once(mount: FuseMount, target: Path | int) -> None:
     flags = linux.MS_RDONLY if mount.upper is None else 0
     with _explained(mount):
         try:
-            with _opened_device() as device, _Parts(mount) as parts:
+            with opened_device() as device, _Parts(mount) as parts:
                 linux.mount(mount.source, place, "fuse.layerfs", flags, ",".join(_options(device)))
                 with _undone(place):
                     parts.serve(device)
@@ -207,20 +200,6 @@ def _undone(target: str) -> Iterator[None]:
         with contextlib.suppress(MountError):
             mounting.detach(Path(target), lazy=True)
         raise
-
-
-@contextlib.contextmanager
-def _opened_device() -> Iterator[int]:
-    try:
-        device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise MountError(
-            f"cannot open {_DEVICE}: {error.strerror}", errno=error.errno, hint=_HINTS.get(error.errno or 0)
-        ) from error
-    try:
-        yield device
-    finally:
-        os.close(device)
 
 
 def _options(device: int) -> tuple[str, ...]:

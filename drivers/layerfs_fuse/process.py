@@ -162,8 +162,9 @@ def leave_behind(serve: Callable[[], None]) -> None:
 
 def opened_union(roots: list[int], work: int | None = None, *, dialect: Dialect) -> Union:
     """Merge open layers, with as many open directories and as short names for them as a process may have."""
-    most = max(_LEAST_OPEN, min(_MOST_OPEN, (_raise_limit() - len(roots) - _MARGIN) // 2))
-    layers = Layers(roots, dialect=dialect, most_open=most)
+    limit = _raise_limit()
+    most = max(_LEAST_OPEN, min(_MOST_OPEN, (limit - len(roots) - _MARGIN) // 2))
+    layers = Layers(roots, dialect=dialect, most_open=most, limit=limit)
     os.chdir("/proc/self/fd")
     layers.descriptors = b""
     return Union(layers, writable=False) if work is None else Changes(layers, work)

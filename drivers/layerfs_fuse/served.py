@@ -36,7 +36,8 @@ class ServedLayers(StackedLayers):
             mount = self._served(source, lower, self._diff(layer), work)
         if options and mount.front == "fusepy":
             raise UnsupportedError(
-                f"libfuse has no mount option {options[0]!r}", hint="leave LAYERFS_FUSE_FRONT unset"
+                f"libfuse has no mount option {', '.join(map(repr, options))}",
+                hint="leave LAYERFS_FUSE_FRONT unset",
             )
         return replace(mount, options=chosen)
 

@@ -11,7 +11,7 @@ from layerfs.cli import commands
 
 GLOBAL_OPTIONS = (
     ("--root", "DIR", "the store's directory (LAYERFS_ROOT; /var/lib/layerfs for root)"),
-    ("--driver", "NAME", "the storage driver (LAYERFS_DRIVER; the best that works here)"),
+    ("--driver", "DRIVER", "the storage driver (LAYERFS_DRIVER; the best that works here)"),
     ("--json", None, "print JSON in place of tables"),
     ("--debug", None, "show where an error came from"),
     ("--version", None, "print the version and leave"),
@@ -173,7 +173,7 @@ def similar(word: str, known: Iterable[str]) -> list[str]:
 def overview() -> str:
     """Write the help text of ``layerfs`` itself."""
     lines = [
-        "usage: layerfs [--root DIR] [--driver NAME] [--json] COMMAND ...",
+        "usage: layerfs [--root DIR] [--driver DRIVER] [--json] COMMAND ...",
         "",
         "Container file systems: content-addressed layers, copy-on-write mounts, exact diffs.",
     ]

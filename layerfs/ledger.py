@@ -11,13 +11,16 @@ shows nothing and writes nothing, and whoever needs its layer or its place takes
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerfs import liveness
 from layerfs.database import Database, now_ns
+from layerfs.errors import InUseError
 from layerfs.liveness import Owner
 from layerfs.mount import Bind, Mount
 from layerfs.value import frozen
@@ -42,9 +45,11 @@ class Record:
     owner: Owner
 
     def __str__(self) -> str:
-        if self.target:
-            return f"mounted at {os.fsdecode(self.target)} by process {self.owner.pid}"
-        return f"in use by process {self.owner.pid}"
+        if not self.target:
+            return f"in use by process {self.owner.pid}"
+        # Most mounts outlive the process that made them.
+        by = f" by process {self.owner.pid}" if liveness.alive(self.owner) else ""
+        return f"mounted at {os.fsdecode(self.target)}{by}"
 
 
 _COLUMNS = "id, layer, target, source, directory, read_only, held, namespace, pid, start, boot"
@@ -94,6 +99,12 @@ class Ledger:
         found = [each for each in self._select("WHERE target = ?", os.fsencode(target)) if self.near(each)]
         return self._living(found)[::-1]
 
+    def private(self, target: Path) -> Iterator[int]:
+        """Give processes that see a live mount at a target of a mount namespace which we cannot act in."""
+        for record in self._select("WHERE target = ?", os.fsencode(target)):
+            if not record.held and not self.near(record) and (pid := self.witness(record)) is not None:
+                yield pid
+
     def near(self, record: Record) -> bool:
         """Say whether a record's mount is in a namespace that we can act in: our own, or the one outside."""
         return record.namespace == liveness.mount_namespace() or self.is_outside(record)
@@ -137,11 +148,27 @@ class Ledger:
             return False
         if self.near(record):
             return self._shown(record) is not None
-        if not record.held and (pid := _witness(record)) is not None:
-            from layerfs import mounting
+        return not record.held and self.witness(record) is not None
 
-            return shown(record, mounting.mount_table(pid)) is not None
-        return False
+    def witness(self, record: Record) -> int | None:
+        """Find a process that sees a mount in a namespace which we cannot act in; None when none does."""
+        owners = [record.owner.pid] if liveness.alive(record.owner) else []
+        for pid in itertools.chain(owners, liveness.processes_in_namespace(record.namespace)):
+            if _sees(pid, record):
+                return pid
+        return None
+
+    def refusal(self, called: str, record: Record) -> InUseError:
+        """Make the error for who needs what a live mount has; `called` names that."""
+        if record.target and not record.held and not self.near(record):
+            pid = self.witness(record)
+            by = "" if pid is None else f" by process {pid}"
+            return InUseError(
+                f"{called} is mounted at {os.fsdecode(record.target)}{by}, in a mount namespace of its own",
+                hint=None if pid is None else f"end process {pid}",
+            )
+        hint = f"layerfs umount {os.fsdecode(record.target)}" if record.target else None
+        return InUseError(f"{called} is {record}", hint=hint)
 
     def _shown(self, record: Record) -> MountInfo | None:
         return shown(record, self._table(record))
@@ -194,11 +221,14 @@ def shown(record: Record, table: Iterable[MountInfo]) -> MountInfo | None:
     return None
 
 
-def _witness(record: Record) -> int | None:
-    """Find a process that shares the record's mount namespace."""
+def _sees(pid: int, record: Record) -> bool:
+    """Say whether a process sees a record's mount in its namespace, or in one that nobody tells us."""
+    from layerfs import mounting
+
     try:
-        if liveness.alive(record.owner) and liveness.mount_namespace(record.owner.pid) == record.namespace:
-            return record.owner.pid
+        with contextlib.suppress(PermissionError):
+            if liveness.mount_namespace(pid) != record.namespace:
+                return False
+        return shown(record, mounting.mount_table(pid)) is not None
     except OSError:
-        pass
-    return liveness.process_in_namespace(record.namespace)
+        return False

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -75,13 +76,19 @@ def kill(owner: Owner) -> None:
         os.close(process)
 
 
-def process_in_namespace(namespace: int) -> int | None:
-    """Find a process that lives in a mount namespace; None when it is gone or out of sight."""
+def processes_in_namespace(namespace: int) -> Iterator[int]:
+    """Give the processes that live in a mount namespace, and those of which nobody tells us where they live.
+
+    These are other users', and an ordinary user's own in a user namespace beside ours (ptrace(2), "Ptrace
+    access mode checking"). What each of them sees mounted, /proc/PID/mountinfo, is no secret.
+    """
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                if mount_namespace(name) == namespace:
-                    return int(name)
+                if mount_namespace(name) != namespace:
+                    continue
+            except PermissionError:
+                pass
             except OSError:
                 continue
-    return None
+            yield int(name)

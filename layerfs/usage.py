@@ -92,7 +92,11 @@ def measure(database: Database, blobs: Blobs, images: Images, containers: Contai
             used = containers.layers_of(container.driver).usage(container.id)
         except NotFoundError:
             continue  # it was removed a moment ago
-        free = 0 if container.status == "running" or container.mounts() else used.bytes
+        free = (
+            0
+            if container.status == "running" or container.mounts() or container.private_mounts()
+            else used.bytes
+        )
         container_usages.append(ContainerUsage(container, used.bytes, used.inodes, free))
     referred = {blob for (blob,) in database.rows("SELECT blob FROM links")}
     for row in database.rows("SELECT blob, toc, skeleton FROM layers"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from typing import NamedTuple
 
 from layerfs.cli import output
 from layerfs.cli.commands import Command
@@ -100,13 +101,12 @@ def _configure_ps(parser: CommandParser) -> None:
 
 def _ps(context: Context, arguments: argparse.Namespace) -> int:
     with context.open_store() as store:
-        every = [(container, container.mounts()) for container in store.containers.list()]
         found = [
-            (container, list(map(str, targets)), list(map(str, container.dead_mounts() if targets else ())))
-            for container, targets in every
-            if arguments.all or targets or container.status == "running"
+            (container, mounts)
+            for container, mounts in ((each, _mounts(each)) for each in store.containers.list())
+            if arguments.all or mounts.targets or mounts.private or container.status == "running"
         ]
-        commands = [_command(store, container) for container, _, _ in found]
+        commands = [_command(store, container) for container, _ in found]
     if context.json:
         output.document(
             [
@@ -120,20 +120,21 @@ def _ps(context: Context, arguments: argparse.Namespace) -> int:
                     "created": output.moment(container.created),
                     "started": output.moment(container.started),
                     "finished": output.moment(container.finished),
-                    "mounts": targets,
-                    "dead_mounts": dead,
+                    "mounts": mounts.targets,
+                    "dead_mounts": mounts.dead,
+                    "private_mounts": [{"target": target, "pid": pid} for target, pid in mounts.private],
                 }
-                for (container, targets, dead), command in zip(found, commands, strict=True)
+                for (container, mounts), command in zip(found, commands, strict=True)
             ]
         )
         return 0
     whole = arguments.no_trunc
     if arguments.quiet:
-        for container, _, _ in found:
+        for container, _ in found:
             output.line(output.short(container.id, whole=whole))
         return 0
     rows = []
-    for (container, targets, dead), command in zip(found, commands, strict=True):
+    for (container, mounts), command in zip(found, commands, strict=True):
         text = output.plain(" ".join(command))
         rows.append(
             (
@@ -141,7 +142,7 @@ def _ps(context: Context, arguments: argparse.Namespace) -> int:
                 container.image,
                 '"' + (text if whole else output.shorten(text, 20)) + '"',
                 output.ago(container.created),
-                _status(container, targets, dead),
+                _status(container, mounts),
                 container.name,
             )
         )
@@ -158,8 +159,25 @@ def _command(store: Store, container: Container) -> list[str]:
     return [*config.entrypoint, *(settings.command or config.cmd)]
 
 
-def _status(container: Container, targets: list[str], dead: list[str]) -> str:
-    """Write docker's words for a state, and where the tree is mounted; `dead` are of `targets`."""
+class _Mounts(NamedTuple):
+    """Where a tree is mounted; `dead` are of `targets`, `private` are in namespaces of these processes."""
+
+    targets: list[str]
+    dead: list[str]
+    private: list[tuple[str, int]]
+
+
+def _mounts(container: Container) -> _Mounts:
+    targets = container.mounts()
+    return _Mounts(
+        list(map(str, targets)),
+        list(map(str, container.dead_mounts() if targets else ())),
+        [(str(target), pid) for target, pid in container.private_mounts()],
+    )
+
+
+def _status(container: Container, mounts: _Mounts) -> str:
+    """Write docker's words for a state, and where the tree is mounted."""
     if container.status == "running":
         text = f"Up {output.age(time.time() - (container.started or time.time()))}"
     elif container.status == "exited":
@@ -167,9 +185,10 @@ def _status(container: Container, targets: list[str], dead: list[str]) -> str:
         text = f"Exited ({code}) {output.ago(container.finished)}"
     else:
         text = container.status.capitalize()
-    living = [target for target in targets if target not in dead]
+    living = [target for target in mounts.targets if target not in mounts.dead]
     text += f", mounted at {', '.join(living)}" if living else ""
-    return text + (f", dead mount at {', '.join(dead)}" if dead else "")
+    text += "".join(f", mounted at {each} in the namespace of process {pid}" for each, pid in mounts.private)
+    return text + (f", dead mount at {', '.join(mounts.dead)}" if mounts.dead else "")
 
 
 def _configure_cp(parser: CommandParser) -> None:

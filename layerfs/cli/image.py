@@ -167,6 +167,7 @@ def _container_details(container: Container) -> dict[str, object]:
         "started": output.moment(container.started),
         "finished": output.moment(container.finished),
         "mounts": [str(target) for target in container.mounts()],
+        "private_mounts": [{"target": str(target), "pid": pid} for target, pid in container.private_mounts()],
         "settings": json.loads(container.settings.to_json()),
     }
 

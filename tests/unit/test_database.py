@@ -156,5 +156,5 @@ def test_a_zombie_is_not_alive() -> None:
 
 def test_this_process_is_found_in_its_mount_namespace() -> None:
     assert liveness.alive(liveness.this_process())
-    assert liveness.process_in_namespace(liveness.mount_namespace()) is not None
-    assert liveness.process_in_namespace(1) is None
+    assert os.getpid() in liveness.processes_in_namespace(liveness.mount_namespace())
+    assert os.getpid() not in liveness.processes_in_namespace(1)

@@ -77,9 +77,11 @@ class Container:
         """Mount the tree on a directory, where it stays until `unmount`; see `Layers.mount`.
 
         Each of `options` is a word, or several with commas between them, as mount(8) takes them after -o.
+        Raises InvalidError where the mount would hide the store, too.
         """
         parsed = MountOptions.parse(options)
         layers = self._containers.layers_of(self.driver)
+        layers.check_target(target)
         layers.mount(self.id, target, read_only=read_only, options=parsed)
 
     def unmount(self) -> None:

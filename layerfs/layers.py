@@ -324,6 +324,19 @@ class Layers:
                 mount = Restricted(mount.source, mount, added, cleared)
             mounting.attach(mount, target)
 
+    def check_target(self, target: Path) -> None:
+        """Refuse a directory where a mount would hide the store, or a part of it, from everybody.
+
+        Raises:
+            InvalidError: it is the store, in the store, or above it.
+        """
+        place, root = target.resolve(), self.root.resolve()
+        if place.is_relative_to(root) or root.is_relative_to(place):
+            raise InvalidError(
+                f"a mount at {target} would hide the store {self.root}",
+                hint="choose a directory that is neither in the store nor above it",
+            )
+
     def unmount(self, target: Path, *, force: bool = False) -> None:
         """Unmount what `mount` put on a directory.
 

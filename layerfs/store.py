@@ -398,9 +398,12 @@ class Store:
 
         Raises:
             NotFoundError: there is neither such a container nor such an image.
+            InvalidError: the mount would hide the store.
             InUseError: the container is mounted already.
             OptionError: the driver has no such option.
         """
+        # Before anything is made.
+        self.layers.check_target(target)
         try:
             container = self.containers.get(what)
         except NotFoundError:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import select
 import signal
 from pathlib import Path
 
+from layerfs import mounting
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context, note
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser, UsageError
-from layerfs.errors import OptionError
+from layerfs.errors import NotFoundError, OptionError
 
 _END = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
@@ -55,21 +58,42 @@ def _mount(context: Context, arguments: argparse.Namespace) -> int:
             if arguments.foreground:
                 _stay(target, rootless=context.rootless)
         finally:
-            if arguments.foreground:
-                store.unmount(target)
+            # Somebody else may be first to unmount, even to remove the container.
+            if arguments.foreground and mounting.mounted(target) is not None:
+                with contextlib.suppress(NotFoundError):
+                    store.unmount(target)
     return 0
 
 
 def _stay(target: Path, *, rootless: bool) -> None:
-    """Sleep until the user or the system asks for the end; asking at any time from now on is heard."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _END)
+    """Sleep until the mount is gone, or the user or the system asks for the end.
+
+    Asking at any time from now on is heard.
+    """
+    asked, told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    wakeup = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    before = {each: signal.signal(each, lambda *_: None) for each in _END}
     try:
         note(f"mounted at {target}; press Ctrl-C to unmount")
         if rootless:
             note(f"enter with: nsenter --user --mount --preserve-credentials --target {os.getpid()}")
-        signal.sigwait(_END)
+        ours = mounting.mounted(target)
+        poller = select.poll()
+        poller.register(asked, select.POLLIN)
+        # proc(5): "a filesystem mount or unmount ... to be marked as having a priority event (POLLPRI)".
+        poller.register(table, select.POLLPRI)
+        # By its number: a remount changes its options.
+        while ours is not None and any(info.id == ours.id for info in mounting.parse_table(table)):
+            if asked in dict(poller.poll()):
+                return
+        note(f"{target} is not mounted any more")
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        signal.set_wakeup_fd(wakeup)
+        for descriptor in (asked, told, table):
+            os.close(descriptor)
 
 
 def _configure_umount(parser: CommandParser) -> None:

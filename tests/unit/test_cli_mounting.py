@@ -130,6 +130,52 @@ def test_a_mount_in_the_foreground_ends_with_the_interrupt(layerfs: CommandLine,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("driver", ["overlay2", "fuse"])
+@pytest.mark.parametrize("way", ["umount", "name", "rm", "umount(8)"])
+def test_a_mount_in_the_foreground_ends_with_the_mount(
+    layerfs: CommandLine, tmp_path: Path, driver: str, way: str
+) -> None:
+    ways = {
+        "umount": layerfs.words("umount", tmp_path),
+        "name": layerfs.words("umount", "stays"),
+        "rm": layerfs.words("rm", "-f", "stays"),
+        "umount(8)": ["umount", str(tmp_path)],
+    }
+    words = ("--driver", driver, "mount", "--foreground", "--name", "stays", IMAGE, tmp_path)
+    with subprocess.Popen(layerfs.words(*words), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            assert "Ctrl-C" in process.stderr.readline()
+            # Another mount is none of its business.
+            other = tmp_path / "tmp"
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", other], check=True)
+            subprocess.run(["umount", other], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,noexec", tmp_path], check=True)
+            assert process.poll() is None
+            subprocess.run(ways[way], check=True, capture_output=True)
+            assert process.wait(timeout=20) == 0
+            assert process.stderr.read() == f"{tmp_path} is not mounted any more\n"
+        finally:
+            process.kill()
+    if way != "rm":
+        layerfs.good("rm", "stays")
+
+
+def test_a_mount_that_would_hide_the_store_is_refused_before_anything_is_made(
+    layerfs: CommandLine, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(layerfs.root)
+    layerfs.good("create", "--name", "ready", IMAGE)
+    places = (layerfs.root, layerfs.root / "tmp", layerfs.root.parent, "/", tmp_path / "link")
+    for what in ([IMAGE, "--name", "hides"], ["ready"]):
+        for place in places:
+            done = layerfs.run("mount", *what, place)
+            assert done.status == 1
+            assert f"a mount at {place} would hide the store {layerfs.root}\n" in done.err
+    assert "hides" not in layerfs.good("ps", "-a")
+    layerfs.good("rm", "ready")
+
+
 def test_unmounting_what_is_not_mounted_fails(layerfs: CommandLine, tmp_path: Path) -> None:
     assert layerfs.run("umount", tmp_path).status == 1
 

@@ -107,6 +107,8 @@ class Store:
         self._warn = warn
         self._layers: dict[str, Layers] = {}
         self._asked_driver = driver
+        # Why the driver that was asked for does not work here; without it what there is can be looked at.
+        self._unusable: UnsupportedError | None = None
         self._driver_name = self._choose_driver(driver)
         self._assembly = Assembly(database, self.blobs, self.layers_of)
         self.blobs.assembles = self._assembly
@@ -161,7 +163,8 @@ class Store:
 
         Raises:
             StoreError: the directory holds something else, or a store of another format.
-            UnsupportedError: no driver, or not that one, works here.
+            UnsupportedError: no driver, or not that one, works here; from a store that has something only
+                who needs the driver hears that.
         """
         if durability not in ("none", "commit", "full"):
             raise InvalidError(f"{durability!r} is not a durability", hint="'none', 'commit' or 'full'")
@@ -194,6 +197,8 @@ class Store:
         from layerfs import plugins
 
         found = self._layers.get(driver)
+        if self._unusable is not None and driver == self._driver_name:
+            raise self._unusable
         return found or self._add_layers(plugins.load(driver, self.root / "drivers"))
 
     def all_layers(self) -> list[Layers]:
@@ -403,7 +408,7 @@ class Store:
             OptionError: the driver has no such option.
         """
         # Before anything is made.
-        self.layers.check_target(target)
+        self._any_layers().check_target(target)
         try:
             container = self.containers.get(what)
         except NotFoundError:
@@ -439,7 +444,7 @@ class Store:
         if container is not None and (container.mounts() or not os.path.lexists(what)):
             container.unmount()
         else:
-            self.layers.unmount(Path(what))
+            self._any_layers().unmount(Path(what))
 
     # -- housekeeping
 
@@ -496,10 +501,23 @@ class Store:
             return wanted
         from layerfs import plugins
 
-        driver = plugins.choose(drivers, wanted)
+        try:
+            driver = plugins.choose(drivers, wanted)
+        except UnsupportedError as error:
+            if wanted is None or remembered is None:
+                raise
+            self._unusable = error
+            return wanted
         if remembered is None:
             self._database.set("driver", driver.name)
         return driver.name
+
+    def _any_layers(self) -> Layers:
+        """Give layers for what is the same with every driver, such as the ledger of mounts."""
+        if self._unusable is None:
+            return self.layers
+        usable = self.all_layers()
+        return usable[0] if usable else self.layers
 
     def _add_layers(self, driver: Driver) -> Layers:
         from layerfs.layers import Layers
@@ -557,7 +575,7 @@ class Store:
         assert traces is not None
         mounts, running, unfinished = traces
         if mounts:
-            self.layers.recover()
+            self._any_layers().recover()
         if running:
             self.containers.recover()
         if unfinished:

@@ -18,8 +18,13 @@ from layerfs import files, mounting
 from layerfs.directories import LayerDirectories, occupied, opened
 from layerfs.driver import Driver, Usage
 from layerfs.mount import Bind, Mount
+from layerfs.tree.attributes import belongs_in_layers
 from layerfs.tree.unpack import Unpack
 from layerfs.tree.whiteouts import WhiteoutFormat
+
+
+class _OwnWaysError(Exception):
+    """A layer that shows files of other places, and must be read through its mount."""
 
 
 class StackedLayers(Driver):
@@ -27,6 +32,12 @@ class StackedLayers(Driver):
 
     own_xattrs: ClassVar[tuple[bytes, ...]] = ()
     """What the names of the format's own attributes begin with."""
+
+    copied_xattrs: ClassVar[frozenset[bytes]] = frozenset()
+    """How those go on that hide what is below; of the others none is needed."""
+
+    odd_xattrs: ClassVar[frozenset[bytes]] = frozenset()
+    """How those go on by which a file shows what is in another place."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -46,6 +57,22 @@ class StackedLayers(Driver):
                 else:
                     os.fchmod(target, 0o755)
                     os.utime(target, (0, 0))
+
+    def copy(self, layer: str, source: str, below: Sequence[str]) -> bool:
+        """Copy ``diff`` without what the union notes there for itself; data is shared where that is possible."""
+        from layerfs.tree.copy import copy_changes
+
+        self._directories.require(*below, source)
+        try:
+            with self._directories.making(layer) as directory:
+                os.mkdir(directory / "work", 0o700)
+                diff = directory / "diff"
+                os.mkdir(diff, 0o700)
+                with opened(diff) as target, opened(self._diff(source)) as changes:
+                    copy_changes(changes, target, keep=self._belongs_to_copy)
+        except _OwnWaysError:
+            return False
+        return True
 
     def mount(self, layer: str, below: Sequence[str], *, read_only: bool) -> Mount:
         """Stack the layers; a single one is bound where its directory holds nothing of the format."""
@@ -99,6 +126,15 @@ class StackedLayers(Driver):
 
     def _diff(self, layer: str) -> Path:
         return self._directories.path(layer) / "diff"
+
+    def _belongs_to_copy(self, xattr: bytes) -> bool:
+        for prefix in self.own_xattrs:
+            if xattr.startswith(prefix):
+                rest = xattr[len(prefix) :]
+                if rest in self.odd_xattrs:
+                    raise _OwnWaysError
+                return rest in self.copied_xattrs
+        return belongs_in_layers(xattr)
 
     def _lower(self, layers: Sequence[str]) -> tuple[Path, ...]:
         return tuple(self._diff(layer) for layer in reversed(layers))

@@ -43,6 +43,7 @@ ROWS: list[set[str]] = [
         "images",
         "instructions",
         "committing",
+        "capture",
         "names",
         "copying",
         "containers",

@@ -117,7 +117,7 @@ class StackedLayers(Driver):
         """Give the format of the layers."""
 
     @abc.abstractmethod
-    def _union(self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None) -> Mount:
+    def _union(self, source: str, lower: tuple[str, ...], upper: Path | None, work: Path | None) -> Mount:
         """Describe the mount of layers, top first; read-only when there is no upper directory."""
 
     def _is_plain(self, layer: str, *, read_only: bool) -> bool:
@@ -136,8 +136,10 @@ class StackedLayers(Driver):
                 return rest in self.copied_xattrs
         return belongs_in_layers(xattr)
 
-    def _lower(self, layers: Sequence[str]) -> tuple[Path, ...]:
-        return tuple(self._diff(layer) for layer in reversed(layers))
+    def _lower(self, layers: Sequence[str]) -> tuple[str, ...]:
+        # Text, as a deep stack's paths take longer to parse than the kernel needs to mount them.
+        root = str(self.root)
+        return tuple(f"{root}/{layer}/diff" for layer in reversed(layers))
 
     def _stack(self, layers: Sequence[str]) -> Mount:
         """Describe the merged tree of a stack, read-only."""

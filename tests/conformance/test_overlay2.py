@@ -29,10 +29,10 @@ class TestOverlay2Driver(DriverContract):
         source, options = f"layerfs-{stack.layers[2]}", ("index=off", "redirect_dir=off", "metacopy=off")
         driver, layer, below = stack.driver, stack.layers[2], stack.layers[:2]
         assert driver.mount(layer, below, read_only=True) == Overlay(
-            source, (top, middle, low), None, None, options
+            source, (str(top), str(middle), str(low)), None, None, options
         )
         assert driver.mount(layer, below, read_only=False) == Overlay(
-            source, (middle, low), top, top.parent / "work", options
+            source, (str(middle), str(low)), top, top.parent / "work", options
         )
 
     @pytest.mark.parametrize("read_only", [True, False])

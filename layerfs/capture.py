@@ -77,7 +77,7 @@ class _Capture:
     def __enter__(self) -> _Capture:
         if self._layers.durability != "none":
             self._flusher = self._open.enter_context(
-                Flusher(self._layers.driver.root, self._layers.blobs.root)
+                Flusher(self._layers.driver.root, self._layers.blobs.root, once=True)
             )
         return self
 
@@ -94,7 +94,10 @@ class _Capture:
         self._draft = draft = layers.table.add_draft("", self._source.parent, self._lease)
         self._below = layers.table.stack(draft.row)[:-1]
         self._open.enter_context(layers.lock(draft.driver_id))
-        return layers.driver.copy(draft.driver_id, self._source.driver_id, self._below)
+        copied = layers.driver.copy(draft.driver_id, self._source.driver_id, self._below)
+        if copied and self._flusher is not None:
+            self._flusher.begin()
+        return copied
 
     def describe(
         self, compression: Compression, *, warn: Callable[[str], None], progress: Progress
@@ -124,8 +127,11 @@ class _Capture:
         facts = Facts(usage, toc.digest, diff_id, blob, layers.durability != "none")
         if stream.skeleton is not None:
             facts = dataclasses.replace(facts, skeleton=packed.digest, blob_size=stream.size)
-        self._commit(dataclasses.replace(draft, name=chain_ids([diff_id], parent=self._source.parent)[0]),
-                     facts, [toc, packed])
+        self._commit(
+            dataclasses.replace(draft, name=chain_ids([diff_id], parent=self._source.parent)[0]),
+            facts,
+            [toc, packed],
+        )
         size = stream.size if stream.skeleton is not None else packed.offset
         return NewLayer(blob, size, diff_id, compression)
 

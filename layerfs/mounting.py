@@ -493,8 +493,4 @@ def mounts_below(path: Path) -> list[MountInfo]:
     """List the mounts at a path and beneath it, in the order in which they were attached."""
     place = os.fsencode(os.path.realpath(path))
     beneath = place.rstrip(b"/") + b"/"
-    return [
-        info
-        for info in _mounts_with(place)
-        if info.target == place or info.target.startswith(beneath)
-    ]
+    return [info for info in _mounts_with(place) if info.target == place or info.target.startswith(beneath)]

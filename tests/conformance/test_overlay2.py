@@ -79,6 +79,9 @@ class TestOverlay2Driver(DriverContract):
         again = stack.fork(1)
         again.apply(stack.archive())
         assert differences(again.tree(), seen) == []
+        # A copy of its directories would show what this store's mounts show of them.
+        assert stack.copied() is None
+        assert sorted(stack.driver.layers()) == sorted([*stack.layers, again.layers[-1]])
 
     def test_applying_to_more_layers_than_overlayfs_stacks_is_refused(self, stack: Stack) -> None:
         for _ in range(501):

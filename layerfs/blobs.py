@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from layerfs import files, linux
+from layerfs import files
 from layerfs.digest import Digest
 from layerfs.errors import BudgetError, NotFoundError, VerificationError
 
@@ -281,6 +281,8 @@ class Ingest:
         self._hasher.update(data)
         files.write_all(self._descriptor, data)
         if self.offset - self._begun >= _WRITE_BACK and self._blobs.durability != "none":
+            from layerfs import linux
+
             # The disk works while the next bytes come, and little is left for the sync at the end.
             linux.start_writing_back(self._descriptor, self._begun, self.offset - self._begun)
             self._begun = self.offset

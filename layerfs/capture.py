@@ -1,4 +1,4 @@
-"""What a container changed becomes a committed layer: copied by the driver, and described while it is read once.
+"""What a container changed becomes a committed layer: copied by the driver, then read once.
 
 The copy is made first and read afterwards, so that the layer is what its digest says even if somebody
 writes to the container meanwhile, and the disk is at work while the digests are taken.
@@ -45,8 +45,8 @@ def capture(
 ) -> NewLayer | None:
     """Commit a copy of a writable layer under its chain id, leased; the writable layer stays as it is.
 
-    An uncompressed layer is not stored as a blob but put together from its files (see `assembly`). A layer without
-    entries has the diff id `EMPTY_LAYER`, and is not committed.
+    An uncompressed layer is not stored as a blob but put together from its files (see `assembly`). A layer
+    without entries has the diff id `EMPTY_LAYER`, and is not committed.
 
     Returns:
         None where the driver cannot copy this layer.

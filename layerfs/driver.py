@@ -12,11 +12,9 @@ The life of a layer as the driver sees it::
         --> [changes(x, below)] --> [seal(x)] --> x serves in other layers' `below` --> remove(x)
 
 What a driver can do beyond the five methods it says by having the methods of a capability protocol
-(`Applies`, `Drafts`, `Copies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `FallsBack`, `Sweeps`, `Configures`, `Logs`);
-what it leaves out is done through its mount, or not at all.
+(`Applies`, `Drafts`, `Copies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `FallsBack`, `Sweeps`, `Configures`,
+`Logs`); what it leaves out is done through its mount, or not at all.
 """
-
-from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,8 +26,8 @@ from layerfs.tree.change import Change
 from layerfs.tree.unpack import Unpack
 
 __all__ = [
-    "Applies", "Change", "Configures", "Copies", "Diffs", "Drafts", "Driver", "FallsBack", "Logs", "Measures", "Quotas",
-    "Seals", "Sweeps", "Unpack", "Usage",
+    "Applies", "Change", "Configures", "Copies", "Diffs", "Drafts", "Driver", "FallsBack", "Logs", "Measures",
+    "Quotas", "Seals", "Sweeps", "Unpack", "Usage",
 ]  # fmt: skip
 
 
@@ -113,13 +111,13 @@ class Drafts(Protocol):
 
 @runtime_checkable
 class Copies(Protocol):
-    """Can copy a writable layer in its own format, for less than its changes take to be packed and unpacked."""
+    """Can copy a writable layer in its own format, which takes less than to pack and unpack its changes."""
 
     def copy(self, layer: str, source: str, below: Sequence[str]) -> bool:
         """Make a layer that shows on `below` what the writable layer `source` does, but for its sockets.
 
-        The source is not being written, and can be written afterwards; the copy never is. Its data begins to be
-        written to disk at once.
+        The source is not being written, and can be written afterwards; the copy never is. Its data begins
+        to be written to disk at once.
 
         Returns:
             False if this source has to be unpacked to be copied; nothing is left then.
@@ -205,7 +203,7 @@ class Configures(Protocol):
         The mount is one that the options, and `mounting.attach_outside`, can work on.
 
         Raises:
-            InvalidError: an option is unknown, or its value makes no sense.
+            OptionError: options are unknown, or their values make no sense.
         """
 
 
@@ -214,4 +212,7 @@ class Logs(Protocol):
     """Writes down what goes wrong in processes of its own, which have nobody to tell."""
 
     def logs(self) -> Iterable[Path]:
-        """List the files that are there: text, the last lines the newest."""
+        """List the files that are there: text, the last lines the newest.
+
+        One that is about one layer has the layer's id in its path, as a whole part.
+        """

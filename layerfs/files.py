@@ -14,11 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from layerfs import linux
 from layerfs.errors import InUseError, printable
 
 _CHUNK: Final = 1 << 20
 _XFS_ACLS: Final = b"trusted.SGI_ACL_"
+# How often somebody may put something into a tree that is being removed.
+_REFILLED_MAXIMUM: Final = 10_000
 _SYNCED_RANGE: Final = 8 << 20
 _COPY_RANGE_MAXIMUM: Final = 1 << 30
 _NO_REFLINK: Final = frozenset(
@@ -90,6 +91,8 @@ def copy_data(source: int, target: int, *, size: int, reflink: bool = True, sync
     if size == 0:
         return reflink
     if reflink:
+        from layerfs import linux
+
         try:
             linux.clone_file(source, target)
             return True
@@ -114,6 +117,8 @@ def copy_data(source: int, target: int, *, size: int, reflink: bool = True, sync
 
 
 def _copy_range(source: int, target: int, start: int, end: int, *, syncing: bool) -> None:
+    from layerfs import linux
+
     most = _SYNCED_RANGE if syncing else _COPY_RANGE_MAXIMUM
     try:
         while start < end:
@@ -181,6 +186,8 @@ def open_directory(directory: int, name: bytes | str) -> int:
         InUseError: something is mounted there.
         NotADirectoryError: it is something else, a symlink included.
     """
+    from layerfs import linux
+
     try:
         return linux.openat2(
             directory,
@@ -214,7 +221,8 @@ def remove_tree(parent: int, name: bytes | str) -> None:
     """Delete a file or a whole directory of the open directory `parent`; what is missing is no error.
 
     Goes down and up by single names and holds two descriptors, whatever the depth. Directories without
-    write permission are opened up first. Symlinks are deleted, not followed.
+    write permission are opened up first. Symlinks are deleted, not followed. What somebody still makes in
+    there meanwhile goes too.
 
     Raises:
         InUseError: something is mounted beneath; what came before it in the walk is gone.
@@ -224,6 +232,7 @@ def remove_tree(parent: int, name: bytes | str) -> None:
         return
     # One item for each directory on the way down: its name, identity, and subdirectories still to remove.
     path: list[tuple[bytes | str, tuple[int, int], list[str]]] = []
+    refilled = 0
     try:
         path.append((name, _identity(current), _remove_files(current)))
         while True:
@@ -236,18 +245,40 @@ def remove_tree(parent: int, name: bytes | str) -> None:
                     current = entered
                     path.append((below, _identity(current), _remove_files(current)))
                 continue
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            above = os.open(b"..", flags, dir_fd=current) if len(path) > 1 else os.dup(parent)
+            removed = False
+            try:
+                if len(path) > 1 and _identity(above) != path[-2][1]:
+                    raise InUseError(f"{printable(os.fsencode(here))!r} was moved while it was removed")
+                removed = _remove_empty(above, here)
+            finally:
+                if not removed:
+                    os.close(above)
+            if not removed:
+                refilled += 1
+                if refilled > _REFILLED_MAXIMUM:
+                    raise InUseError(f"{printable(os.fsencode(here))!r} was filled while it was removed")
+                waiting += _remove_files(current)
+                continue
             path.pop()
-            if not path:
-                os.rmdir(here, dir_fd=parent)
-                return
-            above = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=current)
             os.close(current)
             current = above
-            if _identity(current) != path[-1][1]:
-                raise InUseError(f"{printable(os.fsencode(here))!r} was moved while it was removed")
-            os.rmdir(here, dir_fd=current)
+            if not path:
+                return
     finally:
         os.close(current)
+
+
+def _remove_empty(parent: int, name: bytes | str) -> bool:
+    """Delete a directory; False when something has come into it."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        return False
+    return True
 
 
 def _enter_to_remove(parent: int, name: bytes | str) -> int | None:

@@ -17,8 +17,8 @@ _SECONDS_BETWEEN: Final = 0.05
 class Flusher:
     """Syncs the file systems that hold some directories again and again until it is left; a context manager.
 
-    With `once`, it does so by itself only when `begin` is called. The descriptors are opened before anything is written: syncfs(2) tells an error of writing back only
-    to those who had one open when it happened.
+    With `once`, it does so by itself only when `begin` is called. The descriptors are opened before anything
+    is written: syncfs(2) tells an error of writing back only to those who had one open when it happened.
     """
 
     def __init__(self, *directories: Path, once: bool = False) -> None:

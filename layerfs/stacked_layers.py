@@ -59,7 +59,7 @@ class StackedLayers(Driver):
                     os.utime(target, (0, 0))
 
     def copy(self, layer: str, source: str, below: Sequence[str]) -> bool:
-        """Copy ``diff`` without what the union notes there for itself; data is shared where that is possible."""
+        """Copy ``diff`` without what the union notes there for itself; data is shared where it can be."""
         from layerfs.tree.copy import copy_changes
 
         self._directories.require(*below, source)

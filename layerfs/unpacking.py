@@ -8,7 +8,6 @@ of the store removes.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from layerfs.tree.merge import unpack_in_place
 from layerfs.tree.skeleton import SkeletonWriter
 from layerfs.tree.toc import TocWriter
 from layerfs.tree.whiteouts import WhiteoutFormat
+from layerfs.value import replace
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
@@ -119,7 +119,7 @@ class Unpacking:
         self._ingests.append(toc)
         if skeleton is not None:
             size = self._blobs.size(step.blob) if incoming is None else incoming.size
-            facts = dataclasses.replace(facts, skeleton=skeleton.digest, blob_size=size)
+            facts = replace(facts, skeleton=skeleton.digest, blob_size=size)
             self._lease.add("blob", str(facts.skeleton))
             self._ingests.append(skeleton)
         self._drafts.append((draft, facts))
@@ -139,7 +139,7 @@ class Unpacking:
         ((draft, facts),) = self._drafts
         self._table.replace(layer, draft, facts)
         # What was the draft now has the old files, and goes the way of every draft that is not needed.
-        self._begun = [dataclasses.replace(draft, driver_id=layer.driver_id)]
+        self._begun = [replace(draft, driver_id=layer.driver_id)]
         self._drafts = []
 
     def _commit_blobs(self) -> None:

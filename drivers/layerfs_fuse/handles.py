@@ -1,7 +1,5 @@
 """What the kernel has open: files, which follow a copy-up, and listings of directories."""
 
-from __future__ import annotations
-
 import bisect
 import os
 from collections.abc import Iterator, Sequence
@@ -82,6 +80,7 @@ class Readers:
     def __init__(self, union: Union) -> None:
         self._union = union
         self._opened: dict[Node, _Reader] = {}
+        union.layers.relieving.append(self._close_all)
 
     def descriptor(self, node: Node) -> int:
         """Give a descriptor of the topmost copy, valid until the end of the request at hand."""
@@ -115,6 +114,12 @@ class Readers:
         found = self._opened.pop(node, None)
         if found is not None:
             os.close(found.descriptor)
+
+    def _close_all(self) -> bool:
+        opened = list(self._opened)
+        for node in opened:
+            self.close(node)
+        return bool(opened)
 
 
 def _open(union: Union, node: Node, flags: int) -> int:
@@ -164,7 +169,7 @@ class Listings:
             else:
                 yield offsets[index], name, firsts[index] if fresh else 0
 
-    def _read(self, node: Node) -> _Listing:
+    def _read(self, node: Node) -> "_Listing":
         listed = {**dict.fromkeys(_DOTS, 0), **self._union.names(node)}
         names = list(listed)
         offsets: Sequence[int] = range(1, len(names) + 1)

@@ -4,8 +4,6 @@ A lower file never changes, so its data can be copied while others are served. O
 that needs the copy begun, once more from the start; until then nothing has happened.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import errno

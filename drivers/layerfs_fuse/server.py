@@ -138,7 +138,12 @@ class Server:
     ) -> bytes | int | None:
         self._identity = identity
         try:
-            return handler(self._nodes.get(identity), body)
+            try:
+                return handler(self._nodes.get(identity), body)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._union.layers.relieve():
+                    raise
+                return handler(self._nodes.get(identity), body)
         except Postponed as postponed:
             assert self._large is not None
             self._large.wait(postponed, Request(op, unique, identity, bytes(body), self._asking))
@@ -294,13 +299,16 @@ class Server:
         flags, more = p.OPEN_IN.unpack_from(body)
         writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
         self._check_inode(node, writing=writing)
+        takes = writing or node.upper or self._passthrough.takes(node)
+        if takes:
+            self._union.layers.require_room()
         if writing:
             self._changes.copy_up(node, data=not flags & os.O_TRUNC)
             if flags & os.O_TRUNC:
                 self._changes.truncate(node, 0)
                 if more & p.OPEN_KILL_SUIDGID:
                     self._changes.kill_set_ids(node)
-        elif not (node.upper or self._passthrough.takes(node)):
+        elif not takes:
             node.users += 1
             return p.OPENED_TO_READ
         return self._opened(OpenFile(self._union, node, flags))
@@ -330,12 +338,14 @@ class Server:
     def _create(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
         name = _name(body[p.CREATE_IN.size :])
+        self._union.layers.require_room()
         made, descriptor = self._changes.create(node, name, mode, flags & KEPT, self._maker(umask))
         entry = self._entry(made, os.fstat(descriptor))
         return entry + self._opened(OpenFile(self._union, made, flags, descriptor))
 
     def _tmpfile(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
+        self._union.layers.require_room()
         made = self._changes.tmpfile(node, mode, self._maker(umask))
         return self._entry(made) + self._opened(OpenFile(self._union, made, flags))
 

@@ -15,8 +15,8 @@ from layerfs.errors import LayerError, printable
 from layerfs.hashing import Hash, Hasher
 from layerfs.tree.change import Change, ChangeKind
 from layerfs.tree.entry import Entry, Kind
-from layerfs.tree.skeleton import SMALLEST
 from layerfs.tree.segments import data_segments
+from layerfs.tree.skeleton import SMALLEST
 from layerfs.tree.tar_writer import TarWriter
 from layerfs.tree.whiteouts import PREFIX
 

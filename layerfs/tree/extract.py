@@ -229,7 +229,10 @@ class _Extraction:
         try:
             digest = self._write(file, entry, reader, self._prefix + name) if entry.size else _EMPTY
             uid, gid = self._owner or (entry.uid, entry.gid)
-            os.fchown(file, uid, gid)
+            try:
+                os.fchown(file, uid, gid)
+            except OSError as error:
+                raise attributes.owner_refused(error, self._prefix + name, uid, gid) from error
             os.fchmod(file, entry.mode)
             if entry.xattrs:
                 attributes.write_xattrs(file, entry.xattrs, entry.path, self._warn)
@@ -289,7 +292,10 @@ class _Extraction:
                 self._warn(f"device {printable(entry.path)!r} left out: only root can make it")
                 return
         uid, gid = self._owner or (entry.uid, entry.gid)
-        os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+        try:
+            os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            raise attributes.owner_refused(error, self._prefix + name, uid, gid) from error
         if entry.kind is not Kind.SYMLINK:
             # The node is ours and fresh, and no link: fchmodat(2) cannot be led elsewhere.
             os.chmod(name, entry.mode, dir_fd=directory)

@@ -306,6 +306,55 @@ def test_an_error_of_our_own_is_written_down_and_found_by_check(
     assert "log " not in layerfs.run("check").out
 
 
+def test_ps_tells_a_dead_mount_from_a_living_one(layerfs: CommandLine, home: Path, target: Path) -> None:
+    living = target.with_name("living")
+    living.mkdir()
+    layerfs.good("mount", IMAGE, target, "--name", "dead")
+    kill_servers(home)
+    layerfs.good("mount", IMAGE, living, "--name", "lives")
+    rows = {line.split()[-1]: line for line in layerfs.good("ps").splitlines()}
+    assert f"Created, dead mount at {target}" in rows["dead"]
+    assert f"Created, mounted at {living}" in rows["lives"]
+    found = {each["name"]: each for each in layerfs.json("ps")}
+    assert (found["dead"]["mounts"], found["dead"]["dead_mounts"]) == ([str(target)], [str(target)])
+    assert (found["lives"]["mounts"], found["lives"]["dead_mounts"]) == ([str(living)], [])
+    layerfs.good("rm", "-f", "dead", "lives")
+
+
+def test_ps_does_not_wait_for_a_server_that_hangs(layerfs: CommandLine, home: Path, target: Path) -> None:
+    layerfs.good("mount", IMAGE, target, "--name", "hangs")
+    (server,) = servers(home)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        assert f"mounted at {target}" in layerfs.good("ps")
+    finally:
+        os.kill(server, signal.SIGCONT)
+    layerfs.good("rm", "-f", "hangs")
+
+
+@pytest.mark.parametrize("logged", [False, True], ids=["no log", "a log"])
+def test_a_container_that_loses_its_server_says_why_it_ended(
+    layerfs: CommandLine, home: Path, logged: bool
+) -> None:
+    layerfs.good(
+        "create", "--name", "orphan", IMAGE, "sh", "-c", "touch /mine; echo up; read line; ls /etc; exit 7"
+    )
+    command = layerfs.words("start", "-a", "-i", "orphan")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as running:
+        assert running.stdout is not None and running.stdout.readline() == "up\n"
+        (mine,) = (home / "store/drivers/fuse").glob("*/diff/mine")
+        log = mine.parents[1] / "server.log"
+        if logged:
+            log.write_text("a mistake of ours\n")
+        kill_servers(home)
+        _, said = running.communicate("go on\n", timeout=60)
+    assert running.returncode != 0
+    assert "warning: the process that served the files of container orphan ended" in said
+    assert (f"its log {log} ends with: a mistake of ours\n" in said) is logged
+    layerfs.good("rm", "orphan")
+
+
 def test_a_server_that_breaks_down_writes_that_down(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(*_: object) -> None:
         raise ZeroDivisionError("a mistake of ours")

@@ -57,7 +57,7 @@ def capture(
     if not isinstance(layers.driver, Copies):
         return None
     with _Capture(layers, source, lease) as captured:
-        if not captured.copy():
+        if not captured.copy(warn):
             return None
         return captured.describe(compression, warn=warn, progress=progress)
 
@@ -87,14 +87,14 @@ class _Capture:
             self._layers.table.mark_unborn(self._draft.row)
             self._layers.erase(self._draft.row, self._draft.driver_id)
 
-    def copy(self) -> bool:
+    def copy(self, warn: Callable[[str], None]) -> bool:
         """Have the driver copy the layer; False where it cannot."""
         layers = self._layers
         assert isinstance(layers.driver, Copies)
         self._draft = draft = layers.table.add_draft("", self._source.parent, self._lease)
         self._below = layers.table.stack(draft.row)[:-1]
         self._open.enter_context(layers.lock(draft.driver_id))
-        copied = layers.driver.copy(draft.driver_id, self._source.driver_id, self._below)
+        copied = layers.driver.copy(draft.driver_id, self._source.driver_id, self._below, warn=warn)
         if copied and self._flusher is not None:
             self._flusher.begin()
         return copied

@@ -17,7 +17,7 @@ What a driver can do beyond the five methods it says by having the methods of a 
 """
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -113,8 +113,10 @@ class Drafts(Protocol):
 class Copies(Protocol):
     """Can copy a writable layer in its own format, which takes less than to pack and unpack its changes."""
 
-    def copy(self, layer: str, source: str, below: Sequence[str]) -> bool:
+    def copy(self, layer: str, source: str, below: Sequence[str], *, warn: Callable[[str], None]) -> bool:
         """Make a layer that shows on `below` what the writable layer `source` does, but for its sockets.
+
+        Of these `warn` is told, each in a sentence.
 
         The source is not being written, and can be written afterwards; the copy never is. Its data begins
         to be written to disk at once.

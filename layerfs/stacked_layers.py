@@ -10,7 +10,7 @@ import abc
 import functools
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -58,7 +58,7 @@ class StackedLayers(Driver):
                     os.fchmod(target, 0o755)
                     os.utime(target, (0, 0))
 
-    def copy(self, layer: str, source: str, below: Sequence[str]) -> bool:
+    def copy(self, layer: str, source: str, below: Sequence[str], *, warn: Callable[[str], None]) -> bool:
         """Copy ``diff`` without what the union notes there for itself; data is shared where it can be."""
         from layerfs.tree.copy import copy_changes
 
@@ -69,7 +69,7 @@ class StackedLayers(Driver):
                 diff = directory / "diff"
                 os.mkdir(diff, 0o700)
                 with opened(diff) as target, opened(self._diff(source)) as changes:
-                    copy_changes(changes, target, keep=self._belongs_to_copy)
+                    copy_changes(changes, target, keep=self._belongs_to_copy, warn=warn)
         except _OwnWaysError:
             return False
         return True

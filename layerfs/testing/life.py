@@ -207,6 +207,7 @@ class LifeContract(ContractBase):
         copy = source.copied()
         if copy is None:
             return
+        assert len(source.warnings) == 1 and "'socket'" in source.warnings[0]
         with stack.mounted(layer, stack.layers) as place:
             with open(place / "big", "r+b") as big:
                 big.write(b"y")
@@ -223,11 +224,11 @@ class LifeContract(ContractBase):
             return
         layer, source = stack.apply([]), stack.create()
         with pytest.raises(NotFoundError):
-            driver.copy(new_id(), new_id(), [layer])
+            driver.copy(new_id(), new_id(), [layer], warn=stack.warnings.append)
         with pytest.raises(NotFoundError):
-            driver.copy(new_id(), source, [new_id()])
+            driver.copy(new_id(), source, [new_id()], warn=stack.warnings.append)
         with pytest.raises(ExistsError):
-            driver.copy(layer, source, [layer])
+            driver.copy(layer, source, [layer], warn=stack.warnings.append)
         assert sorted(driver.layers()) == sorted([layer, source])
 
     def test_a_sealed_layer_is_sealed_again_without_harm(self, driver: Driver, stack: Stack) -> None:

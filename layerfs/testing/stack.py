@@ -71,7 +71,7 @@ class Stack:
             return None
         copy = self.fork(len(self.layers) - 1)
         layer = new_id()
-        if not self.driver.copy(layer, self.layers[-1], copy.layers):
+        if not self.driver.copy(layer, self.layers[-1], copy.layers, warn=self.warnings.append):
             return None
         copy.finish(layer)
         return copy

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
+from layerfs.errors import printable
 from layerfs.files import copy_data, read_xattrs, through_descriptor, write_xattr
 from layerfs.tree.ladder import OPEN_DIRECTORY, Ladder
 from layerfs.tree.links import Several
@@ -37,17 +38,20 @@ def copy_tree(source: int, target: int, *, several: Several | None = None) -> No
     _Copy(source, target, several or _any).run()
 
 
-def copy_changes(source: int, target: int, *, keep: Callable[[bytes], bool]) -> None:
+def copy_changes(
+    source: int, target: int, *, keep: Callable[[bytes], bool], warn: Callable[[str], None]
+) -> None:
     """Copy a writable layer's directory of changes, to be a layer that nobody writes to; as `copy_tree` does.
 
-    Sockets are left out, as layers hold none. Data begins to be written to disk at once.
+    Sockets are left out with a warning, as layers hold none. Data begins to be written to disk at once.
 
     Args:
         source: descriptor of the directory.
         target: descriptor of an empty directory.
         keep: says of each extended attribute whether the copy gets it; what it raises ends the copy.
+        warn: told what was left out.
     """
-    _CopyChanges(source, target, keep).run()
+    _CopyChanges(source, target, keep, warn).run()
 
 
 def link_tree(source: int, target: int) -> None:
@@ -211,15 +215,21 @@ def _any(found: os.stat_result) -> bool:
 class _CopyChanges(_Copy):
     _syncing = True
 
-    def __init__(self, source: int, target: int, keep: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self, source: int, target: int, keep: Callable[[bytes], bool], warn: Callable[[str], None]
+    ) -> None:
         super().__init__(source, target, _any)
         self._keep = keep
+        self._warn = warn
 
     def _xattrs(self, target: int | bytes) -> dict[bytes, bytes]:
         return {name: value for name, value in read_xattrs(target).items() if self._keep(name)}
 
     def _copy_node(self, name: bytes, found: os.stat_result) -> None:
-        if not stat.S_ISSOCK(found.st_mode):
+        if stat.S_ISSOCK(found.st_mode):
+            path = b"/".join((*(level.name for level in self._levels[1:]), name))
+            self._warn(f"socket {printable(path)!r} left out: a layer cannot hold it")
+        else:
             super()._copy_node(name, found)
 
 

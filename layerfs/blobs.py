@@ -240,6 +240,7 @@ class Ingest:
         self._descriptor = -1
         self._resumable = False
         self._begun = 0
+        self._found: Digest | None = None
         self.offset = 0
 
     def __enter__(self) -> Ingest:
@@ -290,10 +291,24 @@ class Ingest:
         """Read up to `size` bytes of what is there already, from `offset` on."""
         return os.pread(self._descriptor, size, offset)
 
+    def fileno(self) -> int:
+        """Give the partial file's descriptor."""
+        return self._descriptor
+
+    def catch_up(self, digest: Digest | None) -> None:
+        """Note that a forked process has written here, and found this digest; None if it came to no end."""
+        self.offset = os.fstat(self._descriptor).st_size
+        self._found = digest
+        if digest is None and not _is_named(self._descriptor, self._path):
+            # It was proven wrong there.
+            self._close()
+
     @property
     def digest(self) -> Digest:
         """The digest of what was written so far."""
-        return Digest(self._digest.algorithm if self._digest else "sha256", self._hasher.hexdigest())
+        return self._found or Digest(
+            self._digest.algorithm if self._digest else "sha256", self._hasher.hexdigest()
+        )
 
     def commit(self, *, synced: bool = False) -> Digest:
         """Verify, sync, and make the blob visible by one rename; the same blob from elsewhere is as good.

@@ -98,6 +98,21 @@ class Applies(Protocol):
         """Fill a layer that `create` has just made; on any error the caller removes the layer."""
 
 
+class Usage(NamedTuple):
+    """What a layer occupies by itself: bytes allocated on disk, and inodes."""
+
+    bytes: int
+    inodes: int
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """Can say what one layer occupies without what lies below it."""
+
+    def usage(self, layer: str, below: Sequence[str]) -> Usage:
+        """Count the layer's own allocated bytes and inodes."""
+
+
 @runtime_checkable
 class Drafts(Protocol):
     """Can make a layer more cheaply when nobody but `Applies.apply` ever writes to it."""
@@ -108,6 +123,21 @@ class Drafts(Protocol):
         It may share its files with the layers below, since unpacking replaces files and writes to none.
 
         Raises as `create` does.
+        """
+
+
+@runtime_checkable
+class Independent(Applies, Measures, Protocol):
+    """Can unpack a layer while those below it still are, in another process maybe.
+
+    Such a layer is made by `create` as if nothing was below. `apply` touches what is below through
+    `lower` alone, which waits until that is whole; `usage` does not touch it.
+    """
+
+    def inherit(self, layer: str, below: Sequence[str]) -> None:
+        """Give a layer's root what `create` would have given it, now that the layers below are whole.
+
+        Only called for a layer that said nothing of its root.
         """
 
 
@@ -125,21 +155,6 @@ class Seals(Protocol):
 
     def seal(self, layer: str) -> None:
         """Make the layer read-only from now on; idempotent."""
-
-
-class Usage(NamedTuple):
-    """What a layer occupies by itself: bytes allocated on disk, and inodes."""
-
-    bytes: int
-    inodes: int
-
-
-@runtime_checkable
-class Measures(Protocol):
-    """Can say what one layer occupies without what lies below it."""
-
-    def usage(self, layer: str, below: Sequence[str]) -> Usage:
-        """Count the layer's own allocated bytes and inodes."""
 
 
 @runtime_checkable

@@ -60,6 +60,20 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
             rest = rest[os.write(descriptor, rest) :]
 
 
+def descriptor_of(stream: object) -> int:
+    """Give the descriptor of a stream that reads a regular file, so that a forked process may go on with it.
+
+    Raises:
+        OSError: it reads something else.
+    """
+    fileno = getattr(stream, "fileno", None)
+    if fileno is not None:
+        descriptor: int = fileno()
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+    raise OSError(errno.EINVAL, "not a stream of a regular file")
+
+
 def sync_directory(path: Path | str | bytes) -> None:
     """Bring the names in a directory to disk (fsync of the directory)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -324,6 +338,10 @@ class Lock:
             finally:
                 if descriptor >= 0:
                     os.close(descriptor)
+
+    def fileno(self) -> int:
+        """Give the descriptor that holds the lock, while it is held."""
+        return self._descriptor
 
     def release(self) -> None:
         """Give the lock back; nothing happens when it is not held."""

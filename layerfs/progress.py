@@ -1,4 +1,4 @@
-"""How long work tells what it has done: a contract, and the one that says nothing."""
+"""How long work tells what it has done: a contract, the one that says nothing, and what is told of."""
 
 from __future__ import annotations
 
@@ -31,3 +31,19 @@ class Silent:
 
 def _ignore(count: int) -> None:
     pass
+
+
+class Counted:
+    """A stream that tells how much of it was read."""
+
+    __slots__ = ("_advance", "_read")
+
+    def __init__(self, read: Callable[[int], bytes], advance: Callable[[int], object]) -> None:
+        self._read = read
+        self._advance = advance
+
+    def read(self, size: int, /) -> bytes:
+        """Read on, and tell."""
+        data = self._read(size)
+        self._advance(len(data))
+        return data

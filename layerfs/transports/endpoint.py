@@ -7,15 +7,15 @@ threads if wanted; `close`. What it hands out as a manifest is verified; blobs a
 stores them, against their descriptor.
 
 Life of a sink, in one thread: opened; for each image `plan` if the sink `Plans`, `put_blob` for every blob
-that it does not `has` yet, then `put_manifest`; once, `commit`; `close`. Nothing is visible at the far end
-before `commit`, and a `close` without it leaves no half-made image behind (complete blobs may stay where
-blobs are shared).
+that it does not `has` yet (`begin_blob` if it `Overlaps`), then `put_manifest`; once, `commit`; `close`.
+Nothing is visible at the far end before `commit`, and a `close` without it leaves no half-made image behind
+(complete blobs may stay where blobs are shared).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
@@ -140,6 +140,30 @@ class Plans(Protocol):
 
     def plan(self, manifest: Manifest) -> None:
         """Hear of the image whose blobs come next: its config first, then its layers, bottom first."""
+        ...
+
+
+@runtime_checkable
+class Overlaps(Protocol):
+    """A sink that may take more blobs while one is on its way.
+
+    `has` waits for a blob that is; what goes wrong is raised by this or any later call.
+    """
+
+    def begin_blob(
+        self,
+        descriptor: Descriptor,
+        stream: Readable,
+        *,
+        advance: Callable[[int], object],
+        done: Callable[[], object],
+    ) -> None:
+        """Begin what `Sink.put_blob` does; the stream is the sink's until `done`.
+
+        Args:
+            advance: told how many bytes were read of the stream, while other methods are called.
+            done: called when the stream is not needed any more, in `close` at the latest.
+        """
         ...
 
 

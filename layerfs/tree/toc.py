@@ -41,18 +41,21 @@ _READ: Final = 1 << 18
 
 
 class TocWriter:
-    """Writes a table of contents, entry by entry; `close` ends it."""
+    """Writes a table of contents, entry by entry; `close` ends it. `has_root` says if the root has one."""
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._compressor = compressor(write, Compression.ZSTD, level=1)
         # A line without its end, and the digest that belongs there, which may not be known yet.
         self._lines: list[tuple[str, Hash | str | None]] = []
+        self.has_root = False
 
     def add(self, entry: Entry, digest: Hash | str | None) -> None:
         """Add an entry; `digest` is the SHA-256 (hex) of a file's data, or will say it."""
         # By hand: a json.dumps for each line takes as long as making the file does.
         path, kind, mode, uid, gid, mtime_ns, size, target, device, xattrs, segments = entry
         line = f'{{"path":{_quote(os.fsdecode(path))},"type":"{_TYPES[kind]}"'
+        if not path:
+            self.has_root = True
         if mode:
             line += f',"mode":{mode}'
         if uid:

@@ -5,11 +5,12 @@ Files alone are touched here, nothing that a process shares with those that it f
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from layerfs import compression
+from layerfs import compression, linux
 from layerfs.blobs import Ingest
 from layerfs.digest import Digest
 from layerfs.driver import Applies, Usage
@@ -31,8 +32,13 @@ if TYPE_CHECKING:
     from layerfs.driver import Unpack
     from layerfs.layers import Layers
 
-# Pieces of 1 MiB to go on with while large files are hashed, or many small ones are made.
-_AHEAD = 16
+# Pieces to go on with while large files are hashed, or many small ones are made.
+_AHEAD: Final = 16
+_PIECE: Final = 1 << 20
+# Without threads a piece is used up before the next is read: one that the processor's cache holds.
+_SMALL_PIECE: Final = 1 << 18
+# What is freed is used again soon, and costs a page fault for each page where the kernel had it back.
+_KEPT: Final = 8 << 20
 
 
 class Filled(NamedTuple):
@@ -80,12 +86,28 @@ class Filling:
         self._step = step
         self._budget = budget
 
-    def run(
+    def run_apart(
         self, *, advance: Callable[[int], object], warn: Callable[[str], None], ready: Callable[[], None]
+    ) -> Filled:
+        """Do what `run` does, in a process of its own, beside others that keep all processors busy."""
+        os.umask(0)
+        linux.keep_freed_memory(_KEPT)
+        return self.run(advance=advance, warn=warn, ready=ready, threaded=False, unmasked=True)
+
+    def run(
+        self,
+        *,
+        advance: Callable[[int], object],
+        warn: Callable[[str], None],
+        ready: Callable[[], None],
+        threaded: bool = True,
+        unmasked: bool = False,
     ) -> Filled:
         """Do it all.
 
         Args:
+            threaded: read and hash in threads beside this one.
+            unmasked: the process's umask(2) is 0.
             advance: told how many bytes of the blob were read.
             warn: told what was odd.
             ready: called before the layers below are looked at.
@@ -96,7 +118,7 @@ class Filling:
         """
         incoming = self.stream if isinstance(self.stream, Incoming) else None
         try:
-            whole, has_root = self._fill(advance, warn, ready)
+            whole, has_root = self._fill(advance, warn, ready, threaded, unmasked)
         except (LayerError, VerificationError):
             if incoming is not None:
                 # A blob that was damaged on its way says so here, and is not gone on with the next time.
@@ -140,37 +162,48 @@ class Filling:
             yield self.stream.ingest
 
     def _fill(
-        self, advance: Callable[[int], object], warn: Callable[[str], None], ready: Callable[[], None]
+        self,
+        advance: Callable[[int], object],
+        warn: Callable[[str], None],
+        ready: Callable[[], None],
+        threaded: bool,
+        unmasked: bool,
     ) -> tuple[bool, bool]:
         """Unpack the stream; say whether the skeleton is of use, and whether the root had an entry."""
         stream = self.stream
         # What comes in as it is unpacked compares itself with its digest.
         known = isinstance(stream, Incoming) and stream.ingest is None and self._step.diff_id == stream.digest
-        with Hasher() as hasher:
+        with contextlib.ExitStack() as threads:
             contents = TocWriter(self.toc.write)
-            plain = compression.open_decompressed(Counted(stream.read, advance), budget=self._budget)
+            hasher = threads.enter_context(Hasher()) if threaded else None
+            plain = threads.enter_context(
+                compression.open_decompressed(
+                    Counted(stream.read, advance),
+                    budget=self._budget,
+                    piece=_PIECE if threaded else _SMALL_PIECE,
+                )
+            )
             hashed = None if known else _Hashed(plain.read, self._step.diff_id, hasher)
-            # Inflating and hashing in threads of their own overlap with making files here.
-            ahead = compression.readahead(hashed or plain, depth=_AHEAD)
-            bones = None if self.skeleton is None else SkeletonWriter(ahead, self.skeleton.write)
-            layer: Readable = ahead if bones is None else bones
+            layer: Readable = hashed or plain
+            if threaded:
+                # Inflating and hashing in threads of their own overlap with making files here.
+                layer = threads.enter_context(compression.readahead(layer, chunk=_PIECE, depth=_AHEAD))
+            bones = None if self.skeleton is None else SkeletonWriter(layer, self.skeleton.write)
+            layer = layer if bones is None else bones
 
             def unpack(directory: int, *, lower: Callable[[], int] | None, whiteouts: WhiteoutFormat) -> None:
                 extract(
                     layer, directory, lower=_after(ready, lower), whiteouts=whiteouts, budget=self._budget,
                     warn=warn, record=contents.add, skeleton=bones, hasher=hasher, squash=os.geteuid() != 0,
+                    unmasked=unmasked,
                 )  # fmt: skip
 
-            try:
-                if isinstance(self._driver, Applies):
-                    self._driver.apply(self._layer, self._below, unpack)
-                else:
-                    self._apply_through_mount(unpack)
-                while layer.read(1 << 20):
-                    pass
-            finally:
-                ahead.close()
-                plain.close()
+            if isinstance(self._driver, Applies):
+                self._driver.apply(self._layer, self._below, unpack)
+            else:
+                self._apply_through_mount(unpack)
+            while layer.read(_PIECE):
+                pass
             if hashed is not None:
                 hashed.verify()
             contents.close()
@@ -201,25 +234,31 @@ def _after(ready: Callable[[], None], lower: Callable[[], int] | None) -> Callab
 
 
 class _Hashed:
-    """A reader that has what passes hashed."""
+    """A reader that has what passes hashed, in a thread if there is one for that."""
 
-    def __init__(self, read: Callable[[int], bytes], expected: Digest, hasher: Hasher) -> None:
+    def __init__(self, read: Callable[[int], bytes], expected: Digest, hasher: Hasher | None) -> None:
         self._read = read
         self._expected = expected
         self._hasher = hasher
-        self._hash = hasher.begin(expected.algorithm)
+        self._here = expected.hasher()
+        self._apart = None if hasher is None else hasher.begin(expected.algorithm)
 
     def read(self, size: int, /) -> bytes:
         data = self._read(size)
-        if data:
-            self._hasher.update(self._hash, data)
+        if self._hasher is None or self._apart is None:
+            self._here.update(data)
+        elif data:
+            self._hasher.update(self._apart, data)
         return data
 
     def verify(self) -> None:
         """Compare, once all was read."""
-        self._hasher.end(self._hash)
-        found = Digest(self._expected.algorithm, str(self._hash))
-        if found != self._expected:
+        found = self._here.hexdigest()
+        if self._hasher is not None and self._apart is not None:
+            self._hasher.end(self._apart)
+            found = str(self._apart)
+        if found != self._expected.hex:
             raise VerificationError(
-                f"the layer's uncompressed content is {found}, its diff id promises {self._expected}"
+                f"the layer's uncompressed content is {Digest(self._expected.algorithm, found)},"
+                f" its diff id promises {self._expected}"
             )

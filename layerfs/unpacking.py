@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 # How many partial blobs are open at once: each is a file descriptor.
 _OPEN_INGESTS: Final = 64
-# Processes at once; each takes some 20 MB, and more than there are processors keep these busy to the end.
-_MOST_WORKERS: Final = 4
+# Processes at once: more than there are processors, since layers differ in size and some wait for the disk;
+# but each takes some 12 MB.
+_MOST_WORKERS: Final = 6
 # A blob of fewer bytes is unpacked sooner than a process is forked.
 _WORTH_A_WORKER: Final = 1 << 17
 # Bytes between two messages about progress.
@@ -285,13 +286,13 @@ class Unpacking:
             descriptors = job.filling.descriptors()
         except OSError:
             return False
-        while len(self._running) >= min(_MOST_WORKERS, processors + 1):
+        while len(self._running) >= min(_MOST_WORKERS, processors + 2):
             self._listen()
         below = [other.gate for other in self._running]
         gate, end = os.pipe()
         try:
             job.worker = Worker(
-                lambda tell: job.filling.run(
+                lambda tell: job.filling.run_apart(
                     advance=_Steps(tell), warn=tell, ready=lambda: _wait_for_all(below)
                 ),
                 hear=lambda message: self._hear(job, message),

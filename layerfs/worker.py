@@ -103,10 +103,7 @@ class Worker(Generic[Result]):
         kind, body = self._ending
         if kind == _RESULT:
             return cast(Result, pickle.loads(body))
-        error, number = pickle.loads(body)
-        if isinstance(error, OSError) and error.errno is None:
-            error.errno = number
-        raise error
+        raise _unpacked(body)
 
     def end(self) -> None:
         """Kill it if it still runs; idempotent."""
@@ -176,18 +173,33 @@ def _be_alone(told: int, keep: set[int]) -> None:
 
 
 def _packed(error: BaseException) -> bytes:
-    if not isinstance(error, (LayerfsError, OSError)):
+    if isinstance(error, LayerfsError):
+        # Pickle would make it anew of its message alone.
+        state = type(error), error.args, error.__dict__, getattr(error, "errno", None)
+        return pickle.dumps(state)
+    if not isinstance(error, OSError):
         # Nobody expects it, and the way to it is lost with the process.
         error.add_note("".join(traceback.format_exception(error)))
-    number = getattr(error, "errno", None)
     try:
-        packed = pickle.dumps((error, number))
+        packed = pickle.dumps(error)
         pickle.loads(packed)
         return packed
     except Exception:
-        words = f"{type(error).__name__}: {error}"
-        told = LayerfsError(str(error)) if isinstance(error, LayerfsError) else RuntimeError(words)
-        return pickle.dumps((told, number))
+        # Of whatever kind: what cannot be packed is told in words.
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+def _unpacked(body: bytes) -> BaseException:
+    state = pickle.loads(body)
+    if isinstance(state, BaseException):
+        return state
+    kind, arguments, attributes, number = state
+    error: LayerfsError = kind.__new__(kind, *arguments)
+    error.args = arguments
+    error.__dict__.update(attributes)
+    if isinstance(error, OSError):
+        error.errno = number
+    return error
 
 
 def _send(descriptor: int, kind: bytes, body: bytes) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from layerfs import files, linux
+from layerfs import files
 from layerfs.digest import Digest
 from layerfs.errors import BudgetError, NotFoundError, VerificationError
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from layerfs.database import Durability
 
 CHUNK = 1 << 20
-_WRITE_BACK = 8 << 20
 
 
 class Content(Protocol):
@@ -239,7 +238,7 @@ class Ingest:
         self._path = ""
         self._descriptor = -1
         self._resumable = False
-        self._begun = 0
+        self._behind: files.WriteBehind | None = None
         self._found: Digest | None = None
         self.offset = 0
 
@@ -254,6 +253,7 @@ class Ingest:
                 pass
         else:
             self._hash_what_is_there()
+        self._begin()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -269,7 +269,12 @@ class Ingest:
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             self._hasher = (self._digest or Digest("sha256", "")).hasher()
-            self.offset = self._begun = 0
+            self.offset = 0
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._blobs.durability != "none":
+            self._behind = files.WriteBehind(self._descriptor, self.offset)
 
     def write(self, data: bytes | memoryview) -> int:
         """Append; gives the number of bytes, all of them.
@@ -281,10 +286,8 @@ class Ingest:
         self._check_length()
         self._hasher.update(data)
         files.write_all(self._descriptor, data)
-        if self.offset - self._begun >= _WRITE_BACK and self._blobs.durability != "none":
-            # The disk works while the next bytes come, and little is left for the sync at the end.
-            linux.start_writing_back(self._descriptor, self._begun, self.offset - self._begun)
-            self._begun = self.offset
+        if self._behind is not None:
+            self._behind.reach(self.offset)
         return len(data)
 
     def read_back(self, size: int, offset: int) -> bytes:

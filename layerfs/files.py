@@ -19,6 +19,7 @@ from layerfs.errors import InUseError, printable
 
 _CHUNK: Final = 1 << 20
 _XFS_ACLS: Final = b"trusted.SGI_ACL_"
+_WRITE_BEHIND: Final = 8 << 20
 _COPY_RANGE_MAXIMUM: Final = 1 << 30
 _NO_REFLINK: Final = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
@@ -58,6 +59,25 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         rest = memoryview(data)[written:]
         while rest:
             rest = rest[os.write(descriptor, rest) :]
+
+
+class WriteBehind:
+    """Has the kernel write a file to disk while it still grows, so that little is left for a sync at the end.
+
+    Args:
+        descriptor: of a regular file, open for writing; what comes is appended.
+        begun: how many bytes it has already.
+    """
+
+    def __init__(self, descriptor: int, begun: int = 0) -> None:
+        self._descriptor = descriptor
+        self._begun = begun
+
+    def reach(self, size: int) -> None:
+        """Hear that the file has so many bytes by now."""
+        if size - self._begun >= _WRITE_BEHIND:
+            linux.start_writing_back(self._descriptor, self._begun, size - self._begun)
+            self._begun = size
 
 
 def descriptor_of(stream: object) -> int:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from layerfs.digest import Digest
 
 
 class Progress(Protocol):
@@ -34,13 +37,20 @@ def _ignore(count: int) -> None:
 
 
 class Counted:
-    """A stream that tells how much of it was read."""
+    """A stream that tells how much of it was read; `proven` is what `transports.endpoint.Proven` has."""
 
-    __slots__ = ("_advance", "_read")
+    __slots__ = ("_advance", "_read", "proven")
 
-    def __init__(self, read: Callable[[int], bytes], advance: Callable[[int], object]) -> None:
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        advance: Callable[[int], object],
+        *,
+        proven: Digest | None = None,
+    ) -> None:
         self._read = read
         self._advance = advance
+        self.proven = proven
 
     def read(self, size: int, /) -> bytes:
         """Read on, and tell."""

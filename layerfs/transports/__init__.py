@@ -159,7 +159,7 @@ def copy(
 
 def _send(source: Source, sink: Sink, descriptor: Descriptor, progress: Progress) -> None:
     from layerfs.progress import Counted
-    from layerfs.transports.endpoint import Overlaps
+    from layerfs.transports.endpoint import Overlaps, Proven
 
     with contextlib.ExitStack() as opened:
         task = progress.task(f"blob {descriptor.digest.hex[:12]}", descriptor.size)
@@ -169,4 +169,5 @@ def _send(source: Source, sink: Sink, descriptor: Descriptor, progress: Progress
             later = opened.pop_all()
             sink.begin_blob(descriptor, stream, advance=advance, done=later.close)
         else:
-            sink.put_blob(descriptor, Counted(stream.read, advance))
+            proven = stream.proven if isinstance(stream, Proven) else None
+            sink.put_blob(descriptor, Counted(stream.read, advance, proven=proven))

@@ -25,6 +25,7 @@ from layerfs.reference import Reference
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
+    from layerfs.digest import Digest
     from layerfs.oci.manifest import Manifest
     from layerfs.oci.platform import Platform
 
@@ -167,6 +168,16 @@ class Overlaps(Protocol):
         ...
 
 
+@runtime_checkable
+class Proven(Protocol):
+    """A stream that proves its content by itself, before it gives the last of it."""
+
+    @property
+    def proven(self) -> Digest | None:
+        """The digest that the content is proven to have; None if it is not."""
+        ...
+
+
 def reference_of(name: str, *, bare: bool = False) -> Reference | None:
     """Read an image name; None for what is none, and for a bare word (likely a tag) unless `bare`."""
     if not bare and not any(mark in name for mark in ":/@"):
@@ -180,10 +191,13 @@ def reference_of(name: str, *, bare: bool = False) -> Reference | None:
 def verified(stream: Readable, descriptor: Descriptor) -> Iterator[bytes]:
     """Hand a blob's bytes through in pieces of at most 1 MiB, and prove size and digest at their end.
 
+    The digest of a stream that is `Proven` to have it is not taken a second time.
+
     Raises:
         VerificationError: it is longer (before the excess is handed on), shorter, or of another digest.
     """
     hasher = descriptor.digest.hasher()
+    proven = isinstance(stream, Proven) and stream.proven == descriptor.digest
     left = descriptor.size
     while data := stream.read(CHUNK):
         left -= len(data)
@@ -191,11 +205,12 @@ def verified(stream: Readable, descriptor: Descriptor) -> Iterator[bytes]:
             raise VerificationError(
                 f"{descriptor.digest} is longer than the promised {descriptor.size} bytes"
             )
-        hasher.update(data)
+        if not proven:
+            hasher.update(data)
         yield data
     if left:
         ended = descriptor.size - left
         raise VerificationError(f"{descriptor.digest} ended after {ended} of {descriptor.size} bytes")
     found = hasher.hexdigest()
-    if found != descriptor.digest.hex:
+    if not proven and found != descriptor.digest.hex:
         raise VerificationError(f"{descriptor.digest} was promised, the content hashes to {found}")

@@ -163,7 +163,7 @@ def _be_alone(told: int, keep: set[int]) -> None:
         if next_one < descriptor:
             os.closerange(next_one, descriptor)
         next_one = descriptor + 1
-    os.closerange(next_one, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(next_one, os.sysconf("SC_OPEN_MAX") + 1)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     poll = select.poll()
     poll.register(told, 0)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,12 @@ def test_only_the_descriptors_that_it_is_to_keep_are_open_there(tmp_path: Path) 
         os.close(kept)
         os.close(other)
     assert worker.result() == (True, False)
+
+
+def test_any_thread_may_have_one() -> None:
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda number: finished(lambda tell: number)[0].result(), range(20)))
+    assert results == list(range(20))
 
 
 def test_one_that_was_killed_says_so() -> None:

@@ -86,8 +86,17 @@ def main(arguments: Sequence[str]) -> int:
     """Run the harness; gives the exit status."""
     try:
         if arguments and arguments[0] in _COMMANDS:
-            return _COMMANDS[arguments[0]](arguments[1:])
-        return _run(arguments)
+            status = _COMMANDS[arguments[0]](arguments[1:])
+        else:
+            status = _run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever reads has enough. Python would complain when it closes the stream.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("interrupted; everything that was started has ended", file=sys.stderr)
         return 130

@@ -191,6 +191,7 @@ _UNION_LIMITS: Final[tuple[tuple[str, float, float | None], ...]] = (
     ("read-again", 0.5, 1.2),
     ("sequential-cold", 0.6, 1.15),
     ("sequential-warm", 0.6, 1.15),
+    ("random-first", 0.6, 1.15),
     ("random-warm", 0.6, 1.15),
     ("write-1m", 0.5, 1.3),
     ("write-4k", 0.5, 1.3),

@@ -1,7 +1,8 @@
 """Shows layerfs from end to end on a real image, made out of this machine's own programs; see `make demo`.
 
 It makes a root file system, an image of it, mounts the image copy-on-write, runs a command in it, shows the
-diff, commits, and writes an OCI layout that any other tool reads. Everything stays below one directory.
+diff, commits, and writes an OCI layout that any other tool reads. Everything stays below one directory: the
+one that is named, or a temporary one that is gone at the end.
 """
 
 from __future__ import annotations
@@ -67,8 +68,21 @@ def main() -> int:
         from layerfs.runtime import userns
 
         userns.enter()
-    base = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp(prefix="layerfs-demo-"))
-    base.mkdir(parents=True, exist_ok=True)
+    if len(sys.argv) > 1:
+        base = Path(sys.argv[1])
+        base.mkdir(parents=True, exist_ok=True)
+        status = tour(base)
+        print(f"\nThe OCI layout lies in {base / 'layout'}; try: skopeo inspect oci:{base / 'layout'}:2")
+        print(f"The store lies in {base / 'store'}; try: layerfs --root {base / 'store'} images")
+        return status
+    with tempfile.TemporaryDirectory(prefix="layerfs-demo-") as scratch:
+        status = tour(Path(scratch))
+        print("\nAll of it is gone again; to keep it, name a directory: python examples/demo.py DIR")
+        return status
+
+
+def tour(base: Path) -> int:
+    """Do everything below `base`, an existing directory."""
     root, layout, tree = base / "root", base / "layout", base / "mounted"
 
     step(f"a root file system out of {', '.join(PROGRAMS)}")
@@ -103,9 +117,6 @@ def main() -> int:
         committed = container.commit("demo:2", message="a new motd", author="the demo")
         store.push("demo:2", f"oci:{layout}:2")
         print(f"{committed.names[0]}  {committed.id}  {len(committed.config.diff_ids)} layers")
-
-    print(f"\nThe OCI layout lies in {layout}; try: skopeo inspect oci:{layout}:2")
-    print(f"The store lies in {base / 'store'}; try: layerfs --root {base / 'store'} images")
     return status
 
 

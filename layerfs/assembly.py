@@ -12,12 +12,13 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from layerfs.blobs import CHUNK, Blobs
 from layerfs.database import Database
 from layerfs.digest import Digest
 from layerfs.errors import LayerfsError, NotFoundError, VerificationError, printable
+from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.layers import Layers
@@ -27,7 +28,8 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class Assembled(NamedTuple):
+@frozen
+class Assembled:
     """A layer that holds a blob in parts: the blob, its size in bytes, and the skeleton."""
 
     blob: Digest

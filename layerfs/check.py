@@ -7,7 +7,6 @@ with itself, with the content store, with what the drivers hold, and with what t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from layerfs.tree.entry import Entry, Kind
 from layerfs.tree.read_entry import read_directory_entry, read_entry
 from layerfs.tree.toc import read_toc
 from layerfs.tree.whiteouts import PREFIX
+from layerfs.value import frozen
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -40,7 +40,7 @@ class Problem(NamedTuple):
     hint: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Findings:
     """What a check found, and how much it looked at."""
 
@@ -204,8 +204,10 @@ class Check:
             if layer.state is State.COMMITTED:
                 self._check_layer(layers, layer, held)
             elif layer.driver_id not in held and (layer.state is State.ACTIVE or layer.parent is None):
+                container = layers.table.container(layer.name)
+                kind, subject = ("container", container) if container else ("layer", layer.name)
                 self._tell(
-                    "layer", layer.name, f"the driver {layers.driver.name} has no files of it",
+                    kind, subject, f"the driver {layers.driver.name} has no files of it",
                     hint="remove the container; what it wrote is lost",
                 )  # fmt: skip
         for driver_id in garbage.orphans(layers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import time
@@ -26,13 +25,14 @@ from layerfs.progress import Progress
 from layerfs.tree.archive import write_layer
 from layerfs.tree.change import Change
 from layerfs.tree.diff import changes_between
+from layerfs.value import frozen
 
 _CHUNK = 1 << 20
 # What a layer without entries is: two zero blocks.
 EMPTY_LAYER = Digest.of(bytes(1024))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class NewLayer:
     """A layer in the content store: its blob, that blob's size in bytes, and the digest of its plain tar."""
 
@@ -122,10 +122,12 @@ def build_image(
     message: str,
     created_by: str,
     changes: Sequence[str],
+    unpack: Callable[[Manifest, ImageConfig], object],
 ) -> Image:
     """Put a new image together: the base's layers and one more, or none more when `layer` is None.
 
-    The config keeps all that the base's has, members unknown to us too.
+    The config keeps all that the base's has, members unknown to us too. There is no image before `unpack` has
+    returned.
     """
     if base is None and layer is None:
         raise InvalidError("an image has a base or a layer")
@@ -156,6 +158,7 @@ def build_image(
     )
     lease.add("blob", str(manifest.digest))
     lease.add("image", str(manifest.digest))
+    unpack(manifest, config)
     return images.put(manifest.raw, manifest.media_type)
 
 

@@ -6,7 +6,7 @@ A container's layer has the container's id as its key. The process part is `laye
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import os
 import re
 import sqlite3
@@ -21,19 +21,23 @@ from layerfs.compression import Compression
 from layerfs.database import Database, now_ns
 from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError, ProcessError
 from layerfs.images import Image, Images, full_name
-from layerfs.layers import Layers, Step
+from layerfs.layer_table import Step
 from layerfs.leases import Lease
 from layerfs.liveness import Owner
 from layerfs.mount_options import MountOptions
 from layerfs.progress import Progress, Silent
+from layerfs.value import field, frozen, replace
 
 if TYPE_CHECKING:
+    from layerfs.layers import Layers
+    from layerfs.oci.config import ImageConfig
+    from layerfs.oci.manifest import Manifest
     from layerfs.runtime.settings import RunSettings
     from layerfs.tree.change import Change, ChangeKind
 
 CONTAINER_LABEL: Final = "layerfs.container"
 _KILL_SECONDS: Final = 10.0
-_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_NAME: Final = r"[a-zA-Z0-9][a-zA-Z0-9_.-]*"
 _COLUMNS: Final = (
     "id, name, driver, image, image_name, settings, status, exit_code, created_ns, started_ns, finished_ns,"
     " pid, start, boot"
@@ -45,7 +49,7 @@ _INSERT: Final = (
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Container:
     """One container, as it was when it was asked for.
 
@@ -66,7 +70,7 @@ class Container:
     started: float | None
     finished: float | None
     pid: int | None
-    _containers: Containers = dataclasses.field(repr=False, compare=False)
+    _containers: Containers = field(repr=False, compare=False)
 
     def mount(self, target: Path, *, read_only: bool = False, options: Sequence[str] = ()) -> None:
         """Mount the tree on a directory, where it stays until `unmount`; see `Layers.mount`.
@@ -103,6 +107,11 @@ class Container:
             for one in records
             if one.target and not one.held and layers.ledger.near(one)
         ]
+
+    def dead_mounts(self) -> list[Path]:
+        """Give those of `mounts` whose server was killed; of one that does not answer soon nobody can say."""
+        layers = self._containers.layers_of(self.driver)
+        return [target for target in self.mounts() if layers.is_dead(target)]
 
     def mounted(self, *, read_only: bool = False) -> contextlib.AbstractContextManager[Path]:
         """Mount the tree for the length of a block, which gets the directory; see `Layers.mounted`."""
@@ -250,7 +259,7 @@ class Containers:
         """
         from layerfs.runtime.settings import RunSettings
 
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and not re.fullmatch(_NAME, name):
             raise InvalidError(
                 f"{name!r} cannot name a container", hint="letters, digits, and _ . - behind the first"
             )
@@ -258,9 +267,9 @@ class Containers:
             raise _taken(name)
         settings = settings or RunSettings()
         if command is not None:
-            settings = dataclasses.replace(settings, command=tuple(command))
+            settings = replace(settings, command=tuple(command))
         found = self._images.get(image)
-        parent = self.unpack(found, progress=progress)
+        parent = self.unpack(found.manifest, found.config, progress=progress)
         layers = self.layers_of(self._driver)
         container_id = os.urandom(32).hex()
         # Until the container is recorded, only the lease tells that its layer is needed.
@@ -289,9 +298,9 @@ class Containers:
             raise InUseError(f"container {container.name} is running already")
         settings = container.settings
         if tty is not None:
-            settings = dataclasses.replace(settings, tty=tty)
+            settings = replace(settings, tty=tty)
         if interactive is not None:
-            settings = dataclasses.replace(settings, interactive=interactive)
+            settings = replace(settings, interactive=interactive)
         config = self._images.get(container.image_digest).config.config
         spec = process.resolve(config, settings, hostname=container.id[:12])
 
@@ -300,10 +309,23 @@ class Containers:
             if on_start is not None:
                 on_start(pid)
 
-        with self.layers_of(container.driver).held(container.id) as mount:
+        layers = self.layers_of(container.driver)
+
+        def dead() -> None:
+            # With its last line: `run --rm` takes the log away with the container.
+            logs = "".join(
+                f"; its log {log} ends with: {log.read_text(errors='replace').strip().splitlines()[-1]}"
+                for log in layers.logs(container.id)
+            )
+            self.warn(
+                f"the process that served the files of container {container.name} ended before its own: data"
+                f" that was on its way to them is lost{logs}"
+            )
+
+        with layers.held(container.id) as mount:
             status: int | None = None
             try:
-                status = launch.run(mount, spec, on_start=started)
+                status = launch.run(mount, spec, on_start=started, on_dead=dead)
             except ProcessError as error:
                 status = error.status
                 raise
@@ -311,11 +333,13 @@ class Containers:
                 self._finished(container.id, status)
         return status
 
-    def unpack(self, image: Image, *, progress: Progress | None = None) -> str | None:
+    def unpack(
+        self, manifest: Manifest, config: ImageConfig, *, progress: Progress | None = None
+    ) -> str | None:
         """See that an image's layers are unpacked, and name the topmost; None for an image without layers."""
-        if not image.manifest.layers:
+        if not manifest.layers:
             return None
-        pairs = zip(image.manifest.layers, image.config.diff_ids, strict=True)
+        pairs = zip(manifest.layers, config.diff_ids, strict=True)
         steps = [Step(layer.digest, diff_id) for layer, diff_id in pairs]
         return self.layers_of(self._driver).apply_all(steps, progress=progress).name
 
@@ -346,9 +370,11 @@ class Containers:
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Remove a container with its layer; `force` takes its mounts away, and ends its process, first.
 
+        Who still uses such a mount keeps the files that he has open, and finds the others gone.
+
         Raises:
             NotFoundError: there is no such container.
-            InUseError: it is running or mounted, and there is no `force`, or it cannot be unmounted.
+            InUseError: it is running or mounted, and there is no `force`, or it is mounted out of our reach.
         """
         container = self.get(ref)
         layers = self.layers_of(container.driver)
@@ -363,7 +389,7 @@ class Containers:
                 self._kill(container)
         if force:
             for target in container.mounts():
-                layers.unmount(target)
+                layers.unmount(target, force=True)
         with contextlib.suppress(NotFoundError):
             layers.remove(container.id)
             return
@@ -425,8 +451,8 @@ class Containers:
             image = committing.build_image(
                 self._images, self._blobs, lease, layer, base=base, author=author, message=message,
                 created_by=" ".join(container.settings.command or ()) or "layerfs commit", changes=changes,
+                unpack=functools.partial(self.unpack, progress=progress),
             )  # fmt: skip
-            self.unpack(image, progress=progress)
             # The name comes last, so that it never stands for a tree that cannot be unpacked.
             if name is not None:
                 return self._images.tag(str(image.digest), name)
@@ -442,7 +468,7 @@ class Containers:
         deadline = time.monotonic() + _KILL_SECONDS
         while True:
             try:
-                with layers.lock(driver_id, what=f"container {container.name}"):
+                with layers.lock(driver_id, name=container.id):
                     return
             except InUseError:
                 if time.monotonic() > deadline:

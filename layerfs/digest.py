@@ -1,7 +1,5 @@
 """Digests: content by the name of its hash, such as ``sha256:9f86...``."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -25,7 +23,7 @@ class Digest(NamedTuple):
     hex: str
 
     @classmethod
-    def parse(cls, text: str) -> Digest:
+    def parse(cls, text: str) -> "Digest":
         """Read ``ALGORITHM:HEX``; hexadecimal digits are lower case, as the specification says.
 
         Raises:
@@ -42,11 +40,11 @@ class Digest(NamedTuple):
         return cls(algorithm, encoded)
 
     @classmethod
-    def of(cls, data: bytes | memoryview, algorithm: str = "sha256") -> Digest:
+    def of(cls, data: bytes | memoryview, algorithm: str = "sha256") -> "Digest":
         """Hash bytes."""
         return cls(algorithm, hashlib.new(algorithm, data, usedforsecurity=False).hexdigest())
 
-    def hasher(self) -> _Hash:
+    def hasher(self) -> "_Hash":
         """Begin a hash of this digest's algorithm; compare its `hexdigest()` with `hex`."""
         return hashlib.new(self.algorithm, usedforsecurity=False)
 

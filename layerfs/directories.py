@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -65,7 +64,7 @@ class LayerDirectories:
         final = self.path(layer)
         if final.is_dir():
             raise ExistsError(f"{self.root} holds a layer {layer} already")
-        temporary, lock = self._temporary(layer)
+        temporary, lock = _temporary(self.root, f".new-{layer}")
         try:
             try:
                 yield temporary
@@ -77,16 +76,6 @@ class LayerDirectories:
                 raise
         finally:
             os.close(lock)
-
-    def _temporary(self, layer: str) -> tuple[Path, int]:
-        """Make a directory with a temporary name and lock it."""
-
-        def make() -> Path:
-            temporary = self.root / f".new-{layer}-{os.urandom(4).hex()}"
-            os.mkdir(temporary, 0o700)
-            return temporary
-
-        return _locked(make)
 
     def remove(self, layer: str) -> None:
         """Delete a layer's directory; a missing one is no error.
@@ -161,7 +150,7 @@ def probing(root: Path) -> Iterator[Path]:
         UnsupportedError: no directory can be made there.
     """
     try:
-        scratch, lock = _locked(lambda: Path(tempfile.mkdtemp(prefix=".check-", dir=root)))
+        scratch, lock = _temporary(root, ".check")
     except OSError as error:
         raise UnsupportedError(
             f"no directory can be made in {root}: {error.strerror}",
@@ -176,10 +165,11 @@ def probing(root: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _locked(make: Callable[[], Path]) -> tuple[Path, int]:
+def _temporary(root: Path, prefix: str) -> tuple[Path, int]:
     """Make a directory and lock it; a sweep may take it in between, then another one is made."""
     while True:
-        temporary = make()
+        temporary = root / f"{prefix}-{os.urandom(4).hex()}"
+        temporary.mkdir(0o700)
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(temporary, _OPEN)
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -16,8 +16,6 @@ What a driver can do beyond the five methods it says by having the methods of a 
 what it leaves out is done through its mount, or not at all.
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -203,7 +201,7 @@ class Configures(Protocol):
         The mount is one that the options, and `mounting.attach_outside`, can work on.
 
         Raises:
-            InvalidError: an option is unknown, or its value makes no sense.
+            OptionError: options are unknown, or their values make no sense.
         """
 
 
@@ -212,4 +210,7 @@ class Logs(Protocol):
     """Writes down what goes wrong in processes of its own, which have nobody to tell."""
 
     def logs(self) -> Iterable[Path]:
-        """List the files that are there: text, the last lines the newest."""
+        """List the files that are there: text, the last lines the newest.
+
+        One that is about one layer has the layer's id in its path, as a whole part.
+        """

@@ -7,6 +7,7 @@ pass through as `OSError`; everything else is one of these::
     ├── InvalidError            input that breaks its specification (also a ValueError)
     │   ├── DocumentError       a JSON document of an image; names the path into it
     │   ├── LayerError          a layer's tar stream; names the entry and the offset
+    │   ├── OptionError         options of a mount that there are not, or whose values make no sense
     │   └── ArchiveError        an OCI layout or a docker archive
     ├── BudgetError             valid input that is larger than the caller allows
     ├── VerificationError       content whose digest or size is not the expected one
@@ -66,6 +67,10 @@ class LayerError(InvalidError):
         super().__init__(problem + where, hint=hint)
         self.entry = entry
         self.offset = offset
+
+
+class OptionError(InvalidError):
+    """Options of a mount (mount(8), -o) that there are not, or whose values make no sense; names them all."""
 
 
 class ArchiveError(InvalidError):

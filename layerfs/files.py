@@ -14,12 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from layerfs import linux
 from layerfs.errors import InUseError, printable
 
 _CHUNK: Final = 1 << 20
 _XFS_ACLS: Final = b"trusted.SGI_ACL_"
 _WRITE_BEHIND: Final = 8 << 20
+# How often somebody may put something into a tree that is being removed.
+_REFILLED_MAXIMUM: Final = 10_000
+_SYNCED_RANGE: Final = 8 << 20
 _COPY_RANGE_MAXIMUM: Final = 1 << 30
 _NO_REFLINK: Final = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
@@ -76,6 +78,8 @@ class WriteBehind:
     def reach(self, size: int) -> None:
         """Hear that the file has so many bytes by now."""
         if size - self._begun >= _WRITE_BEHIND:
+            from layerfs import linux
+
             linux.start_writing_back(self._descriptor, self._begun, size - self._begun)
             self._begun = size
 
@@ -103,7 +107,7 @@ def sync_directory(path: Path | str | bytes) -> None:
         os.close(descriptor)
 
 
-def copy_data(source: int, target: int, *, size: int, reflink: bool = True) -> bool:
+def copy_data(source: int, target: int, *, size: int, reflink: bool = True, syncing: bool = False) -> bool:
     """Copy a file of `size` bytes into an empty one, the cheapest way that the file systems allow.
 
     Shares the extents where it can (FICLONE), else copies inside the kernel (copy_file_range(2)), else
@@ -114,6 +118,7 @@ def copy_data(source: int, target: int, *, size: int, reflink: bool = True) -> b
         target: descriptor of an empty file, open for writing.
         size: the source's length in bytes, holes included.
         reflink: False spares the attempt to share; for the next file after this returned False.
+        syncing: the caller will bring the copy to disk, so that the writing there may begin at once.
 
     Returns:
         Whether the file system shared the extents; what is False for one file is so for all files of the
@@ -122,6 +127,8 @@ def copy_data(source: int, target: int, *, size: int, reflink: bool = True) -> b
     if size == 0:
         return reflink
     if reflink:
+        from layerfs import linux
+
         try:
             linux.clone_file(source, target)
             return True
@@ -132,7 +139,7 @@ def copy_data(source: int, target: int, *, size: int, reflink: bool = True) -> b
     while start < size:
         hole = os.lseek(source, start, os.SEEK_HOLE)
         if hole > start:
-            _copy_range(source, target, start, min(hole, size))
+            _copy_range(source, target, start, min(hole, size), syncing=syncing)
         if hole >= size:
             return False
         try:
@@ -145,12 +152,17 @@ def copy_data(source: int, target: int, *, size: int, reflink: bool = True) -> b
     return False
 
 
-def _copy_range(source: int, target: int, start: int, end: int) -> None:
+def _copy_range(source: int, target: int, start: int, end: int, *, syncing: bool) -> None:
+    from layerfs import linux
+
+    most = _SYNCED_RANGE if syncing else _COPY_RANGE_MAXIMUM
     try:
         while start < end:
-            done = os.copy_file_range(source, target, min(end - start, _COPY_RANGE_MAXIMUM), start, start)
+            done = os.copy_file_range(source, target, min(end - start, most), start, start)
             if done == 0:
                 break  # some file systems answer 0 for files that they cannot splice: reading tells
+            if syncing:
+                linux.start_writing_back(target, start, done)
             start += done
     except OSError as error:
         if error.errno not in _NO_COPY_RANGE:
@@ -210,6 +222,8 @@ def open_directory(directory: int, name: bytes | str) -> int:
         InUseError: something is mounted there.
         NotADirectoryError: it is something else, a symlink included.
     """
+    from layerfs import linux
+
     try:
         return linux.openat2(
             directory,
@@ -243,7 +257,8 @@ def remove_tree(parent: int, name: bytes | str) -> None:
     """Delete a file or a whole directory of the open directory `parent`; what is missing is no error.
 
     Goes down and up by single names and holds two descriptors, whatever the depth. Directories without
-    write permission are opened up first. Symlinks are deleted, not followed.
+    write permission are opened up first. Symlinks are deleted, not followed. What somebody still makes in
+    there meanwhile goes too.
 
     Raises:
         InUseError: something is mounted beneath; what came before it in the walk is gone.
@@ -253,6 +268,7 @@ def remove_tree(parent: int, name: bytes | str) -> None:
         return
     # One item for each directory on the way down: its name, identity, and subdirectories still to remove.
     path: list[tuple[bytes | str, tuple[int, int], list[str]]] = []
+    refilled = 0
     try:
         path.append((name, _identity(current), _remove_files(current)))
         while True:
@@ -265,18 +281,40 @@ def remove_tree(parent: int, name: bytes | str) -> None:
                     current = entered
                     path.append((below, _identity(current), _remove_files(current)))
                 continue
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            above = os.open(b"..", flags, dir_fd=current) if len(path) > 1 else os.dup(parent)
+            removed = False
+            try:
+                if len(path) > 1 and _identity(above) != path[-2][1]:
+                    raise InUseError(f"{printable(os.fsencode(here))!r} was moved while it was removed")
+                removed = _remove_empty(above, here)
+            finally:
+                if not removed:
+                    os.close(above)
+            if not removed:
+                refilled += 1
+                if refilled > _REFILLED_MAXIMUM:
+                    raise InUseError(f"{printable(os.fsencode(here))!r} was filled while it was removed")
+                waiting += _remove_files(current)
+                continue
             path.pop()
-            if not path:
-                os.rmdir(here, dir_fd=parent)
-                return
-            above = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=current)
             os.close(current)
             current = above
-            if _identity(current) != path[-1][1]:
-                raise InUseError(f"{printable(os.fsencode(here))!r} was moved while it was removed")
-            os.rmdir(here, dir_fd=current)
+            if not path:
+                return
     finally:
         os.close(current)
+
+
+def _remove_empty(parent: int, name: bytes | str) -> bool:
+    """Delete a directory; False when something has come into it."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        return False
+    return True
 
 
 def _enter_to_remove(parent: int, name: bytes | str) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Sequence
 from typing import Final
 
@@ -64,6 +63,8 @@ def unmount(target: str, *, lazy: bool = False) -> None:
 
 def _run(arguments: list[str], environment: dict[str, str]) -> str | None:
     """Run fusermount3; None when it succeeded, else its words."""
+    import shutil
+
     program = next(filter(None, map(shutil.which, _PROGRAMS)), None)
     if program is None:
         raise MountError(

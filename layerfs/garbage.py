@@ -8,7 +8,6 @@ lease, and what is younger than the grace period.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from layerfs.errors import InUseError, NotFoundError
 from layerfs.layers import Layers
 from layerfs.leases import leased
 from layerfs.ledger import Ledger
+from layerfs.value import frozen
 
 GRACE_SECONDS: Final = 3600.0
 # What is in the trash is being deleted by whoever put it there, and is a crash's when it stays.
@@ -40,7 +40,7 @@ class Item(NamedTuple):
     reason: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Report:
     """What a collection did, or would do in a dry run."""
 

@@ -6,7 +6,6 @@ id is the digest of its config, as docker's is.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -19,15 +18,16 @@ from layerfs.errors import ArchiveError, InUseError, InvalidError, NotFoundError
 from layerfs.oci.config import History, ImageConfig
 from layerfs.oci.manifest import Manifest
 from layerfs.reference import Reference
+from layerfs.value import frozen
 
 # A document of an image that is larger is refused (PITFALLS: budgets).
 DOCUMENT_MAXIMUM: Final = 4 << 20
 # Inside of the class `list` is the method.
 _Lines = list[str]
-_SHORT_ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{2,64})")
+_SHORT_ID: Final = r"(?:sha256:)?([0-9a-f]{2,64})"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Image:
     """One image of the store.
 
@@ -58,7 +58,7 @@ class Image:
         return tuple(map(str, self.config.chain_ids))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Stage:
     """One step of an image's history; `size` is its layer's in bytes, 0 for a change of config alone."""
 
@@ -111,19 +111,8 @@ class Images:
             DocumentError: the manifest or the config is not one.
             ArchiveError: a blob is missing, or the config does not fit the layers.
         """
-        manifest = Manifest.parse(raw, media_type)
+        manifest, config = self.parse(raw, media_type)
         full = [full_name(name) for name in names]
-        for descriptor in (manifest.config, *manifest.layers):
-            if not self._blobs.has(descriptor.digest):
-                raise ArchiveError(
-                    f"image {manifest.digest} needs blob {descriptor.digest}, which is missing"
-                )
-        config = ImageConfig.parse(self._blobs.read(manifest.config.digest, limit=DOCUMENT_MAXIMUM))
-        if len(config.diff_ids) != len(manifest.layers):
-            raise ArchiveError(
-                f"image {manifest.digest} has {len(manifest.layers)} layers, its config"
-                f" {len(config.diff_ids)} diff ids"
-            )
         digest = str(self._blobs.put(raw))
         if digest != str(manifest.digest):
             raise ArchiveError(
@@ -145,6 +134,25 @@ class Images:
             for name in full:
                 _name(connection, name, digest)
         return self._load(digest)
+
+    def parse(self, raw: bytes, media_type: str | None = None) -> tuple[Manifest, ImageConfig]:
+        """Read a manifest and its config, which fit each other and whose blobs are all here.
+
+        Raises as `put` does.
+        """
+        manifest = Manifest.parse(raw, media_type)
+        for descriptor in (manifest.config, *manifest.layers):
+            if not self._blobs.has(descriptor.digest):
+                raise ArchiveError(
+                    f"image {manifest.digest} needs blob {descriptor.digest}, which is missing"
+                )
+        config = ImageConfig.parse(self._blobs.read(manifest.config.digest, limit=DOCUMENT_MAXIMUM))
+        if len(config.diff_ids) != len(manifest.layers):
+            raise ArchiveError(
+                f"image {manifest.digest} has {len(manifest.layers)} layers, its config"
+                f" {len(config.diff_ids)} diff ids"
+            )
+        return manifest, config
 
     def tag(self, ref: str, name: str) -> Image:
         """Give an image a further name, which moves here from the image that has it.
@@ -248,7 +256,7 @@ class Images:
         row = self._database.row("SELECT manifest FROM images WHERE manifest = ?", digest)
         if row is not None:
             return str(row[0])
-        if matched := _SHORT_ID.fullmatch(ref):
+        if matched := re.fullmatch(_SHORT_ID, ref):
             rows = self._database.rows(
                 "SELECT manifest, config FROM images WHERE config GLOB ? ORDER BY created_ns DESC",
                 f"sha256:{matched[1]}*",

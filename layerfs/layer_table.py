@@ -5,7 +5,6 @@ No file is touched here; `layers` and `unpacking` do that before or after.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
 import os
@@ -20,6 +19,7 @@ from layerfs.driver import Usage
 from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError
 from layerfs.leases import Lease, leased
 from layerfs.liveness import boot_id
+from layerfs.value import frozen
 
 
 class State(enum.Enum):
@@ -30,7 +30,7 @@ class State(enum.Enum):
     COMMITTED = "committed"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Layer:
     """What the store knows of a layer.
 
@@ -57,7 +57,7 @@ class Layer:
     row: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """One layer of an image to be unpacked: the blob as it is stored, and the digest of its plain tar."""
 
@@ -65,7 +65,7 @@ class Step:
     diff_id: Digest
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Facts:
     """What becomes known of a layer when it is committed."""
 
@@ -78,7 +78,7 @@ class Facts:
     blob_size: int | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Draft:
     """A layer that is being unpacked, to be committed as `name`."""
 
@@ -126,6 +126,11 @@ class LayerTable:
         if row is None:
             raise _missing(name)
         return _layer(row)
+
+    def committed(self, name: str) -> Layer | None:
+        """Look a committed layer up by its name; None when there is none."""
+        row = self.database.row(f"{_SELECT} AND l.name = ? AND l.state = 'committed'", self.driver, name)
+        return None if row is None else _layer(row)
 
     def has(self, name: str) -> bool:
         """Say whether a key or name is taken."""
@@ -292,6 +297,18 @@ class LayerTable:
             )  # fmt: skip
             if cursor.rowcount != 1:
                 raise _missing(layer.name)
+
+    def called(self, name: str | None) -> str:
+        """Say in words which layer it is; a container's goes by the container's name, which users know."""
+        container = self.container(name)
+        if container is not None:
+            return f"container {container}"
+        return "the layer" if name is None else f"layer {name!r}"
+
+    def container(self, name: str | None) -> str | None:
+        """Give the name of the container whose layer this is, None if it is none's."""
+        row = self.database.row("SELECT name FROM containers WHERE id = ?", name)
+        return None if row is None else str(row[0])
 
     # -- removal
 

@@ -14,6 +14,7 @@ exclusive while it is written, sealed or removed, and while a writable mount of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import time
@@ -25,8 +26,8 @@ from layerfs import linux
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
 from layerfs.digest import Digest
-from layerfs.driver import Configures, Diffs, Driver, Measures, Seals, Usage
-from layerfs.errors import ExistsError, InUseError, InvalidError, LayerfsError, NotFoundError
+from layerfs.driver import Configures, Diffs, Driver, Logs, Measures, Seals, Usage
+from layerfs.errors import ExistsError, InUseError, InvalidError, LayerfsError, NotFoundError, OptionError
 from layerfs.files import Lock
 from layerfs.layer_table import Facts, Layer, LayerTable, State, Step, check_name
 from layerfs.leases import Lease
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from layerfs.unpacking import Chain
 
 _PATIENCE_SECONDS = 0.1
+_ANSWER_SECONDS = 1.0
 
 __all__ = ["Layer", "Layers", "State", "Step", "chain_ids"]
 
@@ -114,7 +116,7 @@ class Layers:
         layer = self.table.find(key)
         if layer.state is not State.ACTIVE:
             raise InvalidError(f"layer {key!r} is {layer.state.value}; only an active one is committed")
-        with self.lock(layer.driver_id, what=f"layer {key!r}"), Lease(self._database) as lease:
+        with self.lock(layer.driver_id, name=key), Lease(self._database) as lease:
             self._refuse_live(layer, writable_only=True)
             if self.table.has(name):
                 raise ExistsError(f"there is a layer {name!r} already")
@@ -140,7 +142,7 @@ class Layers:
             InUseError: it has children, is leased or mounted, or an image needs it.
         """
         layer = self.table.find(name)
-        with self.lock(layer.driver_id, what=f"layer {name!r}") as lock:
+        with self.lock(layer.driver_id, name=name) as lock:
             self._refuse_live(layer)
             self.table.mark(layer, containers=containers)
             self._erase(layer.row, layer.driver_id, lock)
@@ -205,12 +207,15 @@ class Layers:
             LayerError: a layer's stream cannot be accepted.
             VerificationError: a layer's uncompressed content is not the promised one.
         """
+        names = chain_ids((step.diff_id for step in steps), parent=parent)
+        if names and (found := self.table.committed(names[-1])) is not None:
+            return found
         with (
             Lease(self._database) as lease,
             self.chain(steps, lease, parent=parent, progress=progress) as chain,
         ):
             chain.finish()
-            return self.table.find(chain_ids((step.diff_id for step in steps), parent=parent)[-1])
+            return self.table.find(names[-1])
 
     def chain(
         self,
@@ -250,7 +255,7 @@ class Layers:
                 raise InUseError(f"a layer is {record}", hint="unmount everything before a repair")
         with Lease(self._database) as lease:
             unpacking = Unpacking(self, lease, budget=self.budget, warn=self._warn, progress=Silent())
-            with self.lock(layer.driver_id, what=f"layer {name!r}"), unpacking:
+            with self.lock(layer.driver_id, name=name), unpacking:
                 unpacking.begin(Step(layer.blob, layer.diff_id), name, layer.parent, alone=True)
                 unpacking.replace(layer)
             # The old files could not be removed under our own lock.
@@ -295,7 +300,7 @@ class Layers:
             NotFoundError: no such layer.
             FileNotFoundError: no such directory.
             InUseError: the layer is mounted writable already, or `target` has a mount of this store.
-            InvalidError: the driver has not all of these options.
+            OptionError: the driver has not all of these options.
             UnsupportedError: an ordinary user cannot mount with this driver.
             MountError: the kernel refused.
         """
@@ -319,19 +324,44 @@ class Layers:
                 mount = Restricted(mount.source, mount, added, cleared)
             mounting.attach(mount, target)
 
-    def unmount(self, target: Path) -> None:
+    def unmount(self, target: Path, *, force: bool = False) -> None:
         """Unmount what `mount` put on a directory.
+
+        With `force` a mount in use leaves the tree at once, with what is mounted beneath it, and ends with
+        its last user.
 
         Raises:
             NotFoundError: nothing of this store is mounted there.
-            InUseError: files below it are open.
+            InUseError: files below it are open, and there is no `force`.
         """
         target = target.resolve()
         found = self.ledger.at(target)
         if not found:
             raise NotFoundError(f"nothing of this store is mounted at {target}")
-        self._detach(found[0], target, lazy=self.ledger.dead(found[0]))
+        try:
+            self._detach(found[0], target, lazy=self.ledger.dead(found[0]))
+        except InUseError:
+            if not force:
+                raise
+            self._detach(found[0], target, lazy=True)
         self.ledger.forget(found[0].id)
+
+    def is_dead(self, target: Path) -> bool:
+        """Say whether the server of what `mount` put on a directory was killed.
+
+        One that does not answer within a second counts as living.
+        """
+        import threading
+
+        found = self.ledger.at(target)
+        if not found:
+            return False
+        answers: list[bool] = []
+        # The system call cannot be given up; a thread can.
+        asking = threading.Thread(target=lambda: answers.append(self.ledger.dead(found[0])), daemon=True)
+        asking.start()
+        asking.join(_ANSWER_SECONDS)
+        return answers == [True]
 
     def clear(self, records: Iterable[Record]) -> list[Record]:
         """Take the mounts among these whose server was killed away; give the records of the others."""
@@ -345,6 +375,17 @@ class Layers:
             self.ledger.forget(record.id)
             self._warn(f"the server of {target} had died; the mount is cleared away")
         return living
+
+    def logs(self, name: str) -> list[Path]:
+        """Give the files in which processes that served a layer wrote down errors of their own."""
+        if not isinstance(self.driver, Logs):
+            return []
+        driver_id = self.table.find(name).driver_id
+        return [
+            log
+            for log in self.driver.logs()
+            if driver_id in log.parts and log.read_text(errors="replace").strip()
+        ]
 
     def mounts(self, name: str) -> list[Record]:
         """Give the live mounts of a layer."""
@@ -397,7 +438,7 @@ class Layers:
         with contextlib.ExitStack() as stack:
             busy: InUseError | None = None
             try:
-                stack.enter_context(self.lock(layer.driver_id, shared=not writable, what=f"layer {name!r}"))
+                stack.enter_context(self.lock(layer.driver_id, shared=not writable, name=name))
             except InUseError as error:
                 busy = error
             live = self._reachable(layer)
@@ -436,9 +477,10 @@ class Layers:
 
     # -- parts that `unpacking`, `garbage` and `check` use too
 
-    def lock(self, driver_id: str, *, shared: bool = False, what: str = "the layer") -> Lock:
+    def lock(self, driver_id: str, *, shared: bool = False, name: str | None = None) -> Lock:
         """Give a layer's lock, not yet taken; taking it raises InUseError when it is not free soon."""
-        return _LayerLock(self.root / "locks" / driver_id, what, shared=shared)
+        called = functools.partial(self.table.called, name)
+        return _LayerLock(self.root / "locks" / driver_id, called, shared=shared)
 
     def erase(self, row: int, driver_id: str) -> bool:
         """Delete a layer that is marked as removed; False when another process does so, or it must wait."""
@@ -556,7 +598,7 @@ class Layers:
         layer = self.table.find(name)
         writable = self._writable(layer, read_only)
         place = b"" if target is None else os.fsencode(target)
-        with self.lock(layer.driver_id, shared=not writable, what=f"layer {name!r}"):
+        with self.lock(layer.driver_id, shared=not writable, name=name):
             if writable:
                 self._refuse_live(layer, writable_only=True)
             mount = self._mount_of(layer, read_only=not writable, options=options)
@@ -581,8 +623,8 @@ class Layers:
                 return self.driver.configured(stack[-1], stack[:-1], read_only=read_only, options=options.own)
             if options.own:
                 known = ", ".join(GENERAL)
-                raise InvalidError(
-                    f"the driver {self.driver.name} has no mount option {options.own[0]!r}",
+                raise OptionError(
+                    f"the driver {self.driver.name} has no mount option {', '.join(map(repr, options.own))}",
                     hint=f"it takes {known}",
                 )
         return self.driver.mount(stack[-1], stack[:-1], read_only=read_only)
@@ -611,17 +653,17 @@ class Layers:
         for record in self.clear(self.ledger.live(layer.row, locked=True)):
             if not (writable_only and record.read_only):
                 raise InUseError(
-                    f"layer {layer.name!r} is {record}",
+                    f"{self.table.called(layer.name)} is {record}",
                     hint=f"layerfs umount {os.fsdecode(record.target)}" if record.target else None,
                 )
 
 
 class _LayerLock(Lock):
-    """A layer's lock, waited for no longer than others need to look at it; its error names the layer."""
+    """A layer's lock, waited for no longer than others need to look at it; `called` names it in the error."""
 
-    def __init__(self, path: Path, what: str, *, shared: bool) -> None:
+    def __init__(self, path: Path, called: Callable[[], str], *, shared: bool) -> None:
         super().__init__(path, shared=shared, blocking=False)
-        self._what = what
+        self._called = called
 
     def acquire(self) -> _LayerLock:
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -632,7 +674,7 @@ class _LayerLock(Lock):
             except InUseError as error:
                 if time.monotonic() > deadline:
                     raise InUseError(
-                        f"{self._what} is in use by another process or thread",
+                        f"{self._called()} is in use by another process or thread",
                         hint="layerfs ps shows what runs and what is mounted",
                     ) from error
             time.sleep(0.005)

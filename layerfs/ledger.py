@@ -11,23 +11,24 @@ shows nothing and writes nothing, and whoever needs its layer or its place takes
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from layerfs import liveness
 from layerfs.database import Database, now_ns
 from layerfs.liveness import Owner
 from layerfs.mount import Bind, Mount
+from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.mounting import MountInfo
     from layerfs.outside import Outside
 
 
-class Record(NamedTuple):
+@frozen
+class Record:
     """One recorded mount; `layer` is the row of `layers`, `directory` that of a bind mount."""
 
     id: int
@@ -113,12 +114,9 @@ class Ledger:
             top = info if info.target == record.target else top
         if top is None or not top.fstype.startswith("fuse") or shown(record, [top]) is None:
             return False
-        try:
-            # The one question that no cache of the kernel answers.
-            os.statvfs(record.target)
-        except OSError as error:
-            return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-        return False
+        from layerfs import mounting
+
+        return mounting.is_dead(record.target)
 
     def all(self) -> list[Record]:
         """Give every record, live or stale."""

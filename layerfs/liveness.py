@@ -1,10 +1,7 @@
 """Who is still alive: boots, processes and mount namespaces, named so that reused numbers never mislead."""
 
-from __future__ import annotations
-
 import functools
 import os
-import signal
 from typing import NamedTuple
 
 
@@ -62,6 +59,8 @@ def kill(owner: Owner) -> None:
     Raises:
         PermissionError: it is not ours to kill.
     """
+    import signal
+
     try:
         process = os.pidfd_open(owner.pid)
     except ProcessLookupError:

@@ -6,18 +6,19 @@ frozen value of its own and registers how it is attached (`mounting.attach.regis
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
+from layerfs.value import frozen
 
-@dataclasses.dataclass(frozen=True, slots=True)
+
+@frozen
 class Mount:
     """A tree that can be attached; `source` is the name that /proc/self/mountinfo will show where it can."""
 
     source: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Bind(Mount):
     """A directory shown as it is."""
 
@@ -25,7 +26,7 @@ class Bind(Mount):
     read_only: bool
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Overlay(Mount):
     """An overlayfs mount (kernel documentation, filesystems/overlayfs.rst).
 
@@ -39,7 +40,7 @@ class Overlay(Mount):
     options: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Restricted(Mount):
     """Another mount with other attributes: MOUNT_ATTR_ flags, set after some cleared (mount_setattr(2))."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Final
 
 from layerfs import linux
-from layerfs.errors import InvalidError
+from layerfs.errors import OptionError
+from layerfs.value import frozen
 
 # mount(8), FILESYSTEM-INDEPENDENT MOUNT OPTIONS: what is set and what is taken back (mount_setattr(2)).
 _ATTRIBUTES: Final[dict[str, tuple[int, int]]] = {
@@ -32,7 +32,7 @@ _ATTRIBUTES: Final[dict[str, tuple[int, int]]] = {
 GENERAL: Final = tuple(_ATTRIBUTES)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class MountOptions:
     """Options in the order in which they were given; of two that exclude each other the later one holds.
 
@@ -47,13 +47,15 @@ class MountOptions:
         """Sort options, each a word or several with commas between them.
 
         Raises:
-            InvalidError: an option is given a value that it does not take.
+            OptionError: an option is given a value that it does not take.
         """
         words = [word for text in given for word in text.split(",") if word]
-        for word in words:
-            name, equals, _ = word.partition("=")
-            if equals and name in _ATTRIBUTES:
-                raise InvalidError(f"the mount option {name!r} takes no value")
+        wrong = [word for word in words if "=" in word and word.partition("=")[0] in _ATTRIBUTES]
+        if wrong:
+            raise OptionError(
+                f"of the mount options given, {', '.join(map(repr, wrong))} must not have a value",
+                hint=f"without a value there are {', '.join(GENERAL)}",
+            )
         general = tuple(word for word in words if word in _ATTRIBUTES)
         return cls(general, tuple(word for word in words if word not in _ATTRIBUTES))
 

@@ -14,11 +14,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from layerfs import linux
 from layerfs.errors import InUseError, MountError, UnsupportedError
 from layerfs.mount import Bind, Mount, Overlay, Restricted
+from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.outside import Outside
@@ -87,7 +88,7 @@ def attach_outside(mount: Mount, target: Path, outside: Outside, options: Sequen
     )
 
 
-@attach.register
+@attach.register(Restricted)
 def _attach_restricted(mount: Restricted, target: Path | int) -> None:
     """Change the attributes before anybody can see the mount, where its class allows that."""
     try:
@@ -125,12 +126,12 @@ def _topmost(target: Path | int) -> Iterator[int]:
         os.close(descriptor)
 
 
-@attach.register
+@attach.register(Bind)
 def _attach_bind(mount: Bind, target: Path | int) -> None:
     attach_tree(_detached_bind(mount), target)
 
 
-@detached.register
+@detached.register(Bind)
 def _detached_bind(mount: Bind) -> int:
     try:
         return _clone_bind(mount)
@@ -138,7 +139,7 @@ def _detached_bind(mount: Bind) -> int:
         raise _refused(f"cannot bind {mount.directory}", error) from error
 
 
-@open_mount.register
+@open_mount.register(Bind)
 def _open_bind(mount: Bind) -> int:
     try:
         tree = _clone_bind(mount)
@@ -149,12 +150,12 @@ def _open_bind(mount: Bind) -> int:
     return readable(tree)
 
 
-@detached.register
+@detached.register(Overlay)
 def _detached_overlay(mount: Overlay) -> int:
     return _new_overlay(mount)
 
 
-@attach.register
+@attach.register(Overlay)
 def _attach_overlay(mount: Overlay, target: Path | int) -> None:
     try:
         tree = _new_overlay(mount)
@@ -164,7 +165,7 @@ def _attach_overlay(mount: Overlay, target: Path | int) -> None:
     attach_tree(tree, target)
 
 
-@open_mount.register
+@open_mount.register(Overlay)
 def _open_overlay(mount: Overlay) -> int:
     try:
         return readable(_new_overlay(mount))
@@ -401,7 +402,8 @@ def detach(target: Path, *, lazy: bool = False) -> None:
         raise _refused(f"cannot unmount {target}", error) from error
 
 
-class MountInfo(NamedTuple):
+@frozen
+class MountInfo:
     """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)); paths are raw bytes, escapes resolved."""
 
     id: int
@@ -465,6 +467,16 @@ def mounted(target: Path) -> MountInfo | None:
         if info.target == place:
             found = info
     return found
+
+
+def is_dead(place: Path | bytes | int) -> bool:
+    """Say whether the process that served a mounted file system is gone; waits for a living one's answer."""
+    try:
+        # The one question that no cache of the kernel answers.
+        os.statvfs(place)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
 
 
 def mounts_below(path: Path) -> list[MountInfo]:

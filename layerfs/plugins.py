@@ -6,8 +6,6 @@ resolved without asking the packages' metadata, which costs more than starting P
 `root` is everywhere the directory that holds one directory per driver (ROOT/drivers).
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Final, NamedTuple
 
 from layerfs.driver import Driver, FallsBack
 from layerfs.errors import NotFoundError, UnsupportedError
+from layerfs.value import frozen
 
 GROUP: Final = "layerfs.drivers"
 
@@ -45,7 +44,8 @@ PREFERENCE: Final = (
 )
 
 
-class Plugin(NamedTuple):
+@frozen
+class Plugin:
     """Where a driver's class is found: ``module:Class``. Nothing is imported before `load`."""
 
     name: str
@@ -74,7 +74,8 @@ class Plugin(NamedTuple):
         return found
 
 
-class Candidate(NamedTuple):
+@frozen
+class Candidate:
     """What one driver can do here.
 
     `reason` says why it does not work, `note` how it does, `hint` what would help; "" where there is nothing
@@ -156,7 +157,7 @@ def choose(root: Path, preferred: str | None = None) -> Driver:
     held = _held(root)
     ranks = [rank for rank in PREFERENCE if not held or rank.name in held]
     ranks += [Rank(name) for name in held if Rank(name) not in PREFERENCE]
-    reasons = []
+    reasons: dict[str, str] = {}
     for name, falls_back in ranks:
         try:
             driver = find(name).load()
@@ -166,17 +167,18 @@ def choose(root: Path, preferred: str | None = None) -> Driver:
         except NotFoundError:
             continue
         except UnsupportedError as error:
-            reasons.append(f"{name}: {error}")
+            # One that ranks twice may fail twice.
+            reasons[name] = f"{name}: {error}"
             continue
         return load(name, root)
     if held:
         raise UnsupportedError(
             f"{root} holds layers of {', '.join(held)}, which does not work here: "
-            f"{'; '.join(reasons) or 'it is not installed'}",
+            f"{'; '.join(reasons.values()) or 'it is not installed'}",
             hint="name a driver to use another one beside them (--driver)",
         )
     raise UnsupportedError(
-        f"no driver works in {root}: {'; '.join(reasons) or 'none is installed'}",
+        f"no driver works in {root}: {'; '.join(reasons.values()) or 'none is installed'}",
         hint="`layerfs drivers` explains each",
     )
 

@@ -1,7 +1,5 @@
 """Names of images as docker writes and completes them: ``debian`` is ``docker.io/library/debian:latest``."""
 
-from __future__ import annotations
-
 import re
 from typing import Final, NamedTuple
 
@@ -14,13 +12,13 @@ _LEGACY_DEFAULT_HOST: Final = "index.docker.io"
 _OFFICIAL: Final = "library/"
 _MAXIMUM: Final = 255
 
-# The grammar of github.com/distribution/reference (reference.go).
+# The grammar of github.com/distribution/reference (reference.go), compiled when a name is first read.
 _HOST_PART = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
-_HOST: Final = re.compile(rf"(?:{_HOST_PART}(?:\.{_HOST_PART})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
+_HOST: Final = rf"(?:{_HOST_PART}(?:\.{_HOST_PART})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
 _PATH_PART = "[a-z0-9]+(?:(?:\\.|_|__|-+)[a-z0-9]+)*"
-_REPOSITORY: Final = re.compile(rf"{_PATH_PART}(?:/{_PATH_PART})*")
-_TAG: Final = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_ID: Final = re.compile("[0-9a-f]{64}")
+_REPOSITORY: Final = rf"{_PATH_PART}(?:/{_PATH_PART})*"
+_TAG: Final = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+_ID: Final = "[0-9a-f]{64}"
 
 
 class Reference(NamedTuple):
@@ -35,13 +33,13 @@ class Reference(NamedTuple):
     digest: Digest | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Reference:
+    def parse(cls, text: str) -> "Reference":
         """Read a name, short or complete; a name with neither tag nor digest gets ``latest``.
 
         Raises:
             InvalidError: docker would refuse it as a name.
         """
-        if _ID.fullmatch(text):
+        if re.fullmatch(_ID, text):
             raise InvalidError(f"{text!r} is an id, not a name")
         rest, at, digest_text = text.partition("@")
         digest = Digest.parse(digest_text) if at else None
@@ -50,9 +48,9 @@ class Reference(NamedTuple):
         if tag is None and digest is None:
             tag = DEFAULT_TAG
         shown = text[:300]
-        if not _HOST.fullmatch(host):
+        if not re.fullmatch(_HOST, host):
             raise InvalidError(f"{shown!r} is not an image name: {host[:100]!r} cannot be a registry's host")
-        if not _REPOSITORY.fullmatch(repository):
+        if not re.fullmatch(_REPOSITORY, repository):
             hint = "a repository's name is lower case" if repository != repository.lower() else None
             raise InvalidError(
                 f"{shown!r} is not an image name: {repository[:100]!r} cannot be a repository", hint=hint
@@ -61,7 +59,7 @@ class Reference(NamedTuple):
             raise InvalidError(
                 f"{shown!r} is not an image name: its repository has over {_MAXIMUM} characters"
             )
-        if tag is not None and not _TAG.fullmatch(tag):
+        if tag is not None and not re.fullmatch(_TAG, tag):
             raise InvalidError(f"{shown!r} is not an image name: {tag[:140]!r} cannot be a tag")
         return cls(host, repository, tag, digest)
 
@@ -79,7 +77,7 @@ class Reference(NamedTuple):
             return self.name
         short = self.repository.removeprefix(_OFFICIAL)
         for name in (short, self.repository):
-            if _split_host(name) == (self.host, self.repository) and not _ID.fullmatch(name):
+            if _split_host(name) == (self.host, self.repository) and not re.fullmatch(_ID, name):
                 return name
         return self.name
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 from layerfs import liveness
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
-from layerfs.containers import Container, Containers
 from layerfs.database import Database, Durability
 from layerfs.errors import ExistsError, InvalidError, NotFoundError, StoreError, UnsupportedError
 from layerfs.files import Lock, write_atomic
 from layerfs.images import Image, Images, full_name
-from layerfs.layers import Layers
 from layerfs.leases import Lease
 from layerfs.progress import Progress, Silent
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
+from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.check import Findings
+    from layerfs.containers import Container, Containers
     from layerfs.driver import Driver
     from layerfs.garbage import Garbage, Report
+    from layerfs.layers import Layers
     from layerfs.oci.descriptor import Descriptor
     from layerfs.oci.platform import Platform
     from layerfs.outside import Outside
@@ -52,8 +53,15 @@ _OURS: Final = frozenset(
     }
 )
 
+# What a crash may have left: records of mounts, running containers, and drafts or half-removed layers.
+_TRACES: Final = (
+    "SELECT EXISTS (SELECT 1 FROM mounts WHERE held = 1 OR boot <> ?),"
+    " EXISTS (SELECT 1 FROM containers WHERE status = 'running'),"
+    " EXISTS (SELECT 1 FROM layers WHERE state IN ('draft', 'removing'))"
+)
 
-@dataclasses.dataclass(frozen=True, slots=True)
+
+@frozen
 class Info:
     """What a store is and holds."""
 
@@ -99,14 +107,32 @@ class Store:
         self._warn = warn
         self._layers: dict[str, Layers] = {}
         self._asked_driver = driver
-        self.driver = self._choose_driver(driver)
-        self.layers = self._add_layers(self.driver)
+        self._driver_name = self._choose_driver(driver)
         self._assembly = Assembly(database, self.blobs, self.layers_of)
         self.blobs.assembles = self._assembly
-        self.images = Images(database, self.blobs, driver=self.driver.name, reclaim=self._reclaim)
-        self.containers = Containers(
-            database, self.blobs, self.images, driver=self.driver.name, layers_of=self.layers_of, warn=warn
-        )
+        self.images = Images(database, self.blobs, driver=self._driver_name, reclaim=self._reclaim)
+
+    # What many a command does not need is imported and made when it is first asked for.
+
+    @functools.cached_property
+    def driver(self) -> Driver:
+        """The driver that was chosen when the store was opened."""
+        return self.layers.driver
+
+    @functools.cached_property
+    def layers(self) -> Layers:
+        """The layers of that driver."""
+        return self.layers_of(self._driver_name)
+
+    @functools.cached_property
+    def containers(self) -> Containers:
+        """The containers of every driver."""
+        from layerfs.containers import Containers
+
+        return Containers(
+            self._database, self.blobs, self.images, driver=self._driver_name, layers_of=self.layers_of,
+            warn=self._warn,
+        )  # fmt: skip
 
     @classmethod
     def open(
@@ -345,8 +371,8 @@ class Store:
             image = committing.build_image(
                 self.images, self.blobs, lease, layer, base=None, author="", message=message,
                 created_by="layerfs import", changes=changes,
+                unpack=functools.partial(self.containers.unpack, progress=shown),
             )  # fmt: skip
-            self.containers.unpack(image, progress=shown)
             # The name comes last, so that it never stands for a tree that cannot be unpacked.
             return self.images.tag(str(image.digest), name)
 
@@ -373,7 +399,7 @@ class Store:
         Raises:
             NotFoundError: there is neither such a container nor such an image.
             InUseError: the container is mounted already.
-            InvalidError: the driver has no such option.
+            OptionError: the driver has no such option.
         """
         try:
             container = self.containers.get(what)
@@ -455,24 +481,26 @@ class Store:
             " (SELECT COUNT(*) FROM layers WHERE state = 'committed')"
         )
         assert row is not None
-        return Info(self.root, self.driver.name, self.durability, FORMAT_VERSION, *row)
+        return Info(self.root, self._driver_name, self.durability, FORMAT_VERSION, *row)
 
     # -- inner parts
 
-    def _choose_driver(self, name: str | None) -> Driver:
-        from layerfs import plugins
-
+    def _choose_driver(self, name: str | None) -> str:
         drivers = self.root / "drivers"
         remembered = self._database.get("driver")
         wanted = name or remembered
         if wanted is not None and (drivers / wanted).is_dir():
-            return plugins.load(wanted, drivers)
+            return wanted
+        from layerfs import plugins
+
         driver = plugins.choose(drivers, wanted)
         if remembered is None:
             self._database.set("driver", driver.name)
-        return driver
+        return driver.name
 
     def _add_layers(self, driver: Driver) -> Layers:
+        from layerfs.layers import Layers
+
         layers = Layers(
             self.root, self._database, self.blobs, driver, durability=self.durability, budget=self._budget,
             warn=self._warn, outside=self._outside,
@@ -520,16 +548,21 @@ class Store:
         return True
 
     def _recover(self) -> None:
-        """Clear away what a crash left; each question is one query while there is nothing to do."""
-        self.layers.recover()
-        self.containers.recover()
-        if self.layers.table.unfinished():
+        """Clear away what a crash left; one query says whether there is anything to do."""
+        boot = liveness.boot_id()
+        traces = self._database.row(_TRACES, boot)
+        assert traces is not None
+        mounts, running, unfinished = traces
+        if mounts:
+            self.layers.recover()
+        if running:
+            self.containers.recover()
+        if unfinished:
             from layerfs import leases
 
             leases.expire(self._database)
             for layers in self.all_layers():
                 layers.finish()
-        boot = liveness.boot_id()
         if self._database.get("boot") != boot:
             self._settle(boot)
             self._database.set("boot", boot)

@@ -164,11 +164,12 @@ class StoreSink:
         return descriptor
 
     def commit(self) -> None:
-        """Commit the layers, add the images, unpack what is left of them, and name them."""
+        """Commit the layers, unpack what is left of the images, add these, and name them."""
         self._end_chain()
+        for descriptor, raw, _ in self._pending:
+            manifest, config = self._images.parse(raw, descriptor.media_type)
+            self._containers.unpack(manifest, config, progress=self._progress)
         added = [self._images.put(raw, descriptor.media_type) for descriptor, raw, _ in self._pending]
-        for image in added:
-            self._containers.unpack(image, progress=self._progress)
         for image, (_, _, names) in zip(added, self._pending, strict=True):
             for name in names:
                 self._images.tag(str(image.digest), name)

@@ -9,7 +9,6 @@ a process of its own.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import select
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from layerfs.layer_table import Draft, Facts, Layer, LayerTable, Step
 from layerfs.leases import Lease
 from layerfs.progress import Progress
 from layerfs.tree.budget import Budget
+from layerfs.value import replace
 from layerfs.worker import Tell, Worker, listen
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Unpacking:
         ((draft, facts),) = self._finish()
         self._table.replace(layer, draft, facts)
         # What was the draft now has the old files, and goes the way of every draft that is not needed.
-        self._begun = [dataclasses.replace(draft, driver_id=layer.driver_id)]
+        self._begun = [replace(draft, driver_id=layer.driver_id)]
         self._jobs = []
 
     def _finish(self) -> list[tuple[Draft, Facts]]:
@@ -231,7 +231,7 @@ class Unpacking:
             assert filling.skeleton is not None
             self._lease.add("blob", str(filled.skeleton))
             self._ingests.append(filling.skeleton)
-            facts = dataclasses.replace(facts, skeleton=filled.skeleton, blob_size=self._size(job))
+            facts = replace(facts, skeleton=filled.skeleton, blob_size=self._size(job))
         elif filling.skeleton is not None and job.incoming is None:
             self._keep_whole(job)
         if job.incoming is not None and job.incoming.ingest is not None:

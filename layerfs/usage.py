@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from layerfs.blobs import Blobs
 from layerfs.containers import Container, Containers
 from layerfs.database import Database
 from layerfs.errors import NotFoundError
 from layerfs.images import Image, Images
+from layerfs.value import frozen
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class ImageUsage:
     """What an image's unpacked layers occupy, in bytes and inodes.
 
@@ -28,7 +27,7 @@ class ImageUsage:
     containers: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class ContainerUsage:
     """What a container's own layer occupies, in bytes and inodes; reclaimable while it does not run."""
 
@@ -38,7 +37,7 @@ class ContainerUsage:
     reclaimable: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class DiskUsage:
     """What a store occupies, in bytes and inodes.
 

@@ -94,5 +94,6 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     in_folder("read-again", read_all, state=State.AGAIN),
     in_folder("sequential-cold", sequential, image="large", state=State.COLD),
     in_folder("sequential-warm", sequential, image="large", state=State.AGAIN),
+    in_folder("random-first", random_reads, image="large"),
     in_folder("random-warm", random_reads, image="large", state=State.AGAIN),
 )

@@ -7,7 +7,6 @@ appended by remounts. All of it happens at a scratch place, so that the target s
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import Final
 from layerfs import linux, mounting
 from layerfs.errors import MountError
 from layerfs.mount import Mount
+from layerfs.value import frozen
 
 # AUFS_BRANCH_MAX as aufs is configured by default.
 MOST_BRANCHES: Final = 127
@@ -30,7 +30,7 @@ _LONGEST_NAME: Final = 1024
 _NUMBERS: Final = b"/dev/shm"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class AufsMount(Mount):
     """Branches merged by the kernel's aufs, top first; only the first one can be `writable`."""
 
@@ -73,12 +73,12 @@ def option_strings(
     return [*strings, current] if current else strings
 
 
-@mounting.attach.register
+@mounting.attach.register(AufsMount)
 def _attach(mount: AufsMount, target: Path | int) -> None:
     mounting.attach_tree(_mounted(mount), target)
 
 
-@mounting.open_mount.register
+@mounting.open_mount.register(AufsMount)
 def _open(mount: AufsMount) -> int:
     return mounting.readable(_mounted(mount))
 

@@ -11,7 +11,6 @@ when the whiteout goes; a killed server leaves a pair, of which nothing shows.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import stat
@@ -21,6 +20,7 @@ from typing import Final
 from layerfs import linux
 from layerfs.files import remove_tree
 from layerfs.tree.whiteouts import OPAQUE, PREFIX, AufsWhiteouts, aufs_marker
+from layerfs.value import frozen
 from layerfs_fuse.dialect import Build, Dialect, Workspace, make_shared
 from layerfs_fuse.places import NO_PLACES, Found, Place
 
@@ -29,7 +29,7 @@ _PREFIX_TEXT: Final = os.fsdecode(PREFIX)
 _NEW: Final = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class AufsDialect(Dialect):
     """Aufs's format; needs neither privilege nor xattrs, and knows no redirects."""
 

@@ -1,7 +1,5 @@
 """What changes a union: files made, removed, renamed and given attributes, in the dialect of its layers."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -222,12 +220,12 @@ class Changes(WritableUnion):
         if node.descriptor >= 0 or node.names or not (node.lookups or node.users):
             return
         if node.children is not None:
-            node.descriptor = os.dup(node.places[0].open())
+            node.descriptor = self.layers.kept(os.dup(node.places[0].open()))
         elif node.upper and node.at is not None:
             if node.users:
                 self.copy_up(node)  # only its metadata may have been
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            node.descriptor = os.open(node.at_name, flags, dir_fd=node.at.open())
+            node.descriptor = self.layers.kept(os.open(node.at_name, flags, dir_fd=node.at.open()))
 
     def _unname(self, node: Node, parent: Node, name: bytes) -> None:
         """Take a name away from a node."""

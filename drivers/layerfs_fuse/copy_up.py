@@ -11,13 +11,12 @@ from typing import Final
 
 from layerfs.files import copy_data, read_xattrs, remove_tree
 from layerfs_fuse.links import Links
-from layerfs_fuse.nodes import Node
+from layerfs_fuse.nodes import LARGE, Node
 from layerfs_fuse.places import Layers, Place
 from layerfs_fuse.union import Union
 
 NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_XATTR: Final = (errno.ENOTSUP, errno.ENODATA)
-_LARGE: Final = 4 << 20
 
 
 class Postponed(Exception):
@@ -74,7 +73,7 @@ class WritableUnion(Union):
     def _copy_up_one(self, node: Node, *, data: bool) -> None:
         found = self.stat(node)
         copied = b""
-        if self.fetch and data and stat.S_ISREG(found.st_mode) and found.st_size >= _LARGE:
+        if self.fetch and data and stat.S_ISREG(found.st_mode) and found.st_size >= LARGE:
             copied = self.fetch(node, found.st_size)
         temporary = copied or self.temporary()
         try:
@@ -184,7 +183,7 @@ class WritableUnion(Union):
                     os.link(
                         temporary, name, src_dir_fd=self.work, dst_dir_fd=place.open(), follow_symlinks=False
                     )
-                undo.callback(_unlink, place, name)
+                    undo.callback(_unlink, place, name)
             with _times_kept(above):
                 os.rename(temporary, node.name, src_dir_fd=self.work, dst_dir_fd=above.open())
             undo.pop_all()

@@ -1,7 +1,5 @@
 """What the kernel has open: files, which follow a copy-up, and listings of directories."""
 
-from __future__ import annotations
-
 import bisect
 import os
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,18 @@ KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 """The flags of open(2) that matter to a server."""
 
 
+class Backing:
+    """A file below that the kernel was given for an inode; `lower` says that it is not the upper layer's."""
+
+    __slots__ = ("identity", "inode", "lower", "users")
+
+    def __init__(self, inode: int, identity: int, *, lower: bool) -> None:
+        self.inode = inode
+        self.identity = identity
+        self.lower = lower
+        self.users = 0
+
+
 class OpenFile:
     """An open regular file; `descriptor` is the file's topmost copy if that is open already."""
 
@@ -31,7 +41,7 @@ class OpenFile:
         self.node = node
         # Appending is the kernel's business: it sends offsets.
         self.flags = flags & KEPT
-        self.backing = 0
+        self.backing: Backing | None = None
         self._upper = node.upper
         self.descriptor = _open(union, node, self.flags) if descriptor < 0 else descriptor
         node.users += 1
@@ -70,6 +80,7 @@ class Readers:
     def __init__(self, union: Union) -> None:
         self._union = union
         self._opened: dict[Node, _Reader] = {}
+        union.layers.relieving.append(self._close_all)
 
     def descriptor(self, node: Node) -> int:
         """Give a descriptor of the topmost copy, valid until the end of the request at hand."""
@@ -103,6 +114,12 @@ class Readers:
         found = self._opened.pop(node, None)
         if found is not None:
             os.close(found.descriptor)
+
+    def _close_all(self) -> bool:
+        opened = list(self._opened)
+        for node in opened:
+            self.close(node)
+        return bool(opened)
 
 
 def _open(union: Union, node: Node, flags: int) -> int:
@@ -152,7 +169,7 @@ class Listings:
             else:
                 yield offsets[index], name, firsts[index] if fresh else 0
 
-    def _read(self, node: Node) -> _Listing:
+    def _read(self, node: Node) -> "_Listing":
         listed = {**dict.fromkeys(_DOTS, 0), **self._union.names(node)}
         names = list(listed)
         offsets: Sequence[int] = range(1, len(names) + 1)

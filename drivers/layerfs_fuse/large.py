@@ -4,8 +4,6 @@ A lower file never changes, so its data can be copied while others are served. O
 that needs the copy begun, once more from the start; until then nothing has happened.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import errno
@@ -22,13 +20,13 @@ _ACL: Final = "system.posix_acl_access"
 
 
 class Request(NamedTuple):
-    """A request to begin anew; `asking` are the uid and gid of who makes it."""
+    """A request to begin anew; `asking` are the uid, gid and thread of who makes it."""
 
     op: int
     unique: int
     identity: int
     body: bytes
-    asking: tuple[int, int]
+    asking: tuple[int, int, int]
 
 
 class _Copy(NamedTuple):
@@ -77,7 +75,7 @@ class LargeFiles:
                 with contextlib.suppress(OSError):
                     os.removexattr(target, _ACL)
                 os.fchmod(target, 0o600)
-                copy_data(source, target, size=size)
+                copy_data(source, target, size=size, syncing=True)
                 # What is safe on disk must not be lost because somebody has opened it for writing.
                 os.fdatasync(target)
             finally:

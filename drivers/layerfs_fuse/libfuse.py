@@ -21,6 +21,7 @@ from layerfs.errors import MountError, UnsupportedError
 from layerfs_fuse import process
 from layerfs_fuse.changes import Maker
 from layerfs_fuse.dialect import Dialect
+from layerfs_fuse.kernel_device import opened_device
 from layerfs_fuse.paths import ENCODING, PathOperations
 
 _FOREVER: Final = 1_000_000_000
@@ -132,12 +133,12 @@ def serve(place: Path, roots: list[int], work: int | None, *, source: str, diale
 
     Raises:
         UnsupportedError: fusepy or libfuse is missing.
-        MountError: libfuse could not mount; the message has its own words.
-        OSError: there is no /dev/fuse.
+        MountError: libfuse could not mount (the message has its own words), or /dev/fuse cannot be opened.
     """
     fuse = load()
     if sys.platform == "linux":
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+        with opened_device():
+            pass
     # libfuse's main program wants a path without symlinks.
     target = os.fsencode(os.path.realpath(place)).decode(ENCODING)
     options = _options(source, writable=work is not None)

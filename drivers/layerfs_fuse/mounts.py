@@ -7,34 +7,29 @@ mount(2), and fusermount3(1) for users who may do neither.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import resource
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from layerfs import fusermount, linux, mounting
 from layerfs.errors import MountError, UnsupportedError
 from layerfs.mount import Mount
-from layerfs.outside import Outside
-from layerfs_fuse import libfuse, process
+from layerfs.value import frozen, replace
+from layerfs_fuse import process
 from layerfs_fuse.dialect import Dialect
+from layerfs_fuse.kernel_device import opened_device
+from layerfs_fuse.lowers import reached
 from layerfs_fuse.options import Options, map_of_namespace
 from layerfs_fuse.overlay_dialect import OverlayDialect
 
+if TYPE_CHECKING:
+    from layerfs.outside import Outside
+
 Front = Literal["kernel", "fusepy"]
 
-_DEVICE: Final = "/dev/fuse"
-_HINTS: Final = {
-    errno.ENOENT: "try `modprobe fuse`; a container must be given the device",
-    errno.ENXIO: "try `modprobe fuse`",
-    errno.ENODEV: "try `modprobe fuse`",
-    errno.EACCES: f"`chmod 666 {_DEVICE}`, as udev does where fuse3 is installed",
-    errno.EPERM: "a container must be given the device",
-}
 # What says that there is no fsopen(2) for us: an old kernel, a filter of system calls, no privilege.
 _NO_FSOPEN: Final = (errno.ENOSYS, errno.EPERM)
 
@@ -43,7 +38,7 @@ _NO_FSOPEN: Final = (errno.ENOSYS, errno.EPERM)
 _READ_AHEAD: Final = 1024
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class FuseMount(Mount):
     """Layers merged by a server of our own; the first fields are those of `layerfs.mount.Overlay`.
 
@@ -54,15 +49,17 @@ class FuseMount(Mount):
     lower: tuple[Path, ...]
     upper: Path | None
     work: Path | None
-    dialect: Dialect = OverlayDialect()  # noqa: RUF009  a frozen value
+    dialect: Dialect = OverlayDialect()
     front: Front = "kernel"
-    options: Options = Options()  # noqa: RUF009  a frozen value
+    options: Options = Options()
     log: Path | None = None
 
 
-@mounting.attach.register
+@mounting.attach.register(FuseMount)
 def _attach(mount: FuseMount, target: Path | int) -> None:
     if mount.front == "fusepy":
+        from layerfs_fuse import libfuse
+
         if isinstance(target, Path):
             libfuse.directory(target)
         with _explained(mount), _Parts(mount) as parts:
@@ -76,14 +73,18 @@ def _attach(mount: FuseMount, target: Path | int) -> None:
     mounting.attach_tree(tree, target)
 
 
-@mounting.open_mount.register
+@mounting.open_mount.register(FuseMount)
 def _open(mount: FuseMount) -> int:
     if mount.front == "fusepy":
+        from layerfs_fuse import libfuse
+
         with _explained(mount), _Parts(mount) as parts:
             return libfuse.open_mount(parts.roots, parts.work, source=mount.source, dialect=mount.dialect)
     try:
         return mounting.readable(_detached(mount))
     except UnsupportedError:
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="layerfs-") as directory:
             _attach_at_once(mount, Path(directory))
             try:
@@ -92,7 +93,7 @@ def _open(mount: FuseMount) -> int:
                 mounting.detach(Path(directory), lazy=True)
 
 
-@mounting.detached.register
+@mounting.detached.register(FuseMount)
 def _detached(mount: FuseMount) -> int:
     """Make the mount with the new API, and start its server.
 
@@ -101,7 +102,7 @@ def _detached(mount: FuseMount) -> int:
     """
     if mount.front == "fusepy":
         raise UnsupportedError("libfuse attaches what it mounts")
-    with _explained(mount), _opened_device() as device, _Parts(mount) as parts:
+    with _explained(mount), opened_device() as device, _Parts(mount) as parts:
         try:
             context = linux.fsopen("fuse")
         except OSError as error:
@@ -131,7 +132,7 @@ def _attach_at_once(mount: FuseMount, target: Path | int) -> None:
     flags = linux.MS_RDONLY if mount.upper is None else 0
     with _explained(mount):
         try:
-            with _opened_device() as device, _Parts(mount) as parts:
+            with opened_device() as device, _Parts(mount) as parts:
                 linux.mount(mount.source, place, "fuse.layerfs", flags, ",".join(_options(device)))
                 with _undone(place):
                     parts.serve(device)
@@ -159,15 +160,15 @@ def _read_ahead(tree: int) -> None:
         place.write_text(f"{_READ_AHEAD}\n")
 
 
-@mounting.attach_outside.register
+@mounting.attach_outside.register(FuseMount)
 def _attach_outside(mount: FuseMount, target: Path, outside: Outside, options: Sequence[str]) -> None:
     """Mount as an ordinary user does, for whom ids are others than in here."""
     chosen = mount.options
     if chosen.uids is None:
-        chosen = dataclasses.replace(chosen, uids=map_of_namespace("/proc/self/uid_map"))
+        chosen = replace(chosen, uids=map_of_namespace("/proc/self/uid_map"))
     if chosen.gids is None:
-        chosen = dataclasses.replace(chosen, gids=map_of_namespace("/proc/self/gid_map"))
-    mount = dataclasses.replace(mount, options=chosen)
+        chosen = replace(chosen, gids=map_of_namespace("/proc/self/gid_map"))
+    mount = replace(mount, options=chosen)
     with _explained(mount):
         outside.mount(str(target), _words(mount, options), serve, mount)
 
@@ -201,20 +202,6 @@ def _undone(target: str) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _opened_device() -> Iterator[int]:
-    try:
-        device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise MountError(
-            f"cannot open {_DEVICE}: {error.strerror}", errno=error.errno, hint=_HINTS.get(error.errno or 0)
-        ) from error
-    try:
-        yield device
-    finally:
-        os.close(device)
-
-
 def _options(device: int) -> tuple[str, ...]:
     return (
         f"fd={device}", "rootmode=40000", f"user_id={os.geteuid()}", f"group_id={os.getegid()}",
@@ -234,11 +221,13 @@ class _Parts:
 
     def __enter__(self) -> _Parts:
         mount = self._mount
-        directories = mount.lower if mount.upper is None else (mount.upper, *mount.lower)
-        with contextlib.ExitStack() as opened:
-            opened.enter_context(_room_for(len(directories)))
-            for directory in directories:
-                self.roots.append(_open_directory(directory, opened))
+        with contextlib.ExitStack() as opened, reached(mount.lower) as lowers:
+            opened.enter_context(_room_for(1 + len(mount.lower)))
+            if mount.upper is not None:
+                self.roots.append(_open_directory(mount.upper, opened))
+            for directory in mount.lower:
+                self.roots.append(lowers.open(directory))
+                opened.callback(os.close, self.roots[-1])
             if mount.work is not None:
                 # Copies are made in a directory of the work directory's, as overlayfs does.
                 with contextlib.suppress(FileExistsError):

@@ -5,19 +5,23 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
+from typing import Final
 
 from layerfs_fuse.origins import Origins
 from layerfs_fuse.places import NO_PLACES, Found, Layers, Place
 
-ROOT_ID = 1
+ROOT_ID: Final = 1
+LARGE: Final = 4 << 20
+"""Bytes from which on a file of a lower layer is large: its data has ways of its own."""
 
 
 class Node:
     """One file of the merged tree; `at` and `at_name` say where its topmost copy lies."""
 
     __slots__ = (
-        "at", "at_name", "children", "descriptor", "id", "linked", "lookups", "name", "names", "number",
-        "parent", "partial", "places", "upper", "users",
+        "at", "at_name", "children", "descriptor", "id", "large", "linked", "lookups", "name", "names",
+        "number", "parent", "partial", "places", "upper", "users",
     )  # fmt: skip
 
     def __init__(self, identity: int, parent: Node | None, name: bytes) -> None:
@@ -33,6 +37,8 @@ class Node:
         self.at: Place | None = None
         self.at_name = b""
         self.upper = False
+        # Whether it is a regular file of `LARGE` bytes or more in a lower layer.
+        self.large = False
         # Whether the upper layer has the file's metadata only.
         self.partial = False
         # How `Nodes` finds it by its file, when that has several names.
@@ -57,6 +63,10 @@ class Nodes:
         self.writable = writable
         self._by_id: dict[int, Node] = {}
         self._next = ROOT_ID
+        # Former ids, with how often each was looked up.
+        self._former: dict[int, int] = {}
+        # The nodes that still have one.
+        self.renewed: set[Node] = set()
         # Files with several names are one node.
         self._linked: dict[tuple[int, int], Node] = {}
         # How many names were taken from files of lower layers, which still count them.
@@ -137,6 +147,7 @@ class Nodes:
             node.places = found.places
         else:
             node.at, node.at_name = found.parent, name
+            node.large = not upper and status.st_size >= LARGE and stat.S_ISREG(status.st_mode)
         if linked:
             self.share(node, status)
         parent.children[name] = node
@@ -188,12 +199,25 @@ class Nodes:
         node.linked = (status.st_dev, status.st_ino)
         self._linked[node.linked] = node
 
+    def renew(self, node: Node) -> None:
+        """Give a node another id; whoever knows it by the former one still finds it."""
+        self._former[node.id] = node.lookups
+        self.renewed.add(node)
+        node.id = self._next
+        self._next += 1
+        self._by_id[node.id] = node
+
     def forget(self, identity: int, count: int) -> None:
         """Take back lookups; a node that has none and no children goes."""
         node = self._by_id.get(identity)
         if node is None or node is self.root:
             return
         node.lookups -= count
+        if identity in self._former:
+            self._former[identity] -= count
+            if self._former[identity] <= 0:
+                del self._former[identity], self._by_id[identity]
+                self.renewed.discard(node)
         self.release(node)
 
     def release(self, node: Node) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal, cast, get_args
 
-from layerfs.errors import InvalidError
+from layerfs.errors import OptionError
+from layerfs.value import frozen
+
+Passed = Literal["all", "upper", "none"]
+"""Whose data the kernel may read and write itself: see `layerfs_fuse.passthrough`."""
 
 _OVERFLOW: Final = 65534
+_DIRECTORIES: Final = ("lowerdir", "upperdir", "workdir")
 _LARGEST: Final = (1 << 32) - 2
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class IdMap:
     """Which owner is shown for which stored one: ranges of (first stored, first shown, how many)."""
 
@@ -34,7 +38,7 @@ class IdMap:
         return None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Options:
     """What is different from a plain mount; ids None: as they are, `timeout` in seconds, None: for ever."""
 
@@ -47,15 +51,17 @@ class Options:
     no_acl: bool = False
     volatile: bool = False
     allow_other: bool = False
+    passthrough: Passed = "all"
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Options:
         """Read options, each ``name`` or ``name=value``.
 
         Raises:
-            InvalidError: one is unknown, or its value makes no sense.
+            OptionError: some are unknown, or their values make no sense.
         """
         found: dict[str, Any] = {}
+        unknown, senseless = [], []
         squash_to_root = False
         for word in words:
             name, equals, value = word.partition("=")
@@ -67,19 +73,31 @@ class Options:
                 field, read = _VALUES[name]
                 try:
                     found[field] = read(value)
-                except ValueError as error:
-                    shape = next(each for each in KNOWN if each.partition("=")[0] == name)
-                    raise InvalidError(
-                        f"the mount option {word!r} makes no sense", hint=f"write {shape}"
-                    ) from error
+                except ValueError:
+                    senseless.append(word)
             elif word not in _VOID:
-                hint = f"the FUSE union takes {', '.join(KNOWN)}, and what holds for any file system"
-                if name in ("lowerdir", "upperdir", "workdir"):
-                    hint = "the directories are those of the container's layers"
-                raise InvalidError(f"there is no mount option {word!r}", hint=hint)
+                unknown.append(word)
+        if unknown or senseless:
+            raise _refused(unknown, senseless)
         if squash_to_root:
             found = {"squash_uid": 0, "squash_gid": 0, **found}
         return cls(**found)
+
+
+def _refused(unknown: list[str], senseless: list[str]) -> OptionError:
+    """Name the options that are wrong, and what there is."""
+    problems, hints = [], []
+    if unknown:
+        problems.append(f"there is no mount option {', '.join(map(repr, unknown))}")
+        hint = f"the FUSE union takes {', '.join(KNOWN)}, and what holds for any file system"
+        if any(word.partition("=")[0] in _DIRECTORIES for word in unknown):
+            hint = f"the directories are those of the container's layers; {hint}"
+        hints.append(hint)
+    if senseless:
+        problems.append(f"{', '.join(map(repr, senseless))} makes no sense")
+        names = {word.partition("=")[0] for word in senseless}
+        hints.append("write " + ", ".join(each for each in KNOWN if each.partition("=")[0] in names))
+    return OptionError("; ".join(problems), hint="; ".join(hints))
 
 
 def _id(text: str) -> int:
@@ -106,6 +124,13 @@ def _unsynced(text: str) -> bool:
     return {"0": True, "1": False}[text] if text in ("0", "1") else bool(_id(""))
 
 
+def _passed(text: str) -> Passed:
+    for known in get_args(Passed):
+        if text == known:
+            return cast(Passed, known)
+    raise ValueError(text)
+
+
 _FLAGS: Final = {
     "static_nlink": "static_nlink",
     "noacl": "no_acl",
@@ -119,6 +144,7 @@ _VALUES: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "squash_to_gid": ("squash_gid", _id),
     "timeout": ("timeout", _seconds),
     "fsync": ("volatile", _unsynced),
+    "passthrough": ("passthrough", _passed),
 }
 # Taken, since scripts write them, and without effect.
 _VOID: Final = frozenset({"xino=off", "xino=auto", "xino=on", "threaded=0", "threaded=1"})
@@ -134,6 +160,8 @@ KNOWN: Final = {
     "volatile": "bring nothing to disk on fsync(2)",
     "fsync=0": "the same",
     "allow_other": "let other users in, which root's mounts do anyway",
+    "passthrough=all|upper|none": "let the kernel read and write the upper layer's files and large ones"
+    " of lower layers itself (all, as if nothing was said), the upper layer's only, or none",
     "xino=off|auto|on": "no effect: inode numbers are always distinct",
     "threaded=0|1": "no effect",
 }

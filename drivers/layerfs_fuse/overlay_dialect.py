@@ -7,7 +7,6 @@ Character devices 0:0 or marked empty files hide a name, the xattr ``opaque`` hi
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import functools
 import os
@@ -18,6 +17,7 @@ from typing import Final
 from layerfs import linux
 from layerfs.files import remove_tree
 from layerfs.tree.whiteouts import is_overlay_whiteout
+from layerfs.value import frozen
 from layerfs_fuse.dialect import Build, Dialect, Workspace, make_shared
 from layerfs_fuse.places import NO_PLACES, OPEN_DIRECTORY, Found, Place
 
@@ -30,7 +30,7 @@ _NO_NAMES: Final = (b"", b".", b"..")
 _ESCAPE: Final = b"overlay."
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class OverlayDialect(Dialect):
     """Overlayfs's format, with attributes in ``trusted.`` or, in user namespaces, ``user.``."""
 

@@ -63,7 +63,12 @@ class PathOperations:
     def __call__(self, operation: str, *arguments: object) -> object:
         """Carry an operation out; whatever fails is an OSError with an errno."""
         try:
-            return getattr(self, operation)(*arguments)
+            try:
+                return getattr(self, operation)(*arguments)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._union.layers.relieve():
+                    raise
+                return getattr(self, operation)(*arguments)
         except OSError as error:
             if error.errno:
                 raise
@@ -236,6 +241,7 @@ class PathOperations:
     def open(self, path: str, info: FileInfo) -> None:
         """open(2); O_TRUNC comes with it."""
         node = self._node(path)
+        self._union.layers.require_room()
         if info.flags & (os.O_ACCMODE | os.O_TRUNC):
             changes = self._changes
             changes.copy_up(node, data=not info.flags & os.O_TRUNC)
@@ -247,6 +253,7 @@ class PathOperations:
 
     def create(self, path: str, mode: int, info: FileInfo) -> None:
         """open(2), O_CREAT."""
+        self._union.layers.require_room()
         node = self._changes.mknod(*self._entry(path), stat.S_IFREG | stat.S_IMODE(mode), 0, self._maker())
         self._hold(node)
         self._opened(node, info)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from layerfs_fuse.dialect import Dialect
 
+# Descriptors that files opened by clients leave free: for directories on the way to others.
+_LEAST_RESERVE: Final = 96
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -89,8 +93,17 @@ class Place:
 class Layers:
     """The layers of one mount, top first, and every directory of theirs that is open."""
 
-    def __init__(self, roots: list[int], *, dialect: Dialect, most_open: int) -> None:
+    def __init__(
+        self, roots: list[int], *, dialect: Dialect, most_open: int, limit: int = sys.maxsize
+    ) -> None:
+        """Args: `limit` is the number that no descriptor of this process reaches."""
         self.dialect = dialect
+        # A new descriptor has the lowest number that is free (open(2)): so many clients can have taken.
+        reserve = min(limit // 4, max(_LEAST_RESERVE, 2 * len(roots)))
+        self._most_taken = limit - reserve
+        self._most_kept = limit - reserve // 2
+        # What else is open only to be at hand is closed by these; they say whether anything was.
+        self.relieving: list[Callable[[], bool]] = []
         self.merge = dialect.merge
         self.opened: dict[Place, None] = {}
         self.most_open = most_open
@@ -111,6 +124,33 @@ class Layers:
         """Close the directories opened longest ago, when there are too many; between requests only."""
         while len(self.opened) > self.most_open:
             next(iter(self.opened)).close()
+
+    def require_room(self) -> None:
+        """Refuse to open a file for a client where that would leave too few descriptors for everybody else.
+
+        Raises:
+            OSError: EMFILE.
+        """
+        probe = os.dup(self.roots[0].descriptor)
+        os.close(probe)
+        if probe >= self._most_taken:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def kept(self, descriptor: int) -> int:
+        """Give a descriptor that is to hold a file without a name, or refuse it as `require_room` does."""
+        if descriptor >= self._most_kept:
+            os.close(descriptor)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return descriptor
+
+    def relieve(self) -> bool:
+        """Close all that is open only to be at hand, between requests; say whether there was anything."""
+        relieved = bool(self.opened)
+        for place in list(self.opened):
+            place.close()
+        for close in self.relieving:
+            relieved |= close()
+        return relieved
 
     def through(self, descriptor: int, name: bytes = b"") -> bytes:
         """Name an entry of an open directory, or what is open itself, for calls that want a path."""

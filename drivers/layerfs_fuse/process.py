@@ -120,13 +120,18 @@ def _serve(
         os.write(told, b"%d" % (error.errno or errno.EIO))
         raise
     # Whoever serves another way has no use for the kernel's protocol; without mounts there are no modules.
-    from layerfs_fuse.adjusted import AdjustedDevice
     from layerfs_fuse.device import Device
     from layerfs_fuse.server import Server
 
+    plain = options == Options(allow_other=options.allow_other, passthrough=options.passthrough)
+    if plain:
+        connection = Device(device)
+    else:
+        from layerfs_fuse.adjusted import AdjustedDevice
+
+        connection = AdjustedDevice(device, options)
     leave_mounts()
-    plain = options == Options(allow_other=options.allow_other)
-    server = Server(Device(device) if plain else AdjustedDevice(device, options), union)
+    server = Server(connection, union, passthrough=options.passthrough)
     if log is not None:
         server.log = log.write
     # Whoever mounts may be gone by now; the mount is not.
@@ -157,8 +162,9 @@ def leave_behind(serve: Callable[[], None]) -> None:
 
 def opened_union(roots: list[int], work: int | None = None, *, dialect: Dialect) -> Union:
     """Merge open layers, with as many open directories and as short names for them as a process may have."""
-    most = max(_LEAST_OPEN, min(_MOST_OPEN, (_raise_limit() - len(roots) - _MARGIN) // 2))
-    layers = Layers(roots, dialect=dialect, most_open=most)
+    limit = _raise_limit()
+    most = max(_LEAST_OPEN, min(_MOST_OPEN, (limit - len(roots) - _MARGIN) // 2))
+    layers = Layers(roots, dialect=dialect, most_open=most, limit=limit)
     os.chdir("/proc/self/fd")
     layers.descriptors = b""
     return Union(layers, writable=False) if work is None else Changes(layers, work)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
 from layerfs.errors import UnsupportedError
 from layerfs.stacked_layers import StackedLayers
+from layerfs.value import replace
 from layerfs_fuse.mounts import FuseMount
 from layerfs_fuse.options import KNOWN, Options
 
@@ -36,9 +36,10 @@ class ServedLayers(StackedLayers):
             mount = self._served(source, lower, self._diff(layer), work)
         if options and mount.front == "fusepy":
             raise UnsupportedError(
-                f"libfuse has no mount option {options[0]!r}", hint="leave LAYERFS_FUSE_FRONT unset"
+                f"libfuse has no mount option {', '.join(map(repr, options))}",
+                hint="leave LAYERFS_FUSE_FRONT unset",
             )
-        return dataclasses.replace(mount, options=chosen)
+        return replace(mount, options=chosen)
 
     def logs(self) -> Iterable[Path]:
         """List what servers wrote about errors of their own."""

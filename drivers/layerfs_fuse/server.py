@@ -21,6 +21,7 @@ from layerfs_fuse.device import RUNG, Device
 from layerfs_fuse.handles import KEPT, Listings, OpenFile, Readers
 from layerfs_fuse.large import LargeFiles, Request
 from layerfs_fuse.nodes import Node
+from layerfs_fuse.options import Passed
 from layerfs_fuse.passthrough import Passthrough
 from layerfs_fuse.protocol import Attribute, Op
 from layerfs_fuse.union import Union
@@ -35,6 +36,7 @@ _MOST_NODES: Final = 1 << 16
 """Above this many files that the kernel knows of, it is asked to forget some."""
 _PRUNED: Final = 1024
 _LONGEST_COPY: Final = 1 << 30
+_WRITING: Final = os.O_ACCMODE | os.O_TRUNC
 
 # Gives the answer, None for an empty one, how much of the device's `room` it fills, or that the answer will
 # come from elsewhere.
@@ -45,7 +47,7 @@ Handler = Callable[[Node, memoryview], bytes | int | None]
 class Server:
     """Serves one mount; `log` takes the words about an error of our own."""
 
-    def __init__(self, device: Device, union: Union) -> None:
+    def __init__(self, device: Device, union: Union, *, passthrough: Passed = "all") -> None:
         self.log: Callable[[str], None] | None = None
         self._device = device
         self._union = union
@@ -56,13 +58,13 @@ class Server:
         self._spares_open = self._spares_opendir = False
         self._setxattr_in = p.SETXATTR_IN
         self._next_handle = 1
-        self._passthrough = Passthrough(device.descriptor)
-        self._asking = (0, 0)
+        self._passthrough = Passthrough(device.descriptor, passthrough)
+        self._asking = (0, 0, 0)
         self._aside = Aside(device)
         self._large = LargeFiles(union, self._aside, device.ring) if isinstance(union, Changes) else None
         if isinstance(union, Changes):
             union.copied = self._tell_of_copy
-        self._unique = 0
+        self._unique = self._identity = 0
         self._next_pruning = 0
         self._handlers: list[Handler | None] = [None] * (max(Op) + 1)
         for op in Op:
@@ -75,8 +77,8 @@ class Server:
         layers, nodes, view = self._union.layers, self._nodes, memoryview(buffer)
         while length := receive():
             if length != RUNG:
-                op, unique, identity, uid, gid = unpack(buffer)
-                self._unique, self._asking = unique, (uid, gid)
+                op, unique, identity, uid, gid, thread = unpack(buffer)
+                self._unique, self._asking = unique, (uid, gid, thread)
                 self._answer(op, unique, identity, view[begin:length])
                 if op == _DESTROY:
                     return
@@ -135,8 +137,14 @@ class Server:
     def _begun(
         self, handler: Handler, op: int, unique: int, identity: int, body: memoryview
     ) -> bytes | int | None:
+        self._identity = identity
         try:
-            return handler(self._nodes.get(identity), body)
+            try:
+                return handler(self._nodes.get(identity), body)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._union.layers.relieve():
+                    raise
+                return handler(self._nodes.get(identity), body)
         except Postponed as postponed:
             assert self._large is not None
             self._large.wait(postponed, Request(op, unique, identity, bytes(body), self._asking))
@@ -173,7 +181,8 @@ class Server:
         return _ELSEWHERE
 
     def _maker(self, umask: int) -> Maker:
-        return Maker(*self._asking, umask)
+        uid, gid, _ = self._asking
+        return Maker(uid, gid, umask)
 
     def _init(self, body: memoryview) -> bytes:
         major, minor, readahead, flags, more = p.INIT_IN.unpack_from(body)
@@ -183,7 +192,8 @@ class Server:
         self._setxattr_in = p.SETXATTR_EXT_IN if agreed & p.Init.SETXATTR_EXT else p.SETXATTR_IN
         self._spares_opendir = bool(agreed & p.Init.NO_OPENDIR_SUPPORT)
         self._spares_open = bool(agreed & p.Init.NO_OPEN_SUPPORT) and not isinstance(self._union, Changes)
-        self._passthrough.enabled = bool(agreed & p.Init.PASSTHROUGH)
+        if agreed & p.Init.PASSTHROUGH:
+            self._passthrough.enable()
         return p.INIT_OUT.pack(
             p.MAJOR, min(minor, p.MINOR), readahead, agreed & 0xFFFFFFFF, 64, 48, p.MAX_WRITE, 1,
             p.MAX_PAGES, 0, agreed >> 32, 1, 0,
@@ -193,8 +203,11 @@ class Server:
 
     def _valid(self, node: Node, found: os.stat_result) -> int:
         """Say how many seconds the attributes of a file hold."""
+        if node in self._nodes.renewed:
+            # The kernel has two inodes of it, and tells neither what it does by the other.
+            return 0
         # What the kernel writes to such a file itself takes these bits away, and it does not notice.
-        return 0 if found.st_mode & _SET_IDS and self._passthrough.ties(node) else p.FOREVER
+        return 0 if found.st_mode & _SET_IDS and self._passthrough.ties(node.id) else p.FOREVER
 
     def _entry(self, node: Node, found: os.stat_result | None = None) -> bytes:
         """Answer with a file, of which the kernel keeps the attributes and one more reference."""
@@ -226,6 +239,8 @@ class Server:
             changes.chown(node, uid if valid & Attribute.UID else -1, gid if valid & Attribute.GID else -1)
         if valid & Attribute.MODE:
             changes.chmod(node, stat.S_IMODE(mode))
+        if not valid & ~Attribute.HANDLE:
+            self._change_nothing(node)
         if valid & (Attribute.ATIME | Attribute.MTIME):
             now, found = time.time_ns(), self._union.stat(node)
             changes.utime(
@@ -234,6 +249,11 @@ class Server:
                 _time(valid, Attribute.MTIME, Attribute.MTIME_NOW, now, mtime, mtime_ns, found.st_mtime_ns),
             )
         return self._getattr(node, body)
+
+    def _change_nothing(self, node: Node) -> None:
+        """Do what chown(2) of neither owner nor group does: it takes setuid and setgid away."""
+        if not node.is_directory and self._asking[0] in (0, self._union.stat(node).st_uid):
+            self._changes.kill_set_ids(node)
 
     def _kill_unless_root(self, node: Node) -> None:
         """Take setuid and setgid where the kernel does not say whether it has to be done (CAP_FSETID)."""
@@ -286,39 +306,75 @@ class Server:
             # The kernel asks no more then, and keeps what it has read.
             raise failure(errno.ENOSYS)
         flags, more = p.OPEN_IN.unpack_from(body)
-        if flags & (os.O_ACCMODE | os.O_TRUNC):
+        inode = self._identity
+        self._check_inode(node, flags)
+        writing = bool(flags & _WRITING)
+        takes = writing or node.upper or self._passthrough.takes(node, inode)
+        if takes:
+            self._union.layers.require_room()
+        if writing:
             self._changes.copy_up(node, data=not flags & os.O_TRUNC)
             if flags & os.O_TRUNC:
                 self._changes.truncate(node, 0)
                 if more & p.OPEN_KILL_SUIDGID:
                     self._changes.kill_set_ids(node)
-        elif not node.upper:
+        elif not takes:
             node.users += 1
+            self._passthrough.refused.forget(self._asking[2])
             return p.OPENED_TO_READ
-        return self._opened(OpenFile(self._union, node, flags))
+        if flags & os.O_DIRECT and self._passthrough.takes(node, inode):
+            # The kernel, which opens it so itself, would say EIO where the file system below cannot.
+            os.close(self._union.open(node, flags & (os.O_ACCMODE | os.O_DIRECT)))
+        return self._opened(OpenFile(self._union, node, flags), inode)
 
-    def _opened(self, file: OpenFile) -> bytes:
+    def _check_inode(self, node: Node, flags: int) -> None:
+        """See to it that a file comes to be opened by an inode whose data can be what it must be.
+
+        Told that this one is stale, the kernel looks the file up again, once, and finds another. Who asks for
+        the same one again has not come by a name: it is a link of proc_pid_fd(5), or mounted somewhere. Who
+        asks without any flag is the kernel, for ioctl_iflags(2).
+        """
+        inode, thread, writing = self._identity, self._asking[2], bool(flags & _WRITING)
+        below = self._passthrough.ties_below(inode)
+        if writing:
+            # It comes up: from now on nobody is tied to the lower one who is not yet.
+            node.large = False
+        if node.id == inode:
+            if not (below and (writing or node.upper)):
+                return
+            if flags:
+                self._nodes.renew(node)
+                self._device.notify(p.NOTIFY_INVAL_INODE, p.INVAL_INODE_OUT.pack(inode, -1, 0))
+        refused = self._passthrough.refused
+        if not (writing and below) and (not flags or refused.insists(thread, inode)):
+            return
+        refused.add(thread, inode, writing=writing)
+        raise failure(errno.ESTALE)
+
+    def _opened(self, file: OpenFile, inode: int) -> bytes:
         handle = self._next_handle
         self._next_handle += 1
         self._files[handle] = file
-        node = file.node
-        if identity := self._passthrough.tie(node, file):
+        self._passthrough.refused.forget(self._asking[2])
+        if identity := self._passthrough.tie(file, inode):
             return p.OPEN_OUT.pack(handle, p.OPENED_PASSTHROUGH, identity)
         # What the page cache holds is true, unless the file was written past it.
-        stale = node.upper and self._passthrough.enabled
+        stale = file.node.upper and self._passthrough.enabled
         return p.OPEN_OUT.pack(handle, 0 if stale else p.OPENED_KEEP_CACHE, 0)
 
     def _create(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
         name = _name(body[p.CREATE_IN.size :])
+        self._union.layers.require_room()
         made, descriptor = self._changes.create(node, name, mode, flags & KEPT, self._maker(umask))
         entry = self._entry(made, os.fstat(descriptor))
-        return entry + self._opened(OpenFile(self._union, made, flags, descriptor))
+        return entry + self._opened(OpenFile(self._union, made, flags, descriptor), made.id)
 
     def _tmpfile(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
+        self._union.layers.require_room()
         made = self._changes.tmpfile(node, mode, self._maker(umask))
-        return self._entry(made) + self._opened(OpenFile(self._union, made, flags))
+        return self._entry(made) + self._opened(OpenFile(self._union, made, flags), made.id)
 
     def _file(self, node: Node, handle: int) -> int:
         return self._files[handle].current(self._union) if handle else self._readers.descriptor(node)
@@ -349,7 +405,7 @@ class Server:
         handle = p.RELEASE_IN.unpack_from(body)[0]
         if handle:
             file = self._files.pop(handle)
-            self._passthrough.untie(node, file)
+            self._passthrough.untie(file)
             file.close()
         else:
             node.users -= 1
@@ -439,7 +495,7 @@ class Server:
     def _readdirplus(self, node: Node, body: memoryview) -> int:
         _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
         room, layers = self._device.room, self._union.layers
-        find, links = self._union.find, self._union.number_links
+        find, links, renewed = self._union.find, self._union.number_links, self._nodes.renewed
         at = 0
         for place, name, first in self._listings.after(node, offset):
             if at + p.PLUS_ROOM + len(name) > size:
@@ -454,7 +510,7 @@ class Server:
             if found is not None:
                 child, status = found
                 child.lookups += 1
-                valid = self._valid(child, status) if status.st_mode & _SET_IDS else p.FOREVER
+                valid = self._valid(child, status) if status.st_mode & _SET_IDS or renewed else p.FOREVER
                 at = p.plus(
                     room, at, child.id, valid, child.number, links(child, status), status, place, name
                 )

@@ -1,7 +1,5 @@
 """The union as it is read: names looked up through the layers, directories merged, attributes found."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -20,10 +21,14 @@ KINDS = {
     "CONTAINER": "containers",
     "IMAGE-or-CONTAINER": "both",
     "TARGET-or-NAME": "containers",
+    "DRIVER": "drivers",
+    "OPTION[,OPTION...]": "options",
     "COMMAND": "nothing",
     "NAME": "nothing",
 }
 FILES = "files"
+# What `--names` lists.
+LISTED = ("images", "containers", "both", "drivers", "options")
 
 
 class Taken(NamedTuple):
@@ -45,7 +50,7 @@ def _taken(parser: CommandParser) -> list[Taken]:
             if action.choices is not None:
                 value = "words " + " ".join(str(choice) for choice in action.choices)
             else:
-                value = KINDS.get(str(action.metavar), FILES if _is_path(str(action.metavar)) else "nothing")
+                value = _kind(str(action.metavar))
         found.append(Taken(list(action.option_strings), str(action.help), value))
     return found
 
@@ -94,7 +99,7 @@ BASH = """\
 # bash completion for layerfs: source <(layerfs completion bash)
 _layerfs() {
     # Words are taken from the line itself: bash would cut image names at their colon.
-    local line=${COMP_LINE:0:COMP_POINT} words current before command= word options= kind= items prefix skip=
+    local line=${COMP_LINE:0:COMP_POINT} words current before command= word options= kind= items= prefix skip=
     read -ra words <<< "$line"
     current=
     [[ $line == *[[:space:]] ]] || { current=${words[-1]}; unset 'words[-1]'; }
@@ -108,7 +113,7 @@ _layerfs() {
         esac
     done
     if [[ $skip ]]; then
-        [[ $before == --root ]] && kind=files || kind=nothing
+        [[ $before == --root ]] && kind=files || kind=drivers
     else
         case $command in
         '') options='@TOP@' kind='words @COMMANDS@' ;;
@@ -118,15 +123,24 @@ _layerfs() {
         items=$options
     else
         case $kind in
-        images|containers|both) items=$(layerfs completion --names "$kind" 2>/dev/null) ;;
+        images|containers|both|drivers) items=$(layerfs completion --names "$kind" 2>/dev/null) ;;
+        options)
+            # Several with commas between them, some of which want a value.
+            compopt -o nospace
+            prefix=${current%"${current##*,}"}
+            for word in $(layerfs completion --names options 2>/dev/null); do items+=" $prefix$word"; done ;;
         words\\ *) items=${kind#words } ;;
         files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         esac
     fi
     mapfile -t COMPREPLY < <(compgen -W "$items" -- "$current")
-    # Readline replaces only what follows the last colon.
-    prefix=${current%"${current##*:}"}
-    [[ $prefix && $COMP_WORDBREAKS == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
+    # Readline replaces only what follows the last of these.
+    for word in : =; do
+        prefix=${current%"${current##*"$word"}"}
+        if [[ $prefix && $COMP_WORDBREAKS == *"$word"* ]]; then
+            COMPREPLY=("${COMPREPLY[@]#"$prefix"}") current=${current#"$prefix"}
+        fi
+    done
 }
 complete -F _layerfs layerfs
 """
@@ -142,7 +156,7 @@ def zsh() -> str:
             return "_files"
         if value.startswith("words "):
             return f"({value[6:]})"
-        return f"_layerfs_names {value}"
+        return "_layerfs_options" if value == "options" else f"_layerfs_names {value}"
 
     def escaped(text: str) -> str:
         return "".join(f"\\{letter}" if letter in "[]:\\" else letter for letter in text)
@@ -171,7 +185,7 @@ def zsh() -> str:
 
 
 def _kind(metavar: str) -> str:
-    return FILES if _is_path(metavar) else "nothing"
+    return KINDS.get(metavar, FILES if _is_path(metavar) else "nothing")
 
 
 ZSH = """\
@@ -181,6 +195,12 @@ _layerfs_names() {
     local -a names
     names=(${(f)"$(layerfs completion --names $1 2>/dev/null)"})
     compadd -a names
+}
+_layerfs_options() {
+    local -a names
+    names=(${(f)"$(layerfs completion --names options 2>/dev/null)"})
+    compset -P '*,'
+    compadd -S '' -a names
 }
 _layerfs() {
     local context state state_descr line
@@ -234,7 +254,10 @@ def _fish_value(value: str | None) -> list[str]:
         return ["-F"]
     if value.startswith("words "):
         return ["-a", shlex.quote(value[6:])]
-    return ["-a", shlex.quote(f"(layerfs completion --names {value} 2>/dev/null)")]
+    names = f"layerfs completion --names {value} 2>/dev/null"
+    if value == "options":
+        return ["-a", shlex.quote(f"(__fish_complete_list , {shlex.quote(names)})")]
+    return ["-a", shlex.quote(f"({names})")]
 
 
 SHELLS: dict[str, Callable[[], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
@@ -245,8 +268,9 @@ def _configure(parser: CommandParser) -> None:
     parser.add_argument(
         "--names",
         metavar="KIND",
-        choices=["images", "containers", "both"],
-        help="print the store's names of this kind, one a line: images, containers or both",
+        choices=LISTED,
+        help="print the names of this kind, one a line: the store's images, containers or both, drivers, or"
+        " options of a mount",
     )
 
 
@@ -263,17 +287,44 @@ def _run(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def _print_names(context: Context, kind: str) -> None:
+    for name in sorted(_names(context, kind)):
+        line(name)
+
+
+def _names(context: Context, kind: str) -> set[str]:
+    from layerfs import plugins
+
+    if kind == "drivers":
+        return set(plugins.available())
+    if kind == "options":
+        return _options()
     # Pressing a key must not make a store.
     if not (context.root / "layerfs.db").exists():
-        return
+        return set()
     names: set[str] = set()
     with context.open_store() as store:
         if kind != "containers":
             names.update(name for image in store.images.list() for name in image.names)
         if kind != "images":
             names.update(container.name for container in store.containers.list())
-    for name in sorted(names):
-        line(name)
+    return names
+
+
+def _options() -> set[str]:
+    """List what `mount -o` takes, with any driver; where a value is the user's, the name and ``=``."""
+    from layerfs import plugins
+    from layerfs.errors import UnsupportedError
+    from layerfs.mount_options import GENERAL
+
+    found = set(GENERAL)
+    for plugin in plugins.available().values():
+        with contextlib.suppress(UnsupportedError):
+            # Of `layerfs.driver.Configures`, which issubclass cannot ask for.
+            for shape in getattr(plugin.load(), "mount_options", ()):
+                name, equals, value = shape.partition("=")
+                values = [""] if value[:1].isupper() else value.split("|")
+                found.update(f"{name}{equals}{each}" for each in values)
+    return found
 
 
 COMMANDS = {

@@ -37,7 +37,7 @@ def _diff(context: Context, arguments: argparse.Namespace) -> int:
 
 def _configure_rm(parser: CommandParser) -> None:
     parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="a name, or an id")
-    parser.flag("-f", "--force", help="unmount or kill what is in use")
+    parser.flag("-f", "--force", help="unmount and kill what is in use; who has files of it open keeps these")
 
 
 def _rm(context: Context, arguments: argparse.Namespace) -> int:
@@ -100,16 +100,13 @@ def _configure_ps(parser: CommandParser) -> None:
 
 def _ps(context: Context, arguments: argparse.Namespace) -> int:
     with context.open_store() as store:
+        every = [(container, container.mounts()) for container in store.containers.list()]
         found = [
-            (container, [str(target) for target in container.mounts()])
-            for container in store.containers.list()
-        ]
-        found = [
-            (container, targets)
-            for container, targets in found
+            (container, list(map(str, targets)), list(map(str, container.dead_mounts() if targets else ())))
+            for container, targets in every
             if arguments.all or targets or container.status == "running"
         ]
-        commands = [_command(store, container) for container, _ in found]
+        commands = [_command(store, container) for container, _, _ in found]
     if context.json:
         output.document(
             [
@@ -124,18 +121,19 @@ def _ps(context: Context, arguments: argparse.Namespace) -> int:
                     "started": output.moment(container.started),
                     "finished": output.moment(container.finished),
                     "mounts": targets,
+                    "dead_mounts": dead,
                 }
-                for (container, targets), command in zip(found, commands, strict=True)
+                for (container, targets, dead), command in zip(found, commands, strict=True)
             ]
         )
         return 0
     whole = arguments.no_trunc
     if arguments.quiet:
-        for container, _ in found:
+        for container, _, _ in found:
             output.line(output.short(container.id, whole=whole))
         return 0
     rows = []
-    for (container, targets), command in zip(found, commands, strict=True):
+    for (container, targets, dead), command in zip(found, commands, strict=True):
         text = output.plain(" ".join(command))
         rows.append(
             (
@@ -143,7 +141,7 @@ def _ps(context: Context, arguments: argparse.Namespace) -> int:
                 container.image,
                 '"' + (text if whole else output.shorten(text, 20)) + '"',
                 output.ago(container.created),
-                _status(container, targets),
+                _status(container, targets, dead),
                 container.name,
             )
         )
@@ -160,8 +158,8 @@ def _command(store: Store, container: Container) -> list[str]:
     return [*config.entrypoint, *(settings.command or config.cmd)]
 
 
-def _status(container: Container, targets: list[str]) -> str:
-    """Write docker's words for a state, and where the tree is mounted."""
+def _status(container: Container, targets: list[str], dead: list[str]) -> str:
+    """Write docker's words for a state, and where the tree is mounted; `dead` are of `targets`."""
     if container.status == "running":
         text = f"Up {output.age(time.time() - (container.started or time.time()))}"
     elif container.status == "exited":
@@ -169,7 +167,9 @@ def _status(container: Container, targets: list[str]) -> str:
         text = f"Exited ({code}) {output.ago(container.finished)}"
     else:
         text = container.status.capitalize()
-    return text + (f", mounted at {', '.join(targets)}" if targets else "")
+    living = [target for target in targets if target not in dead]
+    text += f", mounted at {', '.join(living)}" if living else ""
+    return text + (f", dead mount at {', '.join(dead)}" if dead else "")
 
 
 def _configure_cp(parser: CommandParser) -> None:

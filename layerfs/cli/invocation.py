@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,8 +15,9 @@ if TYPE_CHECKING:
     import argparse
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_PIPE = 128 + signal.SIGPIPE
+# 128 and the signal's number, as shells have it: SIGINT, SIGPIPE.
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 
 
 def invoke(words: Sequence[str]) -> int:

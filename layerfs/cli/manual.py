@@ -19,7 +19,7 @@ layerfs - container file systems: content-addressed layers, copy-on-write mounts
 
 ## SYNOPSIS
 
-**layerfs** [**--root** *DIR*] [**--driver** *NAME*] [**--json**] *COMMAND* [*ARGUMENTS*]
+**layerfs** [**--root** *DIR*] [**--driver** *DRIVER*] [**--json**] *COMMAND* [*ARGUMENTS*]
 
 ## DESCRIPTION
 

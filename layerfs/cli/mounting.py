@@ -10,7 +10,8 @@ from pathlib import Path
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context, note
 from layerfs.cli.output import document, line
-from layerfs.cli.parser import CommandParser
+from layerfs.cli.parser import CommandParser, UsageError
+from layerfs.errors import OptionError
 
 _END = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
@@ -36,13 +37,16 @@ def _configure_mount(parser: CommandParser) -> None:
 def _mount(context: Context, arguments: argparse.Namespace) -> int:
     target = Path(arguments.target).absolute()
     with context.open_store(here=arguments.foreground) as store:
-        container = store.mount(
-            arguments.what,
-            target,
-            read_only=arguments.read_only,
-            name=arguments.name,
-            options=arguments.options,
-        )
+        try:
+            container = store.mount(
+                arguments.what,
+                target,
+                read_only=arguments.read_only,
+                name=arguments.name,
+                options=arguments.options,
+            )
+        except OptionError as error:
+            raise UsageError(str(error), hint=error.hint or "`layerfs mount --help` names options") from error
         try:
             if context.json:
                 document({"container": container.name, "id": container.id, "target": str(target)})

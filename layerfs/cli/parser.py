@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
@@ -10,7 +11,7 @@ from layerfs.cli import commands
 
 GLOBAL_OPTIONS = (
     ("--root", "DIR", "the store's directory (LAYERFS_ROOT; /var/lib/layerfs for root)"),
-    ("--driver", "NAME", "the storage driver (LAYERFS_DRIVER; the best that works here)"),
+    ("--driver", "DRIVER", "the storage driver (LAYERFS_DRIVER; the best that works here)"),
     ("--json", None, "print JSON in place of tables"),
     ("--debug", None, "show where an error came from"),
     ("--version", None, "print the version and leave"),
@@ -40,7 +41,8 @@ class CommandParser(argparse.ArgumentParser):
             prog=f"layerfs {name}",
             description=f"{summary}.\n\n{command.description}",
             epilog=f"{'example' if len(command.examples) == 1 else 'examples'}:\n{examples}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            # Without a width argparse imports shutil to find one, for every argument that is added.
+            formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=80),
             allow_abbrev=False,
         )
         self.command = command
@@ -65,6 +67,11 @@ class CommandParser(argparse.ArgumentParser):
             for action in self._actions
             if not action.option_strings
         ]
+
+    def format_help(self) -> str:
+        """Write the help text, as wide as the terminal is."""
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        return super().format_help()
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Leave as argparse does after --help, but by an exception that `invoke` knows."""
@@ -166,7 +173,7 @@ def similar(word: str, known: Iterable[str]) -> list[str]:
 def overview() -> str:
     """Write the help text of ``layerfs`` itself."""
     lines = [
-        "usage: layerfs [--root DIR] [--driver NAME] [--json] COMMAND ...",
+        "usage: layerfs [--root DIR] [--driver DRIVER] [--json] COMMAND ...",
         "",
         "Container file systems: content-addressed layers, copy-on-write mounts, exact diffs.",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser, UsageError
-from layerfs.errors import LayerfsError, ProcessError
+from layerfs.errors import LayerfsError, NotFoundError, ProcessError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,7 +121,9 @@ def _run(context: Context, arguments: argparse.Namespace) -> int:
             return container.start()
         finally:
             if arguments.rm:
-                store.containers.remove(container.id)
+                # `rm -f` may have been first.
+                with contextlib.suppress(NotFoundError):
+                    store.containers.remove(container.id)
 
 
 def _unpacking(context: Context) -> Progress:

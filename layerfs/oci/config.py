@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,9 +10,10 @@ from layerfs.digest import Digest
 from layerfs.oci import document
 from layerfs.oci.document import Members
 from layerfs.oci.platform import Platform
+from layerfs.value import field, frozen, replace
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class History:
     """One step of an image's making; `empty_layer` says that it added no layer.
 
@@ -51,7 +51,7 @@ class History:
         return found
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class ContainerConfig:
     """How the image's process is to run: the ``config`` member, whose words are not to be trusted.
 
@@ -64,12 +64,12 @@ class ContainerConfig:
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
     working_dir: str = ""
-    labels: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     exposed_ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     stop_signal: str = ""
     shell: tuple[str, ...] = ()
-    members: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, repr=False)
+    members: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     @classmethod
     def of(cls, members: Members) -> ContainerConfig:
@@ -89,14 +89,14 @@ class ContainerConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class ImageConfig:
     """An image's config (image-spec config.md); `raw` is the document as it came, byte for byte.
 
     `diff_ids` stand bottom first. `architecture` and `os` are empty where the document is silent.
     """
 
-    raw: bytes = dataclasses.field(repr=False)
+    raw: bytes = field(repr=False)
     digest: Digest
     architecture: str
     os: str
@@ -202,7 +202,7 @@ class ImageConfig:
         if diff_id is not None:
             rootfs["diff_ids"].append(str(diff_id))
         found["rootfs"] = rootfs
-        step = dataclasses.replace(history, empty_layer=diff_id is None)
+        step = replace(history, empty_layer=diff_id is None)
         found["history"] = [*(found.get("history") or ()), step.members()]
         if config:
             merged = {**(found.get("config") or {}), **config}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from layerfs.digest import Digest
 from layerfs.oci.document import Members
 from layerfs.oci.platform import Platform
+from layerfs.value import field, frozen
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Descriptor:
     """Type, digest and size in bytes of some content (image-spec descriptor.md).
 
@@ -23,7 +23,7 @@ class Descriptor:
     digest: Digest
     size: int
     urls: tuple[str, ...] = ()
-    annotations: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     data: bytes | None = None
     artifact_type: str | None = None
     platform: Platform | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,17 +11,18 @@ from layerfs.oci import document, media_types
 from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.manifest import check_media_type, check_version
 from layerfs.oci.platform import Platform
+from layerfs.value import field, frozen
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Index:
     """A list of manifests (image-spec image-index.md); `raw` is the document as it came, byte for byte."""
 
-    raw: bytes = dataclasses.field(repr=False)
+    raw: bytes = field(repr=False)
     media_type: str
     digest: Digest
     manifests: tuple[Descriptor, ...]
-    annotations: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     subject: Descriptor | None = None
     artifact_type: str | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,21 +10,22 @@ from layerfs.errors import DocumentError
 from layerfs.oci import document, media_types
 from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.document import Members
+from layerfs.value import field, frozen
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Manifest:
     """One image's manifest (image-spec manifest.md); `raw` is the document as it came, byte for byte.
 
     `layers` stand bottom first.
     """
 
-    raw: bytes = dataclasses.field(repr=False)
+    raw: bytes = field(repr=False)
     media_type: str
     digest: Digest
     config: Descriptor
     layers: tuple[Descriptor, ...]
-    annotations: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     subject: Descriptor | None = None
     artifact_type: str | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os as _os
 import re
@@ -10,8 +9,9 @@ from typing import Any, Final
 
 from layerfs.errors import InvalidError
 from layerfs.oci.document import Members
+from layerfs.value import frozen, replace
 
-_PART: Final = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_PART: Final = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 # What `uname -m` and people say, as (architecture, variant) of Go's GOARCH and GOARM.
 _ALIASES: Final = {
     "x86_64": ("amd64", ""),
@@ -32,7 +32,7 @@ _ALIASES: Final = {
 _ARM64_OLDEST_OF_V9: Final = 5  # Armv9.0 has what Armv8.5 has (Arm Architecture Reference Manual)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Platform:
     """Operating system and machine (image-spec image-index.md, "platform").
 
@@ -58,7 +58,7 @@ class Platform:
             InvalidError: it is neither.
         """
         parts = text.split("/")
-        if len(parts) > 3 or not all(_PART.fullmatch(part) for part in parts):
+        if len(parts) > 3 or not all(re.fullmatch(_PART, part) for part in parts):
             raise InvalidError(f"{text[:100]!r} is not a platform", hint="write it like linux/arm64/v8")
         return cls(*(parts if len(parts) > 1 else ("linux", *parts))).normalized()
 
@@ -103,7 +103,7 @@ class Platform:
             variant = "v9"
         elif (architecture, variant) == ("arm", ""):
             variant = "v7"
-        return dataclasses.replace(self, os=os, architecture=architecture, variant=variant)
+        return replace(self, os=os, architecture=architecture, variant=variant)
 
     def rank(self, offered: Platform) -> int | None:
         """Say how well an image for `offered` runs on this platform: 0 is best, None is not at all.

@@ -42,7 +42,13 @@ _RECORD_MAXIMUM: Final = 4000  # below PIPE_BUF, so that records of two writers 
 _NAMESPACES: Final = linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC
 
 
-def run(mount: Mount, spec: ProcessSpec, *, on_start: Callable[[int], None] | None = None) -> int:
+def run(
+    mount: Mount,
+    spec: ProcessSpec,
+    *,
+    on_start: Callable[[int], None] | None = None,
+    on_dead: Callable[[], None] | None = None,
+) -> int:
     """Run a process on a tree until it ends, and give its exit status, 128+N when signal N ended it.
 
     The tree is attached in a new mount namespace only. Signals that this process gets meanwhile
@@ -54,6 +60,7 @@ def run(mount: Mount, spec: ProcessSpec, *, on_start: Callable[[int], None] | No
     Args:
         on_start: called with the number of the process, as we see it, once its program has been
             executed; an exception from it ends the container.
+        on_dead: called when the process has ended and whatever served its tree had gone before.
 
     Raises:
         ProcessError: it could not be started; `status` is 125, 126 or 127 as docker gives it.
@@ -71,11 +78,14 @@ def run(mount: Mount, spec: ProcessSpec, *, on_start: Callable[[int], None] | No
             stack.callback(terminal.close)
         report, told = os.pipe()
         stack.callback(os.close, report)
+        dead, died = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        stack.callback(os.close, dead)
         caller = os.getpid()
         monitor = os.fork()
         if monitor == 0:
-            _monitor(mount, spec, told, caller, terminal)
+            _monitor(mount, spec, told, died, caller, terminal)
         os.close(told)
+        os.close(died)
         waiting = stack.enter_context(_Monitor(monitor))
         if terminal is not None:
             terminal.receive()
@@ -85,7 +95,14 @@ def run(mount: Mount, spec: ProcessSpec, *, on_start: Callable[[int], None] | No
             stack.callback(os.close, process)
         if on_start is not None:
             on_start(pid)
-        return waiting.wait(process, signals, terminal)
+        status = waiting.wait(process, signals, terminal)
+        is_dead = False
+        # Something that the mount needs may have kept the other end.
+        with contextlib.suppress(BlockingIOError):
+            is_dead = bool(os.read(dead, 1))
+    if is_dead and on_dead is not None:
+        on_dead()
+    return status
 
 
 @contextlib.contextmanager
@@ -235,7 +252,7 @@ def _read_report(report: int) -> int:
 
 
 def _monitor(
-    mount: Mount, spec: ProcessSpec, report: int, caller: int, terminal: Terminal | None
+    mount: Mount, spec: ProcessSpec, report: int, died: int, caller: int, terminal: Terminal | None
 ) -> NoReturn:
     """Live as the monitor: make the namespaces, start the process in them, wait, tidy up."""
     status = _NEVER_STARTED
@@ -260,6 +277,8 @@ def _monitor(
         _write_record(report, "S", str(pid))
         os.close(report)
         status = _wait_for(pid)
+        if rootfs.is_dead():
+            os.write(died, b"!")
         # A tree that became full or read-only keeps an empty mount point: no reason to lose the status.
         with contextlib.suppress(OSError):
             rootfs.detach()

@@ -10,13 +10,13 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from layerfs import linux
 from layerfs.errors import ProcessError
 from layerfs.runtime.scope import Place, find_place, open_inside
 from layerfs.tree.change import Change, ChangeKind
 from layerfs.tree.entry import Kind
+from layerfs.value import frozen
 
 DIRECTORIES = (b"/proc", b"/sys", b"/dev")
 FILES = (b"/etc/hosts", b"/etc/hostname", b"/etc/resolv.conf")
@@ -39,7 +39,8 @@ def without_places(changes: Iterable[Change]) -> Iterator[Change]:
             yield change
 
 
-class _Made(NamedTuple):
+@frozen
+class _Made:
     """One thing that was made; its directory had the times `before`, and was modified at `after`."""
 
     directory: int

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from layerfs.errors import InvalidError, ProcessError
 from layerfs.runtime.settings import RunSettings, Volume
+from layerfs.value import frozen
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -28,7 +28,7 @@ class ImageDefaults(Protocol):
     def working_dir(self) -> str | None: ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class ProcessSpec:
     """One process, ready to be started by `launch.run`: nothing is left to decide but what the tree says.
 

@@ -70,6 +70,10 @@ class Rootfs:
         rootfs._places.make()
         return rootfs
 
+    def is_dead(self) -> bool:
+        """Say whether the process that served the tree, if there was one, is gone."""
+        return mounting.is_dead(self.root)
+
     def detach(self) -> None:
         """Take away what `attach` made in the tree; for the monitor, when the last process has ended."""
         if self._spec.read_only:

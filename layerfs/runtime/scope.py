@@ -10,10 +10,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from layerfs import linux
 from layerfs.errors import BudgetError, InvalidError, printable
+from layerfs.value import frozen
 
 # Linux gives up after as many (path_resolution(7)).
 _LINKS_MAXIMUM: Final = 40
@@ -38,7 +39,8 @@ def open_inside(root: int, path: bytes, flags: int, *, symlinks: bool = True) ->
     raise OSError(errno.EAGAIN, "the tree is being renamed all the time", printable(path))
 
 
-class Place(NamedTuple):
+@frozen
+class Place:
     """Where a path ends: a name in an open directory (the caller closes it); `path` has no symlink in it.
 
     `name` is ``.`` for the root itself. `status` is None when nothing is there.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import Any
 
 from layerfs.errors import InvalidError
+from layerfs.value import fields, frozen
 
 NETWORKS = ("none", "host")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Volume:
     """A file or directory of the host that is shown inside; both paths are absolute."""
 
@@ -46,7 +46,7 @@ class Volume:
         return cls(source, rest[0], read_only)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RunSettings:
     """What `run` and `create` are told; None and empty mean: as the image says, or docker's default.
 
@@ -79,7 +79,7 @@ class RunSettings:
 
         members = {
             field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
+            for field in fields(self)
             if getattr(self, field.name) != field.default
         }
         if self.volumes:

@@ -6,17 +6,19 @@ Follows what docker and runc do (moby/sys/user, GetExecUser), but numbers are ne
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from layerfs.errors import ProcessError
 from layerfs.runtime.scope import read_file
+from layerfs.value import frozen
 
 # 2^32-1 means "leave it" to chown(2) and setresuid(2).
 _ID_MAXIMUM: Final = (1 << 32) - 2
 _FILE_MAXIMUM: Final = 4 << 20
 
 
-class User(NamedTuple):
+@frozen
+class User:
     """Numbers as the container sees them; `groups` are the supplementary ones."""
 
     uid: int
@@ -25,7 +27,8 @@ class User(NamedTuple):
     home: str
 
 
-class _Account(NamedTuple):
+@frozen
+class _Account:
     name: bytes
     uid: int
     gid: int

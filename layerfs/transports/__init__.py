@@ -6,12 +6,12 @@ Nothing heavy is imported before a place is opened.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs.errors import TransportError, UnsupportedError
+from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.oci.descriptor import Descriptor
@@ -29,7 +29,7 @@ _FORMS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """A transport, a path, and the name of an image there (None where none is said)."""
 

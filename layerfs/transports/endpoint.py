@@ -14,7 +14,6 @@ Nothing is visible at the far end before `commit`, and a `close` without it leav
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 from layerfs.errors import InvalidError, VerificationError
 from layerfs.oci.descriptor import Descriptor
 from layerfs.reference import Reference
+from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CHUNK: Final = 1 << 20
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Available:
     """An image that a source has.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Final
 
 from layerfs.oci import media_types
 from layerfs.oci.descriptor import Descriptor
 from layerfs.transports.endpoint import Available, reference_of
+from layerfs.value import replace
 
 # image-spec annotations.md: whatever tools put there, often the tag alone.
 REF_NAME: Final = "org.opencontainers.image.ref.name"
@@ -51,7 +51,7 @@ def named(descriptor: Descriptor, name: str) -> Descriptor:
     reference = reference_of(name)
     if reference is not None:
         annotations[IMAGE_NAME] = str(reference)
-    return dataclasses.replace(descriptor, annotations=annotations)
+    return replace(descriptor, annotations=annotations)
 
 
 def named_as_docker_does(descriptor: Descriptor, name: str) -> Descriptor:
@@ -60,4 +60,4 @@ def named_as_docker_does(descriptor: Descriptor, name: str) -> Descriptor:
     if reference is None or reference.tag is None:
         return named(descriptor, name)
     annotations = {**descriptor.annotations, IMAGE_NAME: str(reference), REF_NAME: reference.tag}
-    return dataclasses.replace(descriptor, annotations=annotations)
+    return replace(descriptor, annotations=annotations)

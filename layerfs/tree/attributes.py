@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from layerfs.errors import printable
+from layerfs.errors import UnsupportedError, printable
 from layerfs.files import read_xattrs
 
 DEFAULT_ACL: Final = b"system.posix_acl_default"
@@ -36,6 +36,22 @@ _LAST_NS: Final = (1 << 62) - 1
 def belongs_in_layers(xattr: bytes) -> bool:
     """Say whether an extended attribute is content, and not the host's or overlayfs's own."""
     return not xattr.startswith(_PRIVATE_PREFIXES)
+
+
+def owner_refused(error: OSError, path: bytes, uid: int, gid: int) -> Exception:
+    """Say whose file it is that could not be given to him.
+
+    EINVAL is chown(2)'s answer to an id that the user namespace does not map.
+    """
+    if error.errno != errno.EINVAL:
+        return error
+    return UnsupportedError(
+        f"{printable(b'/' + path)!r} belongs to user {uid} and group {gid}, and this user namespace does not"
+        " have ids for both",
+        errno=error.errno,
+        hint="give the user ranges of ids in /etc/subuid and /etc/subgid (`usermod --add-subuids"
+        " 100000-165535 --add-subgids 100000-165535 USER`), and install newuidmap and newgidmap",
+    )
 
 
 def read_layer_xattrs(target: int | bytes) -> dict[bytes, bytes]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+from layerfs.value import frozen
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@frozen
 class Budget:
     """Limits on one layer; every one is on by default, and settable with `dataclasses.replace`.
 

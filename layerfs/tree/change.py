@@ -1,7 +1,5 @@
 """One change of a tree against the trees below it, as data that can still be opened."""
 
-from __future__ import annotations
-
 import enum
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """One entry of a file tree as data: what a tar header, a directory walk and a table of contents share."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Mapping
 from typing import Final, NamedTuple

@@ -243,7 +243,7 @@ class _Extraction:
             digest = self._write(file, entry, reader, path) if entry.size else _EMPTY
             owner = self._owner or (entry.uid, entry.gid)
             if owner != self._given:
-                self._give(file, owner, directory)
+                self._give(file, owner, directory, path)
             if mode != made:
                 os.fchmod(file, mode)
             if entry.xattrs:
@@ -256,7 +256,7 @@ class _Extraction:
         else:
             self._tell(path, entry, digest)
 
-    def _give(self, file: int, owner: tuple[int, int], directory: int) -> None:
+    def _give(self, file: int, owner: tuple[int, int], directory: int, path: bytes) -> None:
         """Give a new file its owner; notes who owns new files of the same directory without that."""
         if self._given is None and owner == self._self:
             if self._honest is None:
@@ -267,7 +267,10 @@ class _Extraction:
             if self._honest and os.fstat(directory).st_gid == owner[1]:
                 self._given = owner
                 return
-        os.fchown(file, *owner)
+        try:
+            os.fchown(file, *owner)
+        except OSError as error:
+            raise attributes.owner_refused(error, path, *owner) from error
 
     def _write(self, file: int, entry: Entry, reader: TarReader, path: bytes) -> Hash | str:
         """Write a file's data, and give its digest."""
@@ -325,7 +328,10 @@ class _Extraction:
                 self._warn(f"device {printable(entry.path)!r} left out: only root can make it")
                 return
         uid, gid = self._owner or (entry.uid, entry.gid)
-        os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+        try:
+            os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            raise attributes.owner_refused(error, self._prefix + name, uid, gid) from error
         if entry.kind is not Kind.SYMLINK:
             # The node is ours and fresh, and no link: fchmodat(2) cannot be led elsewhere.
             os.chmod(name, entry.mode, dir_fd=directory)

@@ -388,7 +388,10 @@ class LayerTree:
     def set_directory(self, uid: int, gid: int, mode: int, xattrs: Mapping[bytes, bytes]) -> None:
         """Give the directory where we stand its attributes; a default ACL takes effect when it is left."""
         directory = self.directory
-        os.fchown(directory, uid, gid)
+        try:
+            os.fchown(directory, uid, gid)
+        except OSError as error:
+            raise attributes.owner_refused(error, b"/".join(self.here), uid, gid) from error
         os.fchmod(directory, mode)
         if xattrs:
             rest = dict(xattrs)

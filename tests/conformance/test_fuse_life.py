@@ -165,9 +165,12 @@ def test_the_server_keeps_nothing_of_its_caller(layerfs: CommandLine, target: Pa
     (server,) = servers(layerfs.root)
     opened = {n: os.readlink(f"/proc/{server}/fd/{n}") for n in os.listdir(f"/proc/{server}/fd")}
     assert {opened.pop(str(standard)) for standard in range(3)} == {"/dev/null"}
-    # What has no path is the server's own, by which it waits.
-    own = ("/dev/fuse", "anon_inode:", str(layerfs.root))
-    assert all(path.startswith(own) for path in opened.values()), opened
+    # What has no path is the server's own, by which it waits; layers are seen through a mount without one.
+    layers = {(found.st_dev, found.st_ino) for found in map(os.stat, layerfs.root.glob("drivers/fuse/*/**/"))}
+    for number, path in opened.items():
+        found = os.stat(f"/proc/{server}/fd/{number}")
+        known = path.startswith(("/dev/fuse", "anon_inode:", str(layerfs.root)))
+        assert known or (found.st_dev, found.st_ino) in layers, path
     assert not os.readlink(f"/proc/{server}/cwd").startswith(str(target.parent))
     assert os.getsid(server) not in (os.getsid(0), 0)
     # One mount: the root directory of a namespace with nothing in it.
@@ -301,6 +304,55 @@ def test_an_error_of_our_own_is_written_down_and_found_by_check(
         store.containers.remove(container.id)
     assert not log.exists()
     assert "log " not in layerfs.run("check").out
+
+
+def test_ps_tells_a_dead_mount_from_a_living_one(layerfs: CommandLine, home: Path, target: Path) -> None:
+    living = target.with_name("living")
+    living.mkdir()
+    layerfs.good("mount", IMAGE, target, "--name", "dead")
+    kill_servers(home)
+    layerfs.good("mount", IMAGE, living, "--name", "lives")
+    rows = {line.split()[-1]: line for line in layerfs.good("ps").splitlines()}
+    assert f"Created, dead mount at {target}" in rows["dead"]
+    assert f"Created, mounted at {living}" in rows["lives"]
+    found = {each["name"]: each for each in layerfs.json("ps")}
+    assert (found["dead"]["mounts"], found["dead"]["dead_mounts"]) == ([str(target)], [str(target)])
+    assert (found["lives"]["mounts"], found["lives"]["dead_mounts"]) == ([str(living)], [])
+    layerfs.good("rm", "-f", "dead", "lives")
+
+
+def test_ps_does_not_wait_for_a_server_that_hangs(layerfs: CommandLine, home: Path, target: Path) -> None:
+    layerfs.good("mount", IMAGE, target, "--name", "hangs")
+    (server,) = servers(home)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        assert f"mounted at {target}" in layerfs.good("ps")
+    finally:
+        os.kill(server, signal.SIGCONT)
+    layerfs.good("rm", "-f", "hangs")
+
+
+@pytest.mark.parametrize("logged", [False, True], ids=["no log", "a log"])
+def test_a_container_that_loses_its_server_says_why_it_ended(
+    layerfs: CommandLine, home: Path, logged: bool
+) -> None:
+    layerfs.good(
+        "create", "--name", "orphan", IMAGE, "sh", "-c", "touch /mine; echo up; read line; ls /etc; exit 7"
+    )
+    command = layerfs.words("start", "-a", "-i", "orphan")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as running:
+        assert running.stdout is not None and running.stdout.readline() == "up\n"
+        (mine,) = (home / "store/drivers/fuse").glob("*/diff/mine")
+        log = mine.parents[1] / "server.log"
+        if logged:
+            log.write_text("a mistake of ours\n")
+        kill_servers(home)
+        _, said = running.communicate("go on\n", timeout=60)
+    assert running.returncode != 0
+    assert "warning: the process that served the files of container orphan ended" in said
+    assert (f"its log {log} ends with: a mistake of ours\n" in said) is logged
+    layerfs.good("rm", "orphan")
 
 
 def test_a_server_that_breaks_down_writes_that_down(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

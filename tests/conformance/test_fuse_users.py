@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs import mounting
+from layerfs import Store, mounting
 from tests.support import hosttree
 from tests.support.commandline import IMAGE
 from tests.support.servers import ends, kill_servers, servers
@@ -169,7 +169,7 @@ def test_a_mount_whose_server_was_killed_is_cleared(user: Login, target: Path, w
 
 
 @alone
-def test_a_mount_in_use_is_not_taken_away(user: Login, target: Path) -> None:
+def test_a_mount_in_use_is_taken_away_only_by_force(user: Login, target: Path) -> None:
     user.layerfs("mount", "--name", "edit", IMAGE, target)
     with subprocess.Popen(
         user.command("sh", "-c", f"cd {target} && echo there && exec sleep 100"), stdout=subprocess.PIPE
@@ -177,8 +177,9 @@ def test_a_mount_in_use_is_not_taken_away(user: Login, target: Path) -> None:
         assert inside.stdout is not None and inside.stdout.readline()
         done = user.layerfs("umount", target, check=False)
         assert done.returncode == 1 and "is in use" in done.stderr
+        user.layerfs("rm", "--force", "edit")
+        assert user.mounts() == []
         inside.kill()
-    user.layerfs("rm", "--force", "edit")
 
 
 @alone
@@ -231,6 +232,32 @@ def test_a_directory_of_somebody_else_is_refused(user: Login, target: Path) -> N
 def test_with_a_driver_of_the_kernel_the_error_names_this_one(user: Login, target: Path) -> None:
     done = user.layerfs("--driver", "vfs", "mount", IMAGE, target, check=False)
     assert done.returncode == 1 and "hint: use --driver fuse" in done.stderr
+
+
+@alone
+@pytest.mark.parametrize("words", [["import", "own.tar", "own:1"], ["load", "-i", "image.tar"],
+                                   ["pull", "docker-archive:image.tar"], ["pull", "oci:layout:1"]],
+                         ids=" ".join)  # fmt: skip
+def test_a_file_whose_owner_has_no_id_here_is_named_and_leaves_no_image(
+    user: Login, tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "own/d").mkdir(parents=True)
+    (tmp_path / "own/d/f").touch()
+    os.chown(tmp_path / "own/d/f", 1042, 43)
+    subprocess.run(["tar", "-C", str(tmp_path / "own"), "-cf", str(user.home / "own.tar"), "."], check=True)
+    with Store.open(tmp_path / "store") as store:
+        store.import_tree(tmp_path / "own", "own:1")
+        store.save(["own:1"], user.home / "image.tar")
+        store.push("own:1", f"oci:{user.home}/layout:1")
+    for name in ("own.tar", "image.tar", "layout"):
+        subprocess.run(["chmod", "-R", "a+rX", str(user.home / name)], check=True)
+    before = user.layerfs("images", "-q").stdout
+    done = user.layerfs(*words, check=False)
+    assert done.returncode == 1
+    assert "'/d/f' belongs to user 1042 and group 43" in done.stderr
+    assert "/etc/subuid" in done.stderr.splitlines()[-1]
+    assert user.layerfs("images", "-q").stdout == before
+    user.layerfs("check")
 
 
 def test_a_container_runs_on_a_mount_of_the_user_namespace(user: Login) -> None:
@@ -303,10 +330,12 @@ def test_what_the_host_allows_and_forbids_is_told(tree: Path) -> None:
         assert all(map(ends, servers(user.home)))
 
 
-def test_a_device_that_only_root_may_open_is_told_of() -> None:
+@pytest.mark.parametrize("front", ["kernel", "fusepy"])
+def test_a_device_that_only_root_may_open_is_told_of(front: str) -> None:
     with login(_UID, Path(f"/tmp/layerfs-test-{os.getpid()}-3"), device=0o600) as user:
-        done = user.layerfs("--driver", "fuse", "images", check=False)
-        if "cannot make a user namespace" in done.stderr:
+        words = user.layerfs_words("--driver", "fuse", "images")
+        done = user.run("env", f"LAYERFS_FUSE_FRONT={front}", *words, check=False)
+        if "cannot make a user namespace" in done.stderr or "libfuse 2 cannot be" in done.stderr:
             pytest.skip(done.stderr)
         assert done.returncode == 1
         assert "cannot open /dev/fuse: Permission denied" in done.stderr and "chmod 666" in done.stderr

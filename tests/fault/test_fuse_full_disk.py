@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from layerfs_fuse import libfuse
 
 from benchmarks.filesystem import fresh
 from layerfs import linux
+from layerfs.errors import UnsupportedError
 from layerfs.testing.snapshot import differences
 from tests.support.union_changes import CHANGES, Traced, closest, do, lay_out, seen, steps_of
 from tests.support.unions import Union, listening, missing
@@ -230,4 +232,59 @@ Union(Path(sys.argv[1])).mount()
         for number in range(300):
             assert (union.place / f"{number}/a/b/c/file").read_text() == f"{number}!"
     finally:
+        linux.umount(union.place, linux.MNT_DETACH)
+
+
+@pytest.mark.parametrize("held", ["open", "open without a name"])
+@pytest.mark.parametrize("front", ["kernel", "fusepy"])
+def test_who_has_as_many_files_open_as_he_may_keeps_nobody_else_from_theirs(
+    tmp_path: Path, front: str, held: str
+) -> None:
+    if front == "fusepy":
+        try:
+            libfuse.load()
+        except UnsupportedError as error:
+            pytest.skip(str(error))
+    union = Union(tmp_path)
+    for number in range(300):
+        (union.lower / f"{number}/a/b/c").mkdir(parents=True)
+        (union.lower / f"{number}/a/b/c/file").write_text(str(number))
+    script = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+from tests.support.unions import Union
+Union(Path(sys.argv[1])).mount(front=sys.argv[2])
+"""
+    words = [sys.executable, "-c", script, tmp_path, front]
+    subprocess.run(words, check=True, cwd=Path(__file__).parents[2])
+    opened: list[int] = []
+    try:
+        # Directories fill what there is before files do.
+        for number in range(300):
+            (union.place / f"{number}/a/b/c/file").stat()
+        with pytest.raises(OSError) as caught:
+            while len(opened) < 1100:
+                opened.append(os.open(union.place / f"new{len(opened)}", os.O_CREAT | os.O_WRONLY))
+                if held == "open without a name":
+                    os.unlink(union.place / f"new{len(opened) - 1}")
+        assert caught.value.errno == errno.EMFILE
+        assert len(opened) > (800 if held == "open" else 400)
+        assert not (union.place / f"new{len(opened)}").exists()
+        for number in range(300):
+            above = union.place / f"{number}/a/b"
+            assert os.listdir(above / "c") == ["file"]
+            if front == "kernel":
+                assert (above / "c/file").read_text() == str(number)
+            (above / "made").mkdir()
+            (above / "made").rename(above / "moved")
+            (above / "c/file").chmod(0o600)
+            (above / "c/file").unlink()
+        os.close(opened.pop())
+        os.close(os.open(union.place / "another", os.O_CREAT | os.O_WRONLY))
+        # Those that are open are still good.
+        assert os.pwrite(opened[0], b"x", 0) == 1
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
         linux.umount(union.place, linux.MNT_DETACH)

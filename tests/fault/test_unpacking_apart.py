@@ -158,7 +158,8 @@ def test_stored_blobs_are_unpacked_apart_too(tmp_path: Path, forked: list[int]) 
         store.pull(f"oci:{tmp_path}/layout:1", "app:1")
     assert forked == []
     with Store.open(tmp_path / "root", driver="overlay2") as store:
-        store.containers.unpack(store.images.get("app:1"))
+        found = store.images.get("app:1")
+        store.containers.unpack(found.manifest, found.config)
         assert len(forked) == len(CHAIN)
         assert store.check(contents=True).sound
 

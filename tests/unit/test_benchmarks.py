@@ -51,6 +51,15 @@ def measured(cache: Path, place: Path, subjects: str, workloads: str) -> Results
     return found
 
 
+def test_a_reader_that_has_enough_ends_the_list_quietly(cache: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--list", "--filesystem", "none", "--cache", str(cache)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @needs_root
 def test_every_workload_runs_on_a_driver(cache: Path, tmp_path: Path) -> None:
     found = measured(cache, tmp_path, "layerfs-overlay2", "*")

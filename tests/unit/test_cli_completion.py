@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import shutil
 import subprocess
 import sys
@@ -69,6 +71,68 @@ def test_bash_completes_the_names_of_images_past_their_colon(tmp_path: Path) -> 
     assert complete_in_bash("layerfs run debian:", tmp_path, names="debian:12 debian:13") == ["12", "13"]
 
 
+DRIVERS = "aufs fuse vfs"
+OPTIONS = "nosuid noexec squash_to_uid= xino=off xino=on"
+
+
+@pytest.mark.parametrize(
+    ("line", "names", "offered"),
+    [
+        ("layerfs --driver f", DRIVERS, ["fuse"]),
+        ("layerfs mount --driver ", DRIVERS, ["aufs", "fuse", "vfs"]),
+        ("layerfs mount -o no", OPTIONS, ["nosuid", "noexec"]),
+        ("layerfs mount -o ro,squ", OPTIONS, ["ro,squash_to_uid="]),
+        ("layerfs mount -o nosuid,xino=o", OPTIONS, ["off", "on"]),
+    ],
+)
+def test_bash_completes_drivers_and_mount_options(
+    tmp_path: Path, line: str, names: str, offered: list[str]
+) -> None:
+    assert complete_in_bash(line, tmp_path, names=names) == offered
+
+
+def test_the_names_of_drivers_and_of_all_their_mount_options_can_be_had(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["completion", "--names", "drivers"]) == 0
+    assert {"aufs", "fuse", "overlay2", "vfs"} <= set(capsys.readouterr().out.splitlines())
+    assert main(["completion", "--names", "options"]) == 0
+    listed = set(capsys.readouterr().out.splitlines())
+    assert {"nosuid", "volatile", "squash_to_uid=", "fsync=0", "xino=auto", "threaded=1"} <= listed
+
+
+def test_zsh_completes_drivers_and_mount_options(tmp_path: Path) -> None:
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not installed")
+    (tmp_path / "_layerfs").write_text(completion.zsh())
+    layerfs = tmp_path / "layerfs"
+    layerfs.write_text("#!/bin/sh\nprintf '%s\\n' fuse squash_to_uid=\n")
+    layerfs.chmod(0o755)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.environ |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TERM": "dumb"}
+        os.execvp("zsh", ["zsh", "-f"])
+    said = b""
+
+    def hear(word: bytes) -> None:
+        nonlocal said
+        while word not in said:
+            assert select.select([terminal], [], [], 60)[0], said
+            said += os.read(terminal, 4096)
+        said = said.partition(word)[2]
+
+    load = f"fpath=({tmp_path} $fpath); autoload -U compinit; compinit -u"
+    os.write(terminal, f"PROMPT=; unsetopt zle_bracketed_paste; {load}; echo rea''dy\n".encode())
+    hear(b"ready")
+    os.write(terminal, b"layerfs --driver f\t")
+    hear(b"use")
+    os.write(terminal, b"mount -o ro,squ\t")
+    hear(b"ash_to_uid=")
+    os.close(terminal)
+    os.waitpid(child, 0)
+
+
 def test_bash_completes_choices_and_files(tmp_path: Path) -> None:
     assert complete_in_bash("layerfs run --network h", tmp_path) == ["host"]
     (tmp_path / "image.tar").touch()
@@ -80,7 +144,7 @@ def test_fish_completes_commands_and_names(tmp_path: Path) -> None:
         pytest.skip("fish is not installed")
     (tmp_path / "completion").write_text(completion.fish())
     layerfs = tmp_path / "layerfs"
-    layerfs.write_text("#!/bin/sh\necho debian:12\n")
+    layerfs.write_text("#!/bin/sh\nprintf '%s\\n' debian:12 fuse nosuid squash_to_uid=\n")
     layerfs.chmod(0o755)
 
     def complete(line: str) -> list[str]:
@@ -95,6 +159,10 @@ def test_fish_completes_commands_and_names(tmp_path: Path) -> None:
     assert complete("layerfs run deb") == ["debian:12"]
     assert complete("layerfs run --network h") == ["host"]
     assert "--hostname" in complete("layerfs run --ho")
+    assert complete("layerfs --driver f") == ["fuse"]
+    assert complete("layerfs mount --driver f") == ["fuse"]
+    assert complete("layerfs mount -o no") == ["nosuid"]
+    assert complete("layerfs mount -o ro,squ") == ["ro,squash_to_uid="]
 
 
 def test_pressing_tab_makes_no_store(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from layerfs import Store, mounting
 from tests.support.commandline import IMAGE, CommandLine, make_store
+from tests.support.servers import ends, servers
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
@@ -76,14 +79,59 @@ def test_removing_a_container_prints_its_name(layerfs: CommandLine, box: str) ->
     assert done.err.splitlines()[-1].startswith("hint: ")
 
 
+@pytest.mark.parametrize("driver", ["overlay2", "fuse", "aufs", "vfs"])
+def test_a_busy_container_is_removed_by_force_and_who_is_in_it_keeps_his_files(
+    layerfs: CommandLine, driver: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    layerfs.good("--driver", driver, "mount", IMAGE, place, "--name", "busy")
+    # Makes files for as long as it can.
+    script = (
+        "exec 2>/dev/null 9>held 8<etc/passwd && mkdir d && cd d && echo in && read go\n"
+        "while mkdir x$((i += 1)); do :; done; echo more >&9 && read line <&8 && echo $line"
+    )
+    with subprocess.Popen(
+        ["sh", "-c", script], cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as inside:
+        assert inside.stdout is not None and inside.stdout.readline() == "in\n"
+        assert layerfs.run("rm", "busy").status == 1
+        assert inside.stdin is not None
+        print("go", file=inside.stdin, flush=True)
+        layerfs.good("rm", "-f", "busy")
+        assert mounting.mounted(place) is None
+        assert layerfs.good("ps", "-aq") == ""
+        assert inside.communicate()[0].startswith("root:")
+    assert all(map(ends, servers(layerfs.root)))
+    layerfs.good("check")
+    assert list(layerfs.root.glob("drivers/*/.*")) == []
+
+
+def test_a_container_in_use_is_called_by_its_name(layerfs: CommandLine, box: str, tmp_path: Path) -> None:
+    place, other = tmp_path / "place", tmp_path / "other"
+    place.mkdir()
+    other.mkdir()
+    layerfs.good("mount", box, place)
+    for words in (["mount", box, other], ["rm", box], ["start", "-a", box]):
+        said = layerfs.run(*words).err
+        assert f"container {box} is mounted at {place} by process" in said
+        assert "layer" not in said.replace("layerfs", "")
+    layerfs.good("umount", box)
+    with Store.open(layerfs.root) as store, store.containers.get(box).mounted():
+        for words in (["mount", box, other], ["rm", "-f", box], ["start", "-a", box]):
+            said = layerfs.run(*words).err
+            assert f"container {box} is in use by" in said
+            assert "layer" not in said.replace("layerfs", "")
+
+
 def test_inspect_shows_a_container(layerfs: CommandLine, box: str) -> None:
     (found,) = layerfs.json("inspect", box)
     assert (found["name"], found["image"], found["status"]) == ("box", IMAGE, "created")
 
 
 def test_a_tar_stream_is_refused_by_cp(layerfs: CommandLine, box: str, tmp_path: Path) -> None:
-    for ends in ((f"{box}:/etc/passwd", "-"), ("-", f"{box}:/")):
-        done = layerfs.run("cp", *ends, cwd=tmp_path)
+    for words in ((f"{box}:/etc/passwd", "-"), ("-", f"{box}:/")):
+        done = layerfs.run("cp", *words, cwd=tmp_path)
         assert done.status == 2
         assert "tar stream" in done.err
     assert list(tmp_path.iterdir()) == []

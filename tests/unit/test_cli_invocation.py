@@ -42,7 +42,7 @@ main(["--version"])
 print(*sorted(set(sys.modules) - before), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stderr.split() == ["layerfs", "layerfs.cli"]
+    assert done.stderr.split() == ["gc", "layerfs", "layerfs.cli"]
 
 
 def test_help_imports_neither_the_store_nor_what_draws() -> None:

@@ -87,9 +87,36 @@ def test_options_are_given_as_to_mount(layerfs: CommandLine, tmp_path: Path) -> 
     info = mounting.mounted(tmp_path)
     assert info is not None and {"nosuid", "noexec", "ro"} <= set(info.options)
     layerfs.good("umount", name)
-    done = layerfs.run("mount", "-o", "noexec,unheard_of", IMAGE, tmp_path)
-    assert done.status == 1
-    assert "has no mount option 'unheard_of'" in done.err and "hint: it takes defaults, rw, ro" in done.err
+
+
+@pytest.mark.parametrize(
+    ("driver", "words", "said", "hint"),
+    [
+        (
+            "overlay2",
+            "noexec,unheard_of,of=1",
+            "has no mount option 'unheard_of', 'of=1'",
+            "takes defaults, rw,",
+        ),
+        (
+            "fuse",
+            "ro,unheard_of,upperdir=/x",
+            "no mount option 'unheard_of', 'upperdir=/x'",
+            "squash_to_root",
+        ),
+        ("fuse", "timeout=x,squash_to_uid=0", "'timeout=x' makes no sense", "write timeout=SECONDS"),
+        ("fuse", "a,timeout=x", "no mount option 'a'; 'timeout=x' makes no sense", "volatile"),
+        ("aufs", "a,b", "no mount option 'a', 'b'", "squash_to_root"),
+        ("vfs", "ro=1,exec=2", "'ro=1', 'exec=2' must not have a value", "nosuid, dev, nodev"),
+    ],
+)
+def test_all_wrong_options_are_named_with_those_that_there_are(
+    layerfs: CommandLine, tmp_path: Path, driver: str, words: str, said: str, hint: str
+) -> None:
+    done = layerfs.run("--driver", driver, "mount", "--name", "wrong", "-o", words, IMAGE, tmp_path)
+    assert done.status == 2
+    assert said in done.err and hint in done.err.splitlines()[-1]
+    assert "wrong" not in layerfs.good("ps", "-a")
 
 
 def test_a_mount_in_the_foreground_ends_with_the_interrupt(layerfs: CommandLine, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ PUBLIC = [
     "Mount",
     "MountError",
     "NotFoundError",
+    "OptionError",
     "Overlay",
     "Platform",
     "ProcessError",

@@ -15,6 +15,7 @@ ROWS: list[set[str]] = [
     {"errors"},
     {
         "linux",
+        "value",
         "digest",
         "reference",
         "compression",
@@ -70,6 +71,7 @@ DRIVERS_MAY_IMPORT = {
     "outside",
     "tree",
     "linux",
+    "value",
     "files",
     "errors",
 }

@@ -18,6 +18,8 @@ from layerfs import plugins
 from layerfs.driver import Driver
 from layerfs.errors import NotFoundError, UnsupportedError
 
+ROOT = Path(__file__).parents[2]
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="overlay2 needs root")
 
 
@@ -146,6 +148,36 @@ def test_layers_of_another_driver_are_not_ignored(tmp_path: Path, monkeypatch: p
         _break(monkeypatch, driver)
     with pytest.raises(UnsupportedError, match=r"holds layers of aufs, vfs.*aufs: broken here"):
         plugins.choose(tmp_path)
+
+
+def test_where_no_driver_works_each_says_why_once(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WHERE_NOTHING_WORKS, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in ("overlay2", "fuse", "aufs", "vfs"):
+        assert done.stdout.count(f"{name}: no directory can be made") == 1, done.stdout
+
+
+# Where a filter keeps fsopen(2) from us, as in many containers, nobody knows whether there is aufs.
+WHERE_NOTHING_WORKS = """
+import errno, sys
+from pathlib import Path
+from layerfs import linux, plugins
+from layerfs.errors import UnsupportedError
+from tests.support.seccomp import refuse_calls
+linux.unshare(linux.CLONE_NEWNS)
+linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+linux.mount("none", sys.argv[1], "tmpfs", linux.MS_RDONLY)
+refuse_calls(errno.EPERM, "fsopen")
+try:
+    plugins.choose(Path(sys.argv[1]))
+except UnsupportedError as error:
+    print(error)
+"""
 
 
 def test_a_driver_that_was_asked_for_and_cannot_work_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

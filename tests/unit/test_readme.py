@@ -49,6 +49,28 @@ def test_the_library_example_runs_as_it_stands(tmp_path: Path) -> None:
     assert (tmp_path / "layout/index.json").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+@pytest.mark.parametrize("fails", [False, True], ids=["well", "with a failure"])
+def test_the_demo_leaves_nothing_behind_but_in_a_directory_that_was_named(
+    tmp_path: Path, fails: bool
+) -> None:
+    command = [sys.executable, str(ROOT / "examples/demo.py")]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    if fails:
+        code = (
+            "import runpy, layerfs; del layerfs.Store.push\n"
+            f"runpy.run_path({command[1]!r}, run_name='__main__')"
+        )
+        command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode == 0) is not fails, done.stderr
+    assert "== committed" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    if not fails:
+        subprocess.run([*command, tmp_path / "kept"], capture_output=True, check=True)
+        assert (tmp_path / "kept/layout/index.json").exists()
+
+
 def command_lines() -> list[str]:
     lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     parts = [part.strip() for line in lines for part in re.split(r";|&&|\||[<(]", line)]

@@ -451,10 +451,10 @@ def test_damaged_and_missing_blobs_orphans_and_stale_mounts_are_found(store: Sto
         with store._database.transaction() as connection:
             connection.execute("UPDATE mounts SET start = 1")
         kinds = sorted(problem.kind for problem in store.check().problems)
-    assert kinds == ["blob", "image", "layer", "mount", "orphan"]
+    assert kinds == ["blob", "container", "image", "mount", "orphan"]
     findings = store.check(repair=True)
     assert not findings.sound
-    assert {problem.kind for problem in findings.problems if not problem.repaired} == {"image", "layer"}
+    assert {problem.kind for problem in findings.problems if not problem.repaired} == {"container", "image"}
     assert list(store.driver.layers()).count("orphan") == 0
     again = store.pull(f"oci:{tmp_path}/layout", "app")
     assert again.digest == manifest.digest

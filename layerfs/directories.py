@@ -209,43 +209,36 @@ def occupied(
 
     `several` says which files may have more than one name there; all that have, anywhere, if left out.
     """
+    from layerfs.tree.ladder import Ladder
+
     size = inodes = 0
     linked: set[tuple[int, int]] = set()
     for root in roots:
-        with opened(root) as descriptor:
-            for found in _walk(descriptor):
-                if found.st_nlink > 1 and (several is None or several(found)):
-                    identity = (found.st_dev, found.st_ino)
-                    if identity in linked:
-                        continue
-                    linked.add(identity)
-                size += found.st_blocks * 512
+        with opened(root) as descriptor, contextlib.closing(Ladder(descriptor)) as ladder:
+            todo: list[list[str]] = []
+            while True:
+                size += os.fstat(ladder.top).st_blocks * 512
                 inodes += 1
-    return size, inodes
-
-
-def _walk(root: int) -> Iterator[os.stat_result]:
-    from layerfs.tree.ladder import Ladder
-
-    ladder = Ladder(root)
-    todo: list[list[str]] = []
-    try:
-        yield os.fstat(root)
-        while True:
-            below = []
-            with os.scandir(ladder.top) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        below.append(entry.name)
-                    else:
-                        yield entry.stat(follow_symlinks=False)
-            todo.append(below)
-            while not todo[-1]:
-                todo.pop()
+                below = []
+                with os.scandir(ladder.top) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            below.append(entry.name)
+                            continue
+                        found = entry.stat(follow_symlinks=False)
+                        if found.st_nlink > 1 and (several is None or several(found)):
+                            identity = (found.st_dev, found.st_ino)
+                            if identity in linked:
+                                continue
+                            linked.add(identity)
+                        size += found.st_blocks * 512
+                        inodes += 1
+                todo.append(below)
+                while todo and not todo[-1]:
+                    todo.pop()
+                    if todo:
+                        ladder.pop()
                 if not todo:
-                    return
-                ladder.pop()
-            ladder.push(os.open(todo[-1].pop(), _OPEN, dir_fd=ladder.top))
-            yield os.fstat(ladder.top)
-    finally:
-        ladder.close()
+                    break
+                ladder.push(os.open(todo[-1].pop(), _OPEN, dir_fd=ladder.top))
+    return size, inodes

@@ -96,6 +96,21 @@ class Applies(Protocol):
         """Fill a layer that `create` has just made; on any error the caller removes the layer."""
 
 
+class Usage(NamedTuple):
+    """What a layer occupies by itself: bytes allocated on disk, and inodes."""
+
+    bytes: int
+    inodes: int
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """Can say what one layer occupies without what lies below it."""
+
+    def usage(self, layer: str, below: Sequence[str]) -> Usage:
+        """Count the layer's own allocated bytes and inodes."""
+
+
 @runtime_checkable
 class Drafts(Protocol):
     """Can make a layer more cheaply when nobody but `Applies.apply` ever writes to it."""
@@ -129,6 +144,21 @@ class Copies(Protocol):
 
 
 @runtime_checkable
+class Independent(Applies, Measures, Protocol):
+    """Can unpack a layer while those below it still are, in another process maybe.
+
+    Such a layer is made by `create` as if nothing was below. `apply` touches what is below through
+    `lower` alone, which waits until that is whole; `usage` does not touch it.
+    """
+
+    def inherit(self, layer: str, below: Sequence[str]) -> None:
+        """Give a layer's root what `create` would have given it, now that the layers below are whole.
+
+        Only called for a layer that said nothing of its root.
+        """
+
+
+@runtime_checkable
 class Diffs(Protocol):
     """Can list a layer's changes without walking the trees below it."""
 
@@ -142,21 +172,6 @@ class Seals(Protocol):
 
     def seal(self, layer: str) -> None:
         """Make the layer read-only from now on; idempotent."""
-
-
-class Usage(NamedTuple):
-    """What a layer occupies by itself: bytes allocated on disk, and inodes."""
-
-    bytes: int
-    inodes: int
-
-
-@runtime_checkable
-class Measures(Protocol):
-    """Can say what one layer occupies without what lies below it."""
-
-    def usage(self, layer: str, below: Sequence[str]) -> Usage:
-        """Count the layer's own allocated bytes and inodes."""
 
 
 @runtime_checkable

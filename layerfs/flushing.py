@@ -11,7 +11,8 @@ from typing import Final, Self
 
 from layerfs import linux
 
-_SECONDS_BETWEEN: Final = 0.05
+# Each sync ends a transaction of the file system, which whoever makes files then waits for.
+_SECONDS_BETWEEN: Final = 0.2
 
 
 class Flusher:

@@ -256,7 +256,7 @@ class Layers:
         with Lease(self._database) as lease:
             unpacking = Unpacking(self, lease, budget=self.budget, warn=self._warn, progress=Silent())
             with self.lock(layer.driver_id, name=name), unpacking:
-                unpacking.unpack(Step(layer.blob, layer.diff_id), name, layer.parent)
+                unpacking.begin(Step(layer.blob, layer.diff_id), name, layer.parent, alone=True)
                 unpacking.replace(layer)
             # The old files could not be removed under our own lock.
         self.finish()

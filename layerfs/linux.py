@@ -95,6 +95,8 @@ _SOCK_SEQPACKET: Final = 5
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
 
 _SYS: Final = {
     "open_tree": 428,
@@ -336,6 +338,14 @@ def socketpair() -> tuple[int, int]:
 def syncfs(descriptor: int) -> None:
     """syncfs(2): every dirty page and inode of the file system that holds the descriptor."""
     _check(_libc.syncfs(ctypes.c_int(descriptor)))
+
+
+def keep_freed_memory(size: int) -> None:
+    """mallopt(3): give back to the kernel only what is freed beyond `size` bytes; nothing without glibc."""
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(size))
+        mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(size))
 
 
 def start_writing_back(descriptor: int, offset: int, length: int) -> None:

@@ -102,6 +102,11 @@ class StackedLayers(Driver):
                 whiteouts=self._whiteouts,
             )
 
+    def inherit(self, layer: str, below: Sequence[str]) -> None:
+        """Let the root take after the root of the layer right below."""
+        with opened(self._diff(below[-1])) as source, opened(self._diff(layer)) as target:
+            self._copy_attributes(source, target)
+
     def usage(self, layer: str, below: Sequence[str]) -> Usage:
         """Count ``diff``, each file once however many names it has."""
         self._directories.require(layer)

@@ -79,12 +79,11 @@ class SkeletonWriter:
 
     def refer(self, entry: Entry, path: bytes, start: int) -> None:
         """Say that a file's data, which stands in the stream from offset `start` on, goes to `path`."""
-        segments = ((0, entry.size),) if entry.segments is None else entry.segments
-        stored = entry.size if entry.segments is None else sum(length for _, length in segments)
+        stored = entry.size if entry.segments is None else sum(length for _, length in entry.segments)
         if stored < SMALLEST or start < self._settled:
             return
         self._keep(start)
-        for offset, length in segments:
+        for offset, length in entry.segments or ((0, stored),):
             self._add(_FILE.pack(b"F", offset, length, len(path)), path)
         self._settled = start + stored
         while self._pieces and self._pieces[0][0] + len(self._pieces[0][1]) <= self._settled:

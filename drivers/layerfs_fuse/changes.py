@@ -390,7 +390,9 @@ class Changes(WritableUnion):
         os.removexattr(path, self.layers.dialect.stored(name), follow_symlinks=follow)
 
     def chmod(self, node: Node, mode: int) -> None:
-        """Change the mode (chmod(2))."""
+        """Change the mode (chmod(2)); a symlink has none, though kernels before 6.6 ask for that."""
+        if stat.S_ISLNK(self.stat(node).st_mode):
+            raise failure(errno.EOPNOTSUPP)  # chmod(2) would follow it, out of the layers
         self.copy_up(node)
         os.chmod(self.path(node)[0], mode)
 

@@ -125,6 +125,14 @@ def _check(result: int, what: object = None) -> int:
     return result
 
 
+# Mounting a deep stack makes hundreds of these calls, for which converting by declared types is faster.
+_fsconfig = ctypes.CDLL(None, use_errno=True).syscall
+_fsconfig.restype = ctypes.c_long
+_fsconfig.argtypes = [
+    ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_long,
+]  # fmt: skip
+
+
 def _path(path: str | bytes | os.PathLike[str]) -> bytes:
     name = os.fsencode(path)
     if b"\0" in name:
@@ -189,7 +197,7 @@ def fsopen(fstype: str) -> int:
 
 def fsconfig_set_string(context: int, key: str, value: str | bytes | os.PathLike[str]) -> None:
     """fsconfig(2) FSCONFIG_SET_STRING; the kernel takes at most 255 bytes of value."""
-    _syscall("fsconfig", context, FSCONFIG_SET_STRING, key.encode(), _path(value), 0, what=key)
+    _check(_fsconfig(_SYS["fsconfig"], context, FSCONFIG_SET_STRING, key.encode(), _path(value), 0), key)
 
 
 def fsconfig_set_flag(context: int, key: str) -> None:

@@ -183,7 +183,7 @@ class WritableUnion(Union):
                     os.link(
                         temporary, name, src_dir_fd=self.work, dst_dir_fd=place.open(), follow_symlinks=False
                     )
-                undo.callback(_unlink, place, name)
+                    undo.callback(_unlink, place, name)
             with _times_kept(above):
                 os.rename(temporary, node.name, src_dir_fd=self.work, dst_dir_fd=above.open())
             undo.pop_all()

@@ -24,12 +24,12 @@ KEPT: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
 
 class Backing:
-    """A file below that the kernel was given; `lower` says that it is not the upper layer's own."""
+    """A file below that the kernel was given for an inode; `lower` says that it is not the upper layer's."""
 
-    __slots__ = ("identity", "lower", "node", "users")
+    __slots__ = ("identity", "inode", "lower", "users")
 
-    def __init__(self, node: int, identity: int, *, lower: bool) -> None:
-        self.node = node
+    def __init__(self, inode: int, identity: int, *, lower: bool) -> None:
+        self.inode = inode
         self.identity = identity
         self.lower = lower
         self.users = 0

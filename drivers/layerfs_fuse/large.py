@@ -20,13 +20,13 @@ _ACL: Final = "system.posix_acl_access"
 
 
 class Request(NamedTuple):
-    """A request to begin anew; `asking` are the uid and gid of who makes it."""
+    """A request to begin anew; `asking` are the uid, gid and thread of who makes it."""
 
     op: int
     unique: int
     identity: int
     body: bytes
-    asking: tuple[int, int]
+    asking: tuple[int, int, int]
 
 
 class _Copy(NamedTuple):

@@ -29,13 +29,12 @@ class Lowers:
         direct = os.open(directory, _FLAGS)
         if self._tree is None:
             return direct
-        try:
-            untouched = os.open(os.path.relpath(directory, self._above), _FLAGS, dir_fd=self._tree)
-        except OSError:
-            return direct
-        # What is mounted on a layer, or above it, is not part of that tree.
-        if not os.path.sameopenfile(direct, untouched):
-            os.close(untouched)
+        untouched = _opened_below(self._tree, os.path.relpath(directory, self._above), direct)
+        if untouched is None and (own := _untouched(directory)) is not None:
+            # What is mounted on a layer, or above it, is not part of the tree of all.
+            untouched = _opened_below(own, ".", direct)
+            os.close(own)
+        if untouched is None:
             return direct
         os.close(direct)
         return untouched
@@ -51,6 +50,18 @@ def reached(directories: Sequence[Path]) -> Iterator[Lowers]:
     finally:
         if tree is not None:
             os.close(tree)
+
+
+def _opened_below(tree: int, path: str, direct: int) -> int | None:
+    """Open a directory by another way, if that leads to the same one."""
+    try:
+        found = os.open(path, _FLAGS, dir_fd=tree)
+    except OSError:
+        return None
+    if os.path.sameopenfile(direct, found):
+        return found
+    os.close(found)
+    return None
 
 
 def _untouched(above: Path) -> int | None:

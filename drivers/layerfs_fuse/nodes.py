@@ -209,15 +209,13 @@ class Nodes:
         node.linked = (status.st_dev, status.st_ino)
         self._linked[node.linked] = node
 
-    def renew(self, node: Node) -> int:
-        """Give a node another id; whoever knows it by the former one, which is given, still finds it."""
-        former = node.id
-        self._former[former] = node.lookups
+    def renew(self, node: Node) -> None:
+        """Give a node another id; whoever knows it by the former one still finds it."""
+        self._former[node.id] = node.lookups
         self.renewed.add(node)
         node.id = self._next
         self._next += 1
         self._by_id[node.id] = node
-        return former
 
     def forget(self, identity: int, count: int) -> None:
         """Take back lookups; a node that has none and no children goes."""

@@ -134,8 +134,8 @@ NOTIFY_PRUNE: Final = 9
 FOREVER: Final = 1 << 31
 """Seconds that the kernel may keep what it was told: nobody but the server changes the files."""
 
-# Opcode, unique, node, uid, gid; what the kernel says besides (lengths, pid) is not needed.
-REQUEST: Final = Struct("=4xIQQII8x")
+# Opcode, unique, node, uid, gid, thread; what the kernel says besides (lengths) is not needed.
+REQUEST: Final = Struct("=4xIQQIII4x")
 REPLY: Final = Struct("=IiQ")
 INIT_IN: Final = Struct("=IIIII")
 INIT_OUT: Final = Struct("=IIIIHHIIHHIIH22x")

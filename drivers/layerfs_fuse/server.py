@@ -36,6 +36,7 @@ _MOST_NODES: Final = 1 << 16
 """Above this many files that the kernel knows of, it is asked to forget some."""
 _PRUNED: Final = 1024
 _LONGEST_COPY: Final = 1 << 30
+_WRITING: Final = os.O_ACCMODE | os.O_TRUNC
 
 # Gives the answer, None for an empty one, how much of the device's `room` it fills, or that the answer will
 # come from elsewhere.
@@ -58,7 +59,7 @@ class Server:
         self._setxattr_in = p.SETXATTR_IN
         self._next_handle = 1
         self._passthrough = Passthrough(device.descriptor, passthrough)
-        self._asking = (0, 0)
+        self._asking = (0, 0, 0)
         self._aside = Aside(device)
         self._large = LargeFiles(union, self._aside, device.ring) if isinstance(union, Changes) else None
         if isinstance(union, Changes):
@@ -76,8 +77,8 @@ class Server:
         layers, nodes, view = self._union.layers, self._nodes, memoryview(buffer)
         while length := receive():
             if length != RUNG:
-                op, unique, identity, uid, gid = unpack(buffer)
-                self._unique, self._asking = unique, (uid, gid)
+                op, unique, identity, uid, gid, thread = unpack(buffer)
+                self._unique, self._asking = unique, (uid, gid, thread)
                 self._answer(op, unique, identity, view[begin:length])
                 if op == _DESTROY:
                     return
@@ -180,7 +181,8 @@ class Server:
         return _ELSEWHERE
 
     def _maker(self, umask: int) -> Maker:
-        return Maker(*self._asking, umask)
+        uid, gid, _ = self._asking
+        return Maker(uid, gid, umask)
 
     def _init(self, body: memoryview) -> bytes:
         major, minor, readahead, flags, more = p.INIT_IN.unpack_from(body)
@@ -205,7 +207,7 @@ class Server:
             # The kernel has two inodes of it, and tells neither what it does by the other.
             return 0
         # What the kernel writes to such a file itself takes these bits away, and it does not notice.
-        return 0 if found.st_mode & _SET_IDS and self._passthrough.ties(node) else p.FOREVER
+        return 0 if found.st_mode & _SET_IDS and self._passthrough.ties(node.id) else p.FOREVER
 
     def _entry(self, node: Node, found: os.stat_result | None = None) -> bytes:
         """Answer with a file, of which the kernel keeps the attributes and one more reference."""
@@ -237,6 +239,8 @@ class Server:
             changes.chown(node, uid if valid & Attribute.UID else -1, gid if valid & Attribute.GID else -1)
         if valid & Attribute.MODE:
             changes.chmod(node, stat.S_IMODE(mode))
+        if not valid & ~Attribute.HANDLE:
+            self._change_nothing(node)
         if valid & (Attribute.ATIME | Attribute.MTIME):
             now, found = time.time_ns(), self._union.stat(node)
             changes.utime(
@@ -245,6 +249,11 @@ class Server:
                 _time(valid, Attribute.MTIME, Attribute.MTIME_NOW, now, mtime, mtime_ns, found.st_mtime_ns),
             )
         return self._getattr(node, body)
+
+    def _change_nothing(self, node: Node) -> None:
+        """Do what chown(2) of neither owner nor group does: it takes setuid and setgid away."""
+        if not node.is_directory and self._asking[0] in (0, self._union.stat(node).st_uid):
+            self._changes.kill_set_ids(node)
 
     def _kill_unless_root(self, node: Node) -> None:
         """Take setuid and setgid where the kernel does not say whether it has to be done (CAP_FSETID)."""
@@ -297,9 +306,10 @@ class Server:
             # The kernel asks no more then, and keeps what it has read.
             raise failure(errno.ENOSYS)
         flags, more = p.OPEN_IN.unpack_from(body)
-        writing = bool(flags & (os.O_ACCMODE | os.O_TRUNC))
-        self._check_inode(node, writing=writing)
-        takes = writing or node.upper or self._passthrough.takes(node)
+        inode = self._identity
+        self._check_inode(node, flags)
+        writing = bool(flags & _WRITING)
+        takes = writing or node.upper or self._passthrough.takes(node, inode)
         if takes:
             self._union.layers.require_room()
         if writing:
@@ -310,29 +320,46 @@ class Server:
                     self._changes.kill_set_ids(node)
         elif not takes:
             node.users += 1
+            self._passthrough.refused.forget(self._asking[2])
             return p.OPENED_TO_READ
-        return self._opened(OpenFile(self._union, node, flags))
+        if flags & os.O_DIRECT and self._passthrough.takes(node, inode):
+            # The kernel, which opens it so itself, would say EIO where the file system below cannot.
+            os.close(self._union.open(node, flags & (os.O_ACCMODE | os.O_DIRECT)))
+        return self._opened(OpenFile(self._union, node, flags), inode)
 
-    def _check_inode(self, node: Node, *, writing: bool) -> None:
+    def _check_inode(self, node: Node, flags: int) -> None:
         """See to it that a file comes to be opened by an inode whose data can be what it must be.
 
-        Told that this one is stale, the kernel looks the file up again, and finds another.
+        Told that this one is stale, the kernel looks the file up again, once, and finds another. Who asks for
+        the same one again has not come by a name: it is a link of proc_pid_fd(5), or mounted somewhere. Who
+        asks without any flag is the kernel, for ioctl_iflags(2).
         """
-        if self._passthrough.is_outdated(node, writing=writing):
-            former = self._nodes.renew(node)
-            self._device.notify(p.NOTIFY_INVAL_INODE, p.INVAL_INODE_OUT.pack(former, -1, 0))
-        if node.id != self._identity:
-            raise failure(errno.ESTALE)
+        inode, thread, writing = self._identity, self._asking[2], bool(flags & _WRITING)
+        below = self._passthrough.ties_below(inode)
+        if writing:
+            # It comes up: from now on nobody is tied to the lower one who is not yet.
+            node.large = False
+        if node.id == inode:
+            if not (below and (writing or node.upper)):
+                return
+            if flags:
+                self._nodes.renew(node)
+                self._device.notify(p.NOTIFY_INVAL_INODE, p.INVAL_INODE_OUT.pack(inode, -1, 0))
+        refused = self._passthrough.refused
+        if not (writing and below) and (not flags or refused.insists(thread, inode)):
+            return
+        refused.add(thread, inode, writing=writing)
+        raise failure(errno.ESTALE)
 
-    def _opened(self, file: OpenFile) -> bytes:
+    def _opened(self, file: OpenFile, inode: int) -> bytes:
         handle = self._next_handle
         self._next_handle += 1
         self._files[handle] = file
-        node = file.node
-        if identity := self._passthrough.tie(node, file):
+        self._passthrough.refused.forget(self._asking[2])
+        if identity := self._passthrough.tie(file, inode):
             return p.OPEN_OUT.pack(handle, p.OPENED_PASSTHROUGH, identity)
         # What the page cache holds is true, unless the file was written past it.
-        stale = node.upper and self._passthrough.enabled
+        stale = file.node.upper and self._passthrough.enabled
         return p.OPEN_OUT.pack(handle, 0 if stale else p.OPENED_KEEP_CACHE, 0)
 
     def _create(self, node: Node, body: memoryview) -> bytes:
@@ -341,13 +368,13 @@ class Server:
         self._union.layers.require_room()
         made, descriptor = self._changes.create(node, name, mode, flags & KEPT, self._maker(umask))
         entry = self._entry(made, os.fstat(descriptor))
-        return entry + self._opened(OpenFile(self._union, made, flags, descriptor))
+        return entry + self._opened(OpenFile(self._union, made, flags, descriptor), made.id)
 
     def _tmpfile(self, node: Node, body: memoryview) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(body)
         self._union.layers.require_room()
         made = self._changes.tmpfile(node, mode, self._maker(umask))
-        return self._entry(made) + self._opened(OpenFile(self._union, made, flags))
+        return self._entry(made) + self._opened(OpenFile(self._union, made, flags), made.id)
 
     def _file(self, node: Node, handle: int) -> int:
         return self._files[handle].current(self._union) if handle else self._readers.descriptor(node)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from layerfs import mounting
-from layerfs.driver import Applies, Diffs, Drafts, Driver, Seals, Unpack
+from layerfs.driver import Applies, Copies, Diffs, Drafts, Driver, Seals, Unpack
 from layerfs.mount import Bind
 from layerfs.testing.items import Item, tar
 from layerfs.testing.snapshot import Snapshot, snapshot
@@ -64,6 +64,17 @@ class Stack:
             self.driver.remove(layer)
             raise
         return self.finish(layer)
+
+    def copied(self) -> Stack | None:
+        """Give a stack that has a copy of the top layer in its place; None where the driver makes none."""
+        if not isinstance(self.driver, Copies):
+            return None
+        copy = self.fork(len(self.layers) - 1)
+        layer = new_id()
+        if not self.driver.copy(layer, self.layers[-1], copy.layers, warn=self.warnings.append):
+            return None
+        copy.finish(layer)
+        return copy
 
     def unpack(self, layer: str, unpack: Unpack) -> None:
         """Fill a layer that `create` made, in the way that the driver offers."""

@@ -518,3 +518,22 @@ def test_flags_of_files_can_be_read_and_set(union: Union, mounted: Mounting) -> 
                 assert linux.file_flags(descriptor) == before | no_dump
             finally:
                 os.close(descriptor)
+
+
+@each_way
+def test_chown_of_nothing_takes_setuid_and_setgid_away(union: Union, mounted: Mounting) -> None:
+    modes = {"setuid": 0o4755, "setgid": 0o2775, "locking": 0o2664}
+    for name, mode in modes.items():
+        for above in (union.lower / "lower", union.lower / "upper"):
+            above.mkdir(exist_ok=True)
+            (above / name).touch()
+            os.chown(above / name, 1001, 1001)
+            (above / name).chmod(mode)
+    with mounted(union):
+        for name, mode in modes.items():
+            for directory, user in (("lower", 1001), ("upper", 0)):
+                path = union.place / directory / name
+                if directory == "upper":
+                    os.utime(path)
+                assert as_user(user, lambda path=path: os.chown(path, -1, -1)) == 0
+                assert path.stat().st_mode & 0o7777 == (mode if name == "locking" else mode & 0o777)

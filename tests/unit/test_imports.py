@@ -44,6 +44,7 @@ ROWS: list[set[str]] = [
         "images",
         "instructions",
         "committing",
+        "capture",
         "names",
         "copying",
         "containers",

@@ -400,7 +400,13 @@ class Store:
             NotFoundError: there is neither such a container nor such an image.
             InUseError: the container is mounted already.
             OptionError: the driver has no such option.
+            InvalidError: the mount would hide the store.
         """
+        place, store = target.resolve(), self.root.resolve()
+        if place.is_relative_to(store) or store.is_relative_to(place):
+            raise InvalidError(
+                f"a mount at {place} would hide the store at {store}", hint="choose a directory elsewhere"
+            )
         try:
             container = self.containers.get(what)
         except NotFoundError:

@@ -351,6 +351,16 @@ def test_layers_that_are_here_are_not_read_again(store: Store, tmp_path: Path) -
     assert files_of(store, "second") == {"a": b"one", "b": b"two", "c": b"three"}
 
 
+@pytest.mark.parametrize("where", ["", "drivers", "..", "../link"])
+def test_nothing_is_mounted_over_the_store(store: Store, where: str) -> None:
+    target = store.root / where
+    if where == "../link":
+        target.symlink_to(store.root / "tmp")
+    with pytest.raises(InvalidError, match="hide the store"):
+        store.mount("app", target)
+    assert store.containers.list() == []
+
+
 def test_mount_makes_a_container_that_unmount_keeps(store: Store, tmp_path: Path) -> None:
     make_layout(tmp_path / "layout", LAYERS)
     store.pull(f"oci:{tmp_path}/layout", "app")

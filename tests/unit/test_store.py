@@ -531,3 +531,10 @@ def test_a_container_keeps_its_driver(tmp_path: Path) -> None:
         store.images.remove("app")
         assert list(store.driver.layers()) == []
         assert list(store.layers_of("vfs").driver.layers()) == []
+
+
+def test_what_another_process_leaves_for_a_moment_is_no_reason_not_to_make_a_store(tmp_path: Path) -> None:
+    (tmp_path / ".format.json.1.abcd").touch()
+    (tmp_path / "drivers" / ".check-abcd" / "lower").mkdir(parents=True)
+    with Store.open(tmp_path) as store:
+        assert store.check().sound

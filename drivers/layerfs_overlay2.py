@@ -32,7 +32,7 @@ class Overlay2Driver(OverlayLayers):
         with probing(root) as scratch:
             _try(scratch)
 
-    def _union(self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None) -> Mount:
+    def _union(self, source: str, lower: tuple[str, ...], upper: Path | None, work: Path | None) -> Mount:
         if len(lower) > _DEEPEST:
             raise UnsupportedError(
                 f"overlayfs stacks {_DEEPEST} layers at most, this image has {len(lower)}",

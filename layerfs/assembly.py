@@ -126,6 +126,11 @@ class AssembledBlob:
         self._rest = b""
         self._start = 0
 
+    @property
+    def proven(self) -> Digest:
+        """The digest that the content has, or the last of it is not given (`transports.endpoint.Proven`)."""
+        return self._assembled.blob
+
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes, at least one before the end.
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from layerfs.database import Durability
 
 CHUNK = 1 << 20
-_WRITE_BACK = 8 << 20
 
 
 class Content(Protocol):
@@ -239,7 +238,8 @@ class Ingest:
         self._path = ""
         self._descriptor = -1
         self._resumable = False
-        self._begun = 0
+        self._behind: files.WriteBehind | None = None
+        self._found: Digest | None = None
         self.offset = 0
 
     def __enter__(self) -> Ingest:
@@ -253,6 +253,7 @@ class Ingest:
                 pass
         else:
             self._hash_what_is_there()
+        self._begin()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -268,7 +269,12 @@ class Ingest:
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             self._hasher = (self._digest or Digest("sha256", "")).hasher()
-            self.offset = self._begun = 0
+            self.offset = 0
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._blobs.durability != "none":
+            self._behind = files.WriteBehind(self._descriptor, self.offset)
 
     def write(self, data: bytes | memoryview) -> int:
         """Append; gives the number of bytes, all of them.
@@ -280,22 +286,32 @@ class Ingest:
         self._check_length()
         self._hasher.update(data)
         files.write_all(self._descriptor, data)
-        if self.offset - self._begun >= _WRITE_BACK and self._blobs.durability != "none":
-            from layerfs import linux
-
-            # The disk works while the next bytes come, and little is left for the sync at the end.
-            linux.start_writing_back(self._descriptor, self._begun, self.offset - self._begun)
-            self._begun = self.offset
+        if self._behind is not None:
+            self._behind.reach(self.offset)
         return len(data)
 
     def read_back(self, size: int, offset: int) -> bytes:
         """Read up to `size` bytes of what is there already, from `offset` on."""
         return os.pread(self._descriptor, size, offset)
 
+    def fileno(self) -> int:
+        """Give the partial file's descriptor."""
+        return self._descriptor
+
+    def catch_up(self, digest: Digest | None) -> None:
+        """Note that a forked process has written here, and found this digest; None if it came to no end."""
+        self.offset = os.fstat(self._descriptor).st_size
+        self._found = digest
+        if digest is None and not _is_named(self._descriptor, self._path):
+            # It was proven wrong there.
+            self._close()
+
     @property
     def digest(self) -> Digest:
         """The digest of what was written so far."""
-        return Digest(self._digest.algorithm if self._digest else "sha256", self._hasher.hexdigest())
+        return self._found or Digest(
+            self._digest.algorithm if self._digest else "sha256", self._hasher.hexdigest()
+        )
 
     def commit(self, *, synced: bool = False) -> Digest:
         """Verify, sync, and make the blob visible by one rename; the same blob from elsewhere is as good.

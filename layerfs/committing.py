@@ -122,12 +122,12 @@ def build_image(
     message: str,
     created_by: str,
     changes: Sequence[str],
-    unpack: Callable[[Manifest, ImageConfig], object],
+    unpack: Callable[[Manifest, ImageConfig], object] | None,
 ) -> Image:
     """Put a new image together: the base's layers and one more, or none more when `layer` is None.
 
     The config keeps all that the base's has, members unknown to us too. There is no image before `unpack` has
-    returned.
+    returned, which is None when all layers are unpacked already.
     """
     if base is None and layer is None:
         raise InvalidError("an image has a base or a layer")
@@ -158,7 +158,8 @@ def build_image(
     )
     lease.add("blob", str(manifest.digest))
     lease.add("image", str(manifest.digest))
-    unpack(manifest, config)
+    if unpack is not None:
+        unpack(manifest, config)
     return images.put(manifest.raw, manifest.media_type)
 
 

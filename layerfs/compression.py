@@ -18,12 +18,11 @@ from layerfs.errors import BudgetError, LayerError
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _MAXIMUM_WINDOW: Final = 128 << 20
+_LARGEST_BLOCK: Final = 1 << 17
 _READ: Final = 1 << 18
 _FIRST_FEED: Final = 1 << 14
 # What igzip is asked for at once: it makes room by doubling, which costs more the more it makes.
 _PIECE: Final = 1 << 18
-# Readers want larger ones.
-_PIECES: Final = 4
 _MAXIMUM_TEXT: Final = 1 << 16
 # What a compressor is given at once: libraries may compress the same bytes differently when cut differently.
 _BLOCK: Final = 1 << 18
@@ -107,7 +106,9 @@ class Decompressed:
         self.close()
 
 
-def open_decompressed(stream: Readable, *, budget: Limits | None = None) -> Decompressed:
+def open_decompressed(
+    stream: Readable, *, budget: Limits | None = None, piece: int = 1 << 20
+) -> Decompressed:
     """Decompress a stream of tar, gzip or zstd, whichever its content is.
 
     Several gzip members or zstd frames are one stream, as `gzip -d` and `zstd -d` have it; NULs after the
@@ -116,13 +117,14 @@ def open_decompressed(stream: Readable, *, budget: Limits | None = None) -> Deco
     Args:
         stream: stays the caller's, and is read to its end.
         budget: bounds the ratio; None for a stream that is trusted.
+        piece: about how many bytes come at once at most.
     """
     source = _Input(stream.read)
     compression = detect(source.peek(4))
     if compression is Compression.NONE:
-        return Decompressed(compression, source.take)
+        return Decompressed(compression, lambda size: source.take(min(size, piece)))
     unpack = _gunzip if compression is Compression.GZIP else _unzstd
-    return Decompressed(compression, _Pieces(unpack(source), source, compression, budget).read)
+    return Decompressed(compression, _Pieces(unpack(source, piece), source, compression, budget).read)
 
 
 class _Input:
@@ -223,7 +225,7 @@ class _Pieces:
             )
 
 
-def _gunzip(source: _Input) -> Iterator[bytes]:
+def _gunzip(source: _Input, at_once: int) -> Iterator[bytes]:
     from isal.igzip_lib import DECOMP_DEFLATE, IgzipDecompressor, IsalError
     from isal.isal_zlib import crc32
 
@@ -252,7 +254,7 @@ def _gunzip(source: _Input) -> Iterator[bytes]:
                 crc = crc32(piece, crc)
                 length += len(piece)
                 parts.append(piece)
-                if len(parts) == _PIECES:
+                if len(parts) >= at_once // _PIECE:
                     yield b"".join(parts)
                     parts.clear()
         if parts:
@@ -297,7 +299,7 @@ def _skip_gzip_header(source: _Input) -> None:
         raise LayerError("a wrong checksum of a header")
 
 
-def _unzstd(source: _Input) -> Iterator[bytes]:
+def _unzstd(source: _Input, at_once: int) -> Iterator[bytes]:
     from zstandard import ZstdDecompressor, ZstdError
 
     decompressor = ZstdDecompressor(max_window_size=_MAXIMUM_WINDOW)
@@ -309,9 +311,9 @@ def _unzstd(source: _Input) -> Iterator[bytes]:
             continue
         if head != _ZSTD_MAGIC:
             raise LayerError("data after the end of the compressed stream")
-        # What eight blocks unpack to at most comes in one piece.
-        frame = decompressor.decompressobj(write_size=1 << 20)
-        for data in _zstd_blocks(source):
+        # What these blocks unpack to at most comes in one piece.
+        frame = decompressor.decompressobj(write_size=max(at_once, _LARGEST_BLOCK))
+        for data in _zstd_blocks(source, max(at_once // _LARGEST_BLOCK, 1)):
             try:
                 piece = frame.decompress(data)
             except ZstdError as error:
@@ -333,8 +335,8 @@ def _some(data: bytes) -> bytes:
     return data
 
 
-def _zstd_blocks(source: _Input) -> Iterator[bytes]:
-    """Give one frame in pieces that unpack to 1 MiB at most, so that no input can ask for more memory.
+def _zstd_blocks(source: _Input, at_once: int) -> Iterator[bytes]:
+    """Give one frame in pieces of so many blocks at most, so that no input can ask for more memory.
 
     The library bounds neither its output nor tells a truncated frame from a whole one; blocks do: each
     unpacks to 128 KiB at most (RFC 8878, 3.1.1.2).
@@ -352,12 +354,12 @@ def _zstd_blocks(source: _Input) -> Iterator[bytes]:
             raise LayerError("the compressed stream ends inside a frame")
         fields = int.from_bytes(header, "little")
         last, kind, size = fields & 1, fields >> 1 & 3, fields >> 3
-        if kind == 3 or size > 1 << 17:
+        if kind == 3 or size > _LARGEST_BLOCK:
             # A block larger than any window allows.
             raise LayerError("damaged data (a malformed block)")
         parts.append(source.exactly(3 + (1 if kind == 1 else size), "a frame"))
         blocks += 1
-        if blocks == 8:
+        if blocks == at_once:
             yield b"".join(parts)
             parts, blocks = [], 0
     if flags & 4:

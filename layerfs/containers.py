@@ -180,7 +180,7 @@ class Container:
         author: str = "",
         message: str = "",
         changes: Sequence[str] = (),
-        compression: Compression = Compression.GZIP,
+        compression: Compression = Compression.NONE,
         progress: Progress | None = None,
     ) -> Image:
         """Make an image of the container's image and, as one layer more, its changes.
@@ -192,7 +192,7 @@ class Container:
             author: who made it; kept in config and history.
             message: kept in the history.
             changes: Dockerfile instructions that change the config, such as ``CMD ["sh"]``.
-            compression: of the new layer.
+            compression: of the new layer; one without is on the disk once (see `assembly`).
             progress: told how it goes.
 
         Raises:
@@ -451,26 +451,33 @@ class Containers:
     ) -> Image:
         """Make an image of a container; see `Container.commit`."""
         from layerfs import committing
+        from layerfs.capture import capture
 
         if name is not None:
             full_name(name)
         base = self._images.get(container.image_digest)
         committing.check_instructions(changes)
         with Lease(self._database) as lease:
-            layer: committing.NewLayer | None = committing.layer_of_changes(
-                self._blobs,
-                lease,
-                container.changes(),
-                compression=compression,
-                warn=self.warn,
-                progress=progress,
-            )
+            layer = None
+            if container.status != "running":
+                # While it runs there is in its layer what its process needs for itself.
+                layers = self.layers_of(container.driver)
+                layer = capture(
+                    layers, layers.stat(container.id), lease, compression=compression, warn=self.warn,
+                    progress=progress,
+                )  # fmt: skip
+            is_unpacked = layer is not None
+            if layer is None:
+                layer = committing.layer_of_changes(
+                    self._blobs, lease, container.changes(), compression=compression, warn=self.warn,
+                    progress=progress,
+                )  # fmt: skip
             if layer is not None and layer.diff_id == committing.EMPTY_LAYER:
                 layer = None
             image = committing.build_image(
                 self._images, self._blobs, lease, layer, base=base, author=author, message=message,
                 created_by=" ".join(container.settings.command or ()) or "layerfs commit", changes=changes,
-                unpack=functools.partial(self.unpack, progress=progress),
+                unpack=None if is_unpacked else functools.partial(self.unpack, progress=progress),
             )  # fmt: skip
             # The name comes last, so that it never stands for a tree that cannot be unpacked.
             if name is not None:

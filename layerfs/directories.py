@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from layerfs import files, mounting
 from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError, UnsupportedError
 
 _LONGEST_ID: Final = 64
+_MANY: Final = 32
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -34,9 +36,7 @@ class LayerDirectories:
         Raises:
             InvalidError: that is no id of a layer.
         """
-        if not (layer.isascii() and layer.isalnum() and len(layer) <= _LONGEST_ID):
-            raise InvalidError(f"{layer!r} is no layer id: 1 to 64 characters of [a-z0-9]")
-        return self.root / layer
+        return self.root / _checked(layer)
 
     def require(self, *layers: str) -> None:
         """Check that these layers exist.
@@ -44,9 +44,17 @@ class LayerDirectories:
         Raises:
             NotFoundError: one of them does not.
         """
-        for layer in layers:
-            if not os.path.isdir(self.path(layer)):
-                raise NotFoundError(f"{self.root} holds no layer {layer}")
+        # Stacks have hundreds of layers, and one list of all is had sooner than so many answers.
+        if len(layers) > _MANY and "".join(layers).isalnum():
+            layers = tuple(set(layers).difference(os.listdir(self.root)))
+        with opened(self.root) as root:
+            for layer in layers:
+                try:
+                    found = os.stat(_checked(layer), dir_fd=root)
+                except FileNotFoundError:
+                    found = None
+                if found is None or not stat.S_ISDIR(found.st_mode):
+                    raise NotFoundError(f"{self.root} holds no layer {layer}")
 
     def ids(self) -> list[str]:
         """List the layers, in no order."""
@@ -142,6 +150,12 @@ class LayerDirectories:
             os.close(root)
 
 
+def _checked(layer: str) -> str:
+    if not (layer.isascii() and layer.isalnum() and len(layer) <= _LONGEST_ID):
+        raise InvalidError(f"{layer!r} is no layer id: 1 to 64 characters of [a-z0-9]")
+    return layer
+
+
 @contextlib.contextmanager
 def probing(root: Path) -> Iterator[Path]:
     """Give a directory below `root` to try things in, which is gone after the block (`Driver.check`).
@@ -195,43 +209,36 @@ def occupied(
 
     `several` says which files may have more than one name there; all that have, anywhere, if left out.
     """
+    from layerfs.tree.ladder import Ladder
+
     size = inodes = 0
     linked: set[tuple[int, int]] = set()
     for root in roots:
-        with opened(root) as descriptor:
-            for found in _walk(descriptor):
-                if found.st_nlink > 1 and (several is None or several(found)):
-                    identity = (found.st_dev, found.st_ino)
-                    if identity in linked:
-                        continue
-                    linked.add(identity)
-                size += found.st_blocks * 512
+        with opened(root) as descriptor, contextlib.closing(Ladder(descriptor)) as ladder:
+            todo: list[list[str]] = []
+            while True:
+                size += os.fstat(ladder.top).st_blocks * 512
                 inodes += 1
-    return size, inodes
-
-
-def _walk(root: int) -> Iterator[os.stat_result]:
-    from layerfs.tree.ladder import Ladder
-
-    ladder = Ladder(root)
-    todo: list[list[str]] = []
-    try:
-        yield os.fstat(root)
-        while True:
-            below = []
-            with os.scandir(ladder.top) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        below.append(entry.name)
-                    else:
-                        yield entry.stat(follow_symlinks=False)
-            todo.append(below)
-            while not todo[-1]:
-                todo.pop()
+                below = []
+                with os.scandir(ladder.top) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            below.append(entry.name)
+                            continue
+                        found = entry.stat(follow_symlinks=False)
+                        if found.st_nlink > 1 and (several is None or several(found)):
+                            identity = (found.st_dev, found.st_ino)
+                            if identity in linked:
+                                continue
+                            linked.add(identity)
+                        size += found.st_blocks * 512
+                        inodes += 1
+                todo.append(below)
+                while todo and not todo[-1]:
+                    todo.pop()
+                    if todo:
+                        ladder.pop()
                 if not todo:
-                    return
-                ladder.pop()
-            ladder.push(os.open(todo[-1].pop(), _OPEN, dir_fd=ladder.top))
-            yield os.fstat(ladder.top)
-    finally:
-        ladder.close()
+                    break
+                ladder.push(os.open(todo[-1].pop(), _OPEN, dir_fd=ladder.top))
+    return size, inodes

@@ -12,12 +12,12 @@ The life of a layer as the driver sees it::
         --> [changes(x, below)] --> [seal(x)] --> x serves in other layers' `below` --> remove(x)
 
 What a driver can do beyond the five methods it says by having the methods of a capability protocol
-(`Applies`, `Drafts`, `Diffs`, `Seals`, `Measures`, `Quotas`, `FallsBack`, `Sweeps`, `Configures`, `Logs`);
-what it leaves out is done through its mount, or not at all.
+(`Applies`, `Drafts`, `Copies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `FallsBack`, `Sweeps`, `Configures`,
+`Logs`); what it leaves out is done through its mount, or not at all.
 """
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -26,8 +26,8 @@ from layerfs.tree.change import Change
 from layerfs.tree.unpack import Unpack
 
 __all__ = [
-    "Applies", "Change", "Configures", "Diffs", "Drafts", "Driver", "FallsBack", "Logs", "Measures", "Quotas",
-    "Seals", "Sweeps", "Unpack", "Usage",
+    "Applies", "Change", "Configures", "Copies", "Diffs", "Drafts", "Driver", "FallsBack", "Logs", "Measures",
+    "Quotas", "Seals", "Sweeps", "Unpack", "Usage",
 ]  # fmt: skip
 
 
@@ -96,6 +96,21 @@ class Applies(Protocol):
         """Fill a layer that `create` has just made; on any error the caller removes the layer."""
 
 
+class Usage(NamedTuple):
+    """What a layer occupies by itself: bytes allocated on disk, and inodes."""
+
+    bytes: int
+    inodes: int
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """Can say what one layer occupies without what lies below it."""
+
+    def usage(self, layer: str, below: Sequence[str]) -> Usage:
+        """Count the layer's own allocated bytes and inodes."""
+
+
 @runtime_checkable
 class Drafts(Protocol):
     """Can make a layer more cheaply when nobody but `Applies.apply` ever writes to it."""
@@ -106,6 +121,40 @@ class Drafts(Protocol):
         It may share its files with the layers below, since unpacking replaces files and writes to none.
 
         Raises as `create` does.
+        """
+
+
+@runtime_checkable
+class Copies(Protocol):
+    """Can copy a writable layer in its own format, which takes less than to pack and unpack its changes."""
+
+    def copy(self, layer: str, source: str, below: Sequence[str], *, warn: Callable[[str], None]) -> bool:
+        """Make a layer that shows on `below` what the writable layer `source` does, but for its sockets.
+
+        Of these `warn` is told, each in a sentence.
+
+        The source is not being written, and can be written afterwards; the copy never is. Its data begins
+        to be written to disk at once.
+
+        Returns:
+            False if this source has to be unpacked to be copied; nothing is left then.
+
+        Raises as `create` does, NotFoundError for the source too.
+        """
+
+
+@runtime_checkable
+class Independent(Applies, Measures, Protocol):
+    """Can unpack a layer while those below it still are, in another process maybe.
+
+    Such a layer is made by `create` as if nothing was below. `apply` touches what is below through
+    `lower` alone, which waits until that is whole; `usage` does not touch it.
+    """
+
+    def inherit(self, layer: str, below: Sequence[str]) -> None:
+        """Give a layer's root what `create` would have given it, now that the layers below are whole.
+
+        Only called for a layer that said nothing of its root.
         """
 
 
@@ -123,21 +172,6 @@ class Seals(Protocol):
 
     def seal(self, layer: str) -> None:
         """Make the layer read-only from now on; idempotent."""
-
-
-class Usage(NamedTuple):
-    """What a layer occupies by itself: bytes allocated on disk, and inodes."""
-
-    bytes: int
-    inodes: int
-
-
-@runtime_checkable
-class Measures(Protocol):
-    """Can say what one layer occupies without what lies below it."""
-
-    def usage(self, layer: str, below: Sequence[str]) -> Usage:
-        """Count the layer's own allocated bytes and inodes."""
 
 
 @runtime_checkable

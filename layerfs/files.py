@@ -18,6 +18,7 @@ from layerfs.errors import InUseError, printable
 
 _CHUNK: Final = 1 << 20
 _XFS_ACLS: Final = b"trusted.SGI_ACL_"
+_WRITE_BEHIND: Final = 8 << 20
 # How often somebody may put something into a tree that is being removed.
 _REFILLED_MAXIMUM: Final = 10_000
 _SYNCED_RANGE: Final = 8 << 20
@@ -60,6 +61,41 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         rest = memoryview(data)[written:]
         while rest:
             rest = rest[os.write(descriptor, rest) :]
+
+
+class WriteBehind:
+    """Has the kernel write a file to disk while it still grows, so that little is left for a sync at the end.
+
+    Args:
+        descriptor: of a regular file, open for writing; what comes is appended.
+        begun: how many bytes it has already.
+    """
+
+    def __init__(self, descriptor: int, begun: int = 0) -> None:
+        self._descriptor = descriptor
+        self._begun = begun
+
+    def reach(self, size: int) -> None:
+        """Hear that the file has so many bytes by now."""
+        if size - self._begun >= _WRITE_BEHIND:
+            from layerfs import linux
+
+            linux.start_writing_back(self._descriptor, self._begun, size - self._begun)
+            self._begun = size
+
+
+def descriptor_of(stream: object) -> int:
+    """Give the descriptor of a stream that reads a regular file, so that a forked process may go on with it.
+
+    Raises:
+        OSError: it reads something else.
+    """
+    fileno = getattr(stream, "fileno", None)
+    if fileno is not None:
+        descriptor: int = fileno()
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+    raise OSError(errno.EINVAL, "not a stream of a regular file")
 
 
 def sync_directory(path: Path | str | bytes) -> None:
@@ -360,6 +396,10 @@ class Lock:
             finally:
                 if descriptor >= 0:
                     os.close(descriptor)
+
+    def fileno(self) -> int:
+        """Give the descriptor that holds the lock, while it is held."""
+        return self._descriptor
 
     def release(self) -> None:
         """Give the lock back; nothing happens when it is not held."""

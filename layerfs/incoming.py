@@ -9,6 +9,7 @@ from layerfs.blobs import CHUNK, Blobs, Ingest
 from layerfs.compression import Compression, detect
 from layerfs.digest import Digest
 from layerfs.errors import VerificationError
+from layerfs.files import descriptor_of
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
@@ -61,6 +62,14 @@ class Incoming:
 
     def __exit__(self, *exception: object) -> None:
         self._open.close()
+
+    def fileno(self) -> int:
+        """Give the descriptor of the file that is read, as `files.descriptor_of` does.
+
+        Raises:
+            OSError: it is no file.
+        """
+        return descriptor_of(self._stream)
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes, at least one before the end.

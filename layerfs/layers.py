@@ -256,7 +256,7 @@ class Layers:
         with Lease(self._database) as lease:
             unpacking = Unpacking(self, lease, budget=self.budget, warn=self._warn, progress=Silent())
             with self.lock(layer.driver_id, name=name), unpacking:
-                unpacking.unpack(Step(layer.blob, layer.diff_id), name, layer.parent)
+                unpacking.begin(Step(layer.blob, layer.diff_id), name, layer.parent, alone=True)
                 unpacking.replace(layer)
             # The old files could not be removed under our own lock.
         self.finish()
@@ -270,7 +270,7 @@ class Layers:
         layer = self.table.find(name)
         if layer.state is State.VIEW:
             return iter(())
-        return self._changes(layer.driver_id, self.table.stack(layer.row)[:-1])
+        return self.changes_of(layer.driver_id, self.table.stack(layer.row)[:-1])
 
     def usage(self, name: str) -> Usage:
         """Give the bytes and inodes that a layer occupies by itself; of a committed one as counted then."""
@@ -515,12 +515,18 @@ class Layers:
             return False
         return True
 
+    def changes_of(self, driver_id: str, below: Sequence[str]) -> Iterator[Change]:
+        """Give what a layer changes, by the ids that the driver has for it and for those below it."""
+        if isinstance(self.driver, Diffs):
+            return self.driver.changes(driver_id, below)
+        return self._changes_between(driver_id, below)
+
     def measure(self, driver_id: str, below: Sequence[str]) -> Usage:
         """Count what a layer occupies by itself."""
         if isinstance(self.driver, Measures):
             return self.driver.usage(driver_id, below)
         size = inodes = 0
-        for change in self._changes(driver_id, below):
+        for change in self.changes_of(driver_id, below):
             if change.directory >= 0:
                 found = os.stat(change.name, dir_fd=change.directory, follow_symlinks=False)
                 size += found.st_blocks * 512
@@ -577,15 +583,10 @@ class Layers:
 
         with self.blobs.ingest() as ingest:
             toc = TocWriter(ingest.write)
-            record(self._changes(layer.driver_id, below), toc.add)
+            record(self.changes_of(layer.driver_id, below), toc.add)
             toc.close()
             lease.add("blob", str(ingest.digest))
             return ingest.commit()
-
-    def _changes(self, driver_id: str, below: Sequence[str]) -> Iterator[Change]:
-        if isinstance(self.driver, Diffs):
-            return self.driver.changes(driver_id, below)
-        return self._changes_between(driver_id, below)
 
     def _changes_between(self, driver_id: str, below: Sequence[str]) -> Iterator[Change]:
         from layerfs.tree.diff import changes_between

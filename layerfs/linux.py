@@ -95,6 +95,8 @@ _SOCK_SEQPACKET: Final = 5
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
 
 _SYS: Final = {
     "open_tree": 428,
@@ -123,6 +125,14 @@ def _check(result: int, what: object = None) -> int:
             raise OSError(number, os.strerror(number))
         raise OSError(number, os.strerror(number), what)
     return result
+
+
+# Mounting a deep stack makes hundreds of these calls, for which converting by declared types is faster.
+_fsconfig = ctypes.CDLL(None, use_errno=True).syscall
+_fsconfig.restype = ctypes.c_long
+_fsconfig.argtypes = [
+    ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_long,
+]  # fmt: skip
 
 
 def _path(path: str | bytes | os.PathLike[str]) -> bytes:
@@ -189,7 +199,7 @@ def fsopen(fstype: str) -> int:
 
 def fsconfig_set_string(context: int, key: str, value: str | bytes | os.PathLike[str]) -> None:
     """fsconfig(2) FSCONFIG_SET_STRING; the kernel takes at most 255 bytes of value."""
-    _syscall("fsconfig", context, FSCONFIG_SET_STRING, key.encode(), _path(value), 0, what=key)
+    _check(_fsconfig(_SYS["fsconfig"], context, FSCONFIG_SET_STRING, key.encode(), _path(value), 0), key)
 
 
 def fsconfig_set_flag(context: int, key: str) -> None:
@@ -328,6 +338,14 @@ def socketpair() -> tuple[int, int]:
 def syncfs(descriptor: int) -> None:
     """syncfs(2): every dirty page and inode of the file system that holds the descriptor."""
     _check(_libc.syncfs(ctypes.c_int(descriptor)))
+
+
+def keep_freed_memory(size: int) -> None:
+    """mallopt(3): give back to the kernel only what is freed beyond `size` bytes; nothing without glibc."""
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(size))
+        mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(size))
 
 
 def start_writing_back(descriptor: int, offset: int, length: int) -> None:

@@ -34,7 +34,7 @@ class Overlay(Mount):
     a read-only mount. `options` are further ``name=value`` or bare flags, such as ``userxattr``.
     """
 
-    lower: tuple[Path, ...]
+    lower: tuple[Path | str, ...]
     upper: Path | None
     work: Path | None
     options: tuple[str, ...] = ()

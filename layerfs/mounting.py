@@ -287,7 +287,7 @@ def set_options(context: int, options: Iterable[str]) -> None:
             linux.fsconfig_set_flag(context, key)
 
 
-def _set_directory(context: int, key: str, directory: Path) -> None:
+def _set_directory(context: int, key: str, directory: Path | str) -> None:
     name = os.fsencode(directory)
     # Some of the parameters resolve backslashes, others do not.
     if len(name) <= _STRING_MAXIMUM and b"\\" not in name:
@@ -427,11 +427,26 @@ def mount_table(pid: int | str = "self") -> list[MountInfo]:
 
 def parse_table(table: int) -> list[MountInfo]:
     """Read an open /proc/PID/mountinfo from its beginning; its namespace is that of when it was opened."""
+    return [_parse_line(line) for line in _lines(table)]
+
+
+def _mounts_with(path: bytes) -> list[MountInfo]:
+    """Read the mounts of our mount namespace in whose lines a path stands: most lines need not be parsed."""
+    # Not every kernel escapes "#".
+    text = b" " + _escape(path.partition(b"#")[0])
+    table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return [_parse_line(line) for line in _lines(table) if text in line]
+    finally:
+        os.close(table)
+
+
+def _lines(table: int) -> list[bytes]:
     os.lseek(table, 0, os.SEEK_SET)
     text = b""
     while part := os.read(table, _TABLE_AT_ONCE):
         text += part
-    return [_parse_line(line) for line in text.splitlines()]
+    return text.splitlines()
 
 
 def _parse_line(line: bytes) -> MountInfo:
@@ -451,6 +466,13 @@ def _parse_line(line: bytes) -> MountInfo:
     )
 
 
+def _escape(field: bytes) -> bytes:
+    """Write a path as the table does."""
+    for character in b"\\ \t\n":
+        field = field.replace(b"%c" % character, b"\\%03o" % character)
+    return field
+
+
 def _unescape(field: bytes) -> bytes:
     """Resolve the octal escapes of blank, tab, newline, ``#`` and backslash."""
     if b"\\" not in field:
@@ -463,7 +485,7 @@ def mounted(target: Path) -> MountInfo | None:
     """Find what is mounted topmost at a path; None when nothing is mounted right there."""
     place = os.fsencode(os.path.realpath(target))
     found = None
-    for info in mount_table():
+    for info in _mounts_with(place):
         if info.target == place:
             found = info
     return found
@@ -483,4 +505,4 @@ def mounts_below(path: Path) -> list[MountInfo]:
     """List the mounts at a path and beneath it, in the order in which they were attached."""
     place = os.fsencode(os.path.realpath(path))
     beneath = place.rstrip(b"/") + b"/"
-    return [info for info in mount_table() if info.target == place or info.target.startswith(beneath)]
+    return [info for info in _mounts_with(place) if info.target == place or info.target.startswith(beneath)]

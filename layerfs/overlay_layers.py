@@ -21,6 +21,8 @@ class OverlayLayers(StackedLayers):
     """A driver without its mounts."""
 
     own_xattrs = (b"trusted.overlay.", b"user.overlay.")
+    copied_xattrs = frozenset({b"opaque", b"whiteout", b"whiteouts"})
+    odd_xattrs = frozenset({b"redirect", b"metacopy"})
 
     def changes(self, layer: str, below: Sequence[str]) -> Iterator[Change]:
         """Read the changes out of ``diff``, looking below only at the names that stand in it."""

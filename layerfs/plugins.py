@@ -184,8 +184,9 @@ def choose(root: Path, preferred: str | None = None) -> Driver:
 
 
 def _held(root: Path) -> list[str]:
-    """Name the drivers that have left something in their directories."""
-    return sorted(each.name for each in root.iterdir() if each.is_dir() and any(each.iterdir()))
+    """Name the drivers that have left something in their directories; those of probes are none."""
+    drivers = (each for each in root.iterdir() if not each.name.startswith("."))
+    return sorted(each.name for each in drivers if each.is_dir() and any(each.iterdir()))
 
 
 def explain(root: Path) -> list[Candidate]:

@@ -1,11 +1,14 @@
-"""How long work tells what it has done: a contract, and the one that says nothing."""
+"""How long work tells what it has done: a contract, the one that says nothing, and what is told of."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from layerfs.digest import Digest
 
 
 class Progress(Protocol):
@@ -31,3 +34,26 @@ class Silent:
 
 def _ignore(count: int) -> None:
     pass
+
+
+class Counted:
+    """A stream that tells how much of it was read; `proven` is what `transports.endpoint.Proven` has."""
+
+    __slots__ = ("_advance", "_read", "proven")
+
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        advance: Callable[[int], object],
+        *,
+        proven: Digest | None = None,
+    ) -> None:
+        self._read = read
+        self._advance = advance
+        self.proven = proven
+
+    def read(self, size: int, /) -> bytes:
+        """Read on, and tell."""
+        data = self._read(size)
+        self._advance(len(data))
+        return data

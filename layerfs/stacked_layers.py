@@ -10,7 +10,7 @@ import abc
 import functools
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,8 +18,13 @@ from layerfs import files, mounting
 from layerfs.directories import LayerDirectories, occupied, opened
 from layerfs.driver import Driver, Usage
 from layerfs.mount import Bind, Mount
+from layerfs.tree.attributes import belongs_in_layers
 from layerfs.tree.unpack import Unpack
 from layerfs.tree.whiteouts import WhiteoutFormat
+
+
+class _OwnWaysError(Exception):
+    """A layer that shows files of other places, and must be read through its mount."""
 
 
 class StackedLayers(Driver):
@@ -27,6 +32,12 @@ class StackedLayers(Driver):
 
     own_xattrs: ClassVar[tuple[bytes, ...]] = ()
     """What the names of the format's own attributes begin with."""
+
+    copied_xattrs: ClassVar[frozenset[bytes]] = frozenset()
+    """How those go on that hide what is below; of the others none is needed."""
+
+    odd_xattrs: ClassVar[frozenset[bytes]] = frozenset()
+    """How those go on by which a file shows what is in another place."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -46,6 +57,22 @@ class StackedLayers(Driver):
                 else:
                     os.fchmod(target, 0o755)
                     os.utime(target, (0, 0))
+
+    def copy(self, layer: str, source: str, below: Sequence[str], *, warn: Callable[[str], None]) -> bool:
+        """Copy ``diff`` without what the union notes there for itself; data is shared where it can be."""
+        from layerfs.tree.copy import copy_changes
+
+        self._directories.require(*below, source)
+        try:
+            with self._directories.making(layer) as directory:
+                os.mkdir(directory / "work", 0o700)
+                diff = directory / "diff"
+                os.mkdir(diff, 0o700)
+                with opened(diff) as target, opened(self._diff(source)) as changes:
+                    copy_changes(changes, target, keep=self._belongs_to_copy, warn=warn)
+        except _OwnWaysError:
+            return False
+        return True
 
     def mount(self, layer: str, below: Sequence[str], *, read_only: bool) -> Mount:
         """Stack the layers; a single one is bound where its directory holds nothing of the format."""
@@ -75,6 +102,11 @@ class StackedLayers(Driver):
                 whiteouts=self._whiteouts,
             )
 
+    def inherit(self, layer: str, below: Sequence[str]) -> None:
+        """Let the root take after the root of the layer right below."""
+        with opened(self._diff(below[-1])) as source, opened(self._diff(layer)) as target:
+            self._copy_attributes(source, target)
+
     def usage(self, layer: str, below: Sequence[str]) -> Usage:
         """Count ``diff``, each file once however many names it has."""
         self._directories.require(layer)
@@ -90,7 +122,7 @@ class StackedLayers(Driver):
         """Give the format of the layers."""
 
     @abc.abstractmethod
-    def _union(self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None) -> Mount:
+    def _union(self, source: str, lower: tuple[str, ...], upper: Path | None, work: Path | None) -> Mount:
         """Describe the mount of layers, top first; read-only when there is no upper directory."""
 
     def _is_plain(self, layer: str, *, read_only: bool) -> bool:
@@ -100,8 +132,19 @@ class StackedLayers(Driver):
     def _diff(self, layer: str) -> Path:
         return self._directories.path(layer) / "diff"
 
-    def _lower(self, layers: Sequence[str]) -> tuple[Path, ...]:
-        return tuple(self._diff(layer) for layer in reversed(layers))
+    def _belongs_to_copy(self, xattr: bytes) -> bool:
+        for prefix in self.own_xattrs:
+            if xattr.startswith(prefix):
+                rest = xattr[len(prefix) :]
+                if rest in self.odd_xattrs:
+                    raise _OwnWaysError
+                return rest in self.copied_xattrs
+        return belongs_in_layers(xattr)
+
+    def _lower(self, layers: Sequence[str]) -> tuple[str, ...]:
+        # Text, as a deep stack's paths take longer to parse than the kernel needs to mount them.
+        root = str(self.root)
+        return tuple(f"{root}/{layer}/diff" for layer in reversed(layers))
 
     def _stack(self, layers: Sequence[str]) -> Mount:
         """Describe the merged tree of a stack, read-only."""

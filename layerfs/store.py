@@ -656,7 +656,8 @@ def _check_format(root: Path) -> None:
 
 def _create(root: Path) -> None:
     root.mkdir(0o700, parents=True, exist_ok=True)
-    foreign = sorted(set(os.listdir(root)) - _OURS)
+    # Another process may be about to make the store, too.
+    foreign = sorted(name for name in set(os.listdir(root)) - _OURS if not name.startswith(f".{_FORMAT}."))
     if foreign:
         raise StoreError(
             f"{root} is not a store, and not empty: it holds {foreign[0]!r}", hint="choose another --root"

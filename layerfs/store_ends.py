@@ -5,7 +5,8 @@ Blobs and manifests go out exactly as they came in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from layerfs.layers import Layers, Step
 from layerfs.leases import Lease
 from layerfs.oci.config import ImageConfig
 from layerfs.oci.descriptor import Descriptor
-from layerfs.progress import Progress
+from layerfs.progress import Counted, Progress
 from layerfs.transports.endpoint import Available, Resolved
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class StoreSource:
 
 
 class StoreSink:
-    """Takes images into the store and unpacks them; a Sink that `Plans`.
+    """Takes images into the store and unpacks them; a Sink that `Plans` and `Overlaps`.
 
     Blobs are stored as they come, verified, and leased until `close`; a layer is unpacked in the same pass,
     into a draft, so that its bytes are read once. Of one that is not compressed only a skeleton is kept
@@ -103,6 +104,8 @@ class StoreSink:
         self._chain: Chain | None = None
         # Blobs that are here, but only become visible together with the layers made of them.
         self._arrived: set[Digest] = set()
+        # Layers that are being unpacked, and which of the image's they are.
+        self._coming: dict[Digest, int] = {}
         self._pending: list[tuple[Descriptor, bytes, tuple[str, ...]]] = []
         self.stored: list[Image] = []
 
@@ -113,6 +116,7 @@ class StoreSink:
 
     def has(self, descriptor: Descriptor) -> bool:
         """Say whether a blob is here already; it stays then."""
+        self._arrive(descriptor.digest)
         if descriptor.digest in self._arrived:
             return True
         # Leased first, so that it cannot go between the question and its use.
@@ -124,17 +128,32 @@ class StoreSink:
 
     def put_blob(self, descriptor: Descriptor, stream: Readable) -> None:
         """Store a blob, and unpack it if it is a layer of the planned image; see `Sink.put_blob`."""
-        self._lease.add("blob", str(descriptor.digest))
-        number = self._position(descriptor)
-        if number is not None:
-            chain = self._begin_chain()
-            if chain is not None and chain.lacks(number):
-                self._unpack(chain, number, descriptor, stream)
+        self.begin_blob(descriptor, stream, advance=lambda count: None, done=lambda: None)
+        self._arrive(descriptor.digest)
+
+    def begin_blob(
+        self,
+        descriptor: Descriptor,
+        stream: Readable,
+        *,
+        advance: Callable[[int], object],
+        done: Callable[[], object],
+    ) -> None:
+        """Store a blob, or begin to unpack it if it is a layer of the planned image; see `Overlaps`."""
+        with contextlib.ExitStack() as ending:
+            ending.callback(done)
+            self._lease.add("blob", str(descriptor.digest))
+            number = self._position(descriptor)
+            chain = None if number is None else self._begin_chain()
+            if number is not None and chain is not None and chain.lacks(number):
+                later = ending.pop_all()
+                self._begin_layer(chain, number, descriptor, stream, advance, later.close)
                 return
-        with Incoming(self._blobs, descriptor.digest, descriptor.size, stream) as incoming:
-            incoming.finish()
-            assert incoming.ingest is not None
-            incoming.ingest.commit()
+            watched = Counted(stream.read, advance)
+            with Incoming(self._blobs, descriptor.digest, descriptor.size, watched) as incoming:
+                incoming.finish()
+                assert incoming.ingest is not None
+                incoming.ingest.commit()
 
     def put_manifest(self, raw: bytes, media_type: str, *, names: Sequence[str] = ()) -> Descriptor:
         """Note an image whose blobs are all here; it comes into being with `commit`."""
@@ -184,16 +203,36 @@ class StoreSink:
             self._chain = self._layers.chain(steps, self._lease, progress=self._progress).__enter__()
         return self._chain
 
-    def _unpack(self, chain: Chain, number: int, descriptor: Descriptor, stream: Readable) -> None:
+    def _begin_layer(
+        self,
+        chain: Chain,
+        number: int,
+        descriptor: Descriptor,
+        stream: Readable,
+        advance: Callable[[int], object],
+        done: Callable[[], object],
+    ) -> None:
+        incoming = Incoming(self._blobs, descriptor.digest, descriptor.size, stream, whole=False)
         try:
-            kept = chain.arrive(
-                number, Incoming(self._blobs, descriptor.digest, descriptor.size, stream, whole=False)
-            )
+            chain.begin(number, incoming, advance=advance, done=done)
+        except BaseException:
+            done()
+            self._drop_chain()
+            raise
+        self._coming[descriptor.digest] = number
+
+    def _arrive(self, digest: Digest) -> None:
+        """Wait for a layer that is on its way."""
+        number = self._coming.pop(digest, None)
+        if number is None or self._chain is None:
+            return
+        try:
+            kept = self._chain.wait(number)
         except BaseException:
             self._drop_chain()
             raise
         if kept:
-            self._arrived.add(descriptor.digest)
+            self._arrived.add(digest)
 
     def _end_chain(self) -> None:
         """Commit the layers of the image that was planned, if any of them came."""
@@ -207,5 +246,6 @@ class StoreSink:
         chain, self._chain = self._chain, None
         self._manifest = None
         self._arrived.clear()
+        self._coming.clear()
         if chain is not None:
             chain.__exit__()

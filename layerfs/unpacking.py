@@ -2,44 +2,64 @@
 
 Layers are unpacked as drafts under a lease, then brought to disk by one sync, then committed together
 by one transaction: whatever happens before that leaves nothing but drafts, which the next opening
-of the store removes.
+of the store removes. Where the driver allows it (`driver.Independent`), several are unpacked at once, each by
+a process of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from layerfs import compression
 from layerfs.blobs import Blobs, Ingest
-from layerfs.digest import Digest
-from layerfs.driver import Applies, Drafts, Driver, Seals, Unpack
-from layerfs.errors import LayerError, VerificationError
+from layerfs.driver import Drafts, Driver, Independent, Seals
 from layerfs.files import Lock
+from layerfs.filling import Filled, Filling
 from layerfs.flushing import Flusher
-from layerfs.hashing import Hasher
 from layerfs.incoming import Incoming
 from layerfs.layer_table import Draft, Facts, Layer, LayerTable, Step
 from layerfs.leases import Lease
-from layerfs.progress import Progress, Silent
+from layerfs.progress import Progress
 from layerfs.tree.budget import Budget
-from layerfs.tree.extract import extract
-from layerfs.tree.merge import unpack_in_place
-from layerfs.tree.skeleton import SkeletonWriter
-from layerfs.tree.toc import TocWriter
-from layerfs.tree.whiteouts import WhiteoutFormat
 from layerfs.value import replace
+from layerfs.worker import Tell, Worker, listen
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
     from layerfs.layers import Layers
 
 # How many partial blobs are open at once: each is a file descriptor.
-_OPEN_INGESTS = 64
-# Pieces of 1 MiB to go on with while large files are hashed, or many small ones are made.
-_AHEAD = 16
+_OPEN_INGESTS: Final = 64
+# Processes at once: more than there are processors, since layers differ in size and some wait for the disk;
+# but each takes some 12 MB.
+_MOST_WORKERS: Final = 6
+# A blob of fewer bytes is unpacked sooner than a process is forked.
+_WORTH_A_WORKER: Final = 1 << 17
+# Bytes between two messages about progress.
+_STEP: Final = 1 << 22
+
+
+class _Job:
+    """One layer being unpacked: what is open for it, and the process that does it, if one does."""
+
+    def __init__(self, draft: Draft, below: Sequence[str], step: Step) -> None:
+        self.draft = draft
+        self.below = below
+        self.step = step
+        self.open = contextlib.ExitStack()
+        self.lock: Lock
+        self.filling: Filling
+        self.incoming: Incoming | None = None
+        self.advance: Callable[[int], object]
+        self.worker: Worker[Filled] | None = None
+        # Closed at its other end when the process is gone.
+        self.gate = -1
+        self.filled: Filled | None = None
+        self.facts: Facts | None = None
+        self.kept = False
 
 
 class Unpacking:
@@ -52,12 +72,16 @@ class Unpacking:
         self._table: LayerTable = layers.table
         self._blobs: Blobs = layers.blobs
         self._driver: Driver = layers.driver
+        self._independent = layers.driver if isinstance(layers.driver, Independent) else None
         self._lease = lease
         self._budget = budget
         self._warn = warn
         self._progress = progress
         self._open = contextlib.ExitStack()
-        self._drafts: list[tuple[Draft, Facts]] = []
+        self._jobs: list[_Job] = []
+        self._running: list[_Job] = []
+        # How many of the jobs are finished, with all below them.
+        self._finished = 0
         # Whole and verified, to be made visible after a sync of them all.
         self._ingests: list[Ingest] = []
         self._begun: list[Draft] = []
@@ -69,6 +93,10 @@ class Unpacking:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        for job in self._running:
+            self._stop(job)
+        for job in self._jobs:
+            job.open.close()
         self._open.close()
         for draft in reversed(self._begun):
             self._table.mark_unborn(draft.row)
@@ -77,70 +105,165 @@ class Unpacking:
     @property
     def begun(self) -> bool:
         """Whether there is anything to commit."""
-        return bool(self._drafts)
+        return bool(self._jobs)
 
-    def unpack(self, step: Step, name: str, parent: str | None, *, incoming: Incoming | None = None) -> bool:
-        """Unpack one layer on the one before it, on `parent` if it is the first.
+    def begin(
+        self,
+        step: Step,
+        name: str,
+        parent: str | None,
+        *,
+        incoming: Incoming | None = None,
+        advance: Callable[[int], object] | None = None,
+        done: Callable[[], object] | None = None,
+        alone: bool = False,
+    ) -> None:
+        """Unpack one layer on the one before it, on `parent` if it is the first; it may take until `commit`.
 
-        Its blob is read from the store, or is the `incoming` one, which is entered and left here and
-        becomes visible with `commit`: whole if it is compressed, else as a skeleton.
-
-        Returns:
-            Whether the blob is kept; an uncompressed one that came in, and whose files are not all in the
-            layer, is not.
+        Args:
+            incoming: its blob, which is entered and left here and becomes visible with `commit`: whole if it
+                is compressed, else as a skeleton; None if it is in the store.
+            advance: told how many bytes of the blob were read; shown as progress of its own if left out.
+            done: called when the blob was read, or given up.
+            alone: no other layer comes after it.
 
         Raises:
             NotFoundError: the blob is not in the store.
-            LayerError: the layer's stream cannot be accepted.
-            VerificationError: the incoming blob or its uncompressed content is not the promised one.
+            LayerError: this or another layer's stream cannot be accepted.
+            VerificationError: an incoming blob or its uncompressed content is not the promised one.
         """
-        if incoming is not None:
-            self._open.enter_context(incoming)
-        draft = self._table.add_draft(name, self._begun[-1] if self._begun else parent, self._lease)
-        self._begun.append(draft)
-        self._lease.add("blob", str(step.blob))
-        # The table of contents stays a partial blob until everything is synced at once.
-        toc = self._open.enter_context(self._blobs.ingest())
-        below = self._table.stack(draft.row)[:-1]
-        with self._layers.lock(draft.driver_id):
-            if isinstance(self._driver, Drafts):
-                self._driver.draft(draft.driver_id, below)
-            else:
-                self._driver.create(draft.driver_id, below)
-            if incoming is None:
-                skeleton = self._fill_from_store(draft, below, step, toc)
-            else:
-                skeleton = self._fill_while_storing(draft, below, step, toc, incoming)
-            if isinstance(self._driver, Seals):
-                self._driver.seal(draft.driver_id)
-            usage = self._layers.measure(draft.driver_id, below)
-        facts = Facts(usage, toc.digest, step.diff_id, step.blob, self._layers.durability != "none")
-        self._lease.add("blob", str(facts.toc))
-        self._ingests.append(toc)
-        if skeleton is not None:
-            size = self._blobs.size(step.blob) if incoming is None else incoming.size
-            facts = replace(facts, skeleton=skeleton.digest, blob_size=size)
-            self._lease.add("blob", str(facts.skeleton))
-            self._ingests.append(skeleton)
-        self._drafts.append((draft, facts))
-        if len(self._ingests) >= _OPEN_INGESTS:
-            self._commit_blobs()
-        return incoming is None or incoming.ingest is not None or skeleton is not None
+        job = self._add(step, name, parent)
+        self._jobs.append(job)
+        if done is not None:
+            job.open.callback(done)
+        self._get_ready(job, incoming)
+        if advance is None:
+            task = self._progress.task(f"unpack {step.diff_id.hex[:12]}", self._size(job))
+            advance = job.open.enter_context(task)
+        job.advance = advance
+        alone = alone and not self._running
+        if self._independent is None or alone or self._size(job) < _WORTH_A_WORKER or not self._fork(job):
+            job.filled = job.filling.run(advance=advance, warn=self._warn, ready=self._wait)
+            self._take(job)
+
+    def wait(self, number: int) -> bool:
+        """Wait for one layer, counted from 0 by `begin`.
+
+        Returns:
+            Whether its blob is kept; an uncompressed one that came in, and whose files are not all in the
+            layer, is not.
+
+        Raises as `begin` does.
+        """
+        job = self._jobs[number]
+        while job in self._running:
+            self._listen()
+        return job.kept
 
     def commit(self) -> None:
         """Bring everything to disk, then make it visible."""
-        self._commit_blobs()
-        self._begun = self._table.commit_drafts(self._drafts)
-        self._drafts = []
+        drafts = self._finish()
+        self._begun = self._table.commit_drafts(drafts)
+        self._jobs = []
 
     def replace(self, layer: Layer) -> None:
         """Give a committed layer the files that were just unpacked instead of its own, which are removed."""
-        self._commit_blobs()
-        ((draft, facts),) = self._drafts
+        ((draft, facts),) = self._finish()
         self._table.replace(layer, draft, facts)
         # What was the draft now has the old files, and goes the way of every draft that is not needed.
         self._begun = [replace(draft, driver_id=layer.driver_id)]
-        self._drafts = []
+        self._jobs = []
+
+    def _finish(self) -> list[tuple[Draft, Facts]]:
+        self._wait()
+        self._commit_blobs()
+        return [(job.draft, job.facts) for job in self._jobs if job.facts is not None]
+
+    # -- one layer
+
+    def _add(self, step: Step, name: str, parent: str | None) -> _Job:
+        draft = self._table.add_draft(name, self._begun[-1] if self._begun else parent, self._lease)
+        self._begun.append(draft)
+        self._lease.add("blob", str(step.blob))
+        return _Job(draft, self._table.stack(draft.row)[:-1], step)
+
+    def _get_ready(self, job: _Job, incoming: Incoming | None) -> None:
+        """Have the driver make the layer, and open what it is filled from and what else is written."""
+        layer = job.draft.driver_id
+        job.lock = job.open.enter_context(self._layers.lock(layer))
+        if self._independent is not None:
+            # What is below may not be whole yet.
+            self._driver.create(layer, ())
+        elif isinstance(self._driver, Drafts):
+            self._driver.draft(layer, job.below)
+        else:
+            self._driver.create(layer, job.below)
+        # Partial blobs stay such until everything is synced at once.
+        toc = self._open.enter_context(self._blobs.ingest())
+        skeleton = None
+        if incoming is not None:
+            job.incoming = self._open.enter_context(incoming)
+            whole = incoming.ingest is not None
+            stream: Readable = incoming
+        else:
+            stream = job.open.enter_context(self._blobs.open(job.step.blob))
+            # Else another layer gives it now, but need not be there as long as this one.
+            whole = self._blobs.is_whole(job.step.blob)
+        if not whole:
+            skeleton = self._open.enter_context(self._blobs.ingest())
+        job.filling = Filling(
+            self._layers, layer, job.below, job.step, stream=stream, toc=toc, skeleton=skeleton,
+            budget=self._budget,
+        )  # fmt: skip
+
+    def _size(self, job: _Job) -> int:
+        return self._blobs.size(job.step.blob) if job.incoming is None else job.incoming.size
+
+    def _take(self, job: _Job) -> None:
+        """Take note of a layer that is filled."""
+        filled, filling = job.filled, job.filling
+        assert filled is not None
+        self._lease.add("blob", str(filled.toc))
+        self._ingests.append(filling.toc)
+        durable = self._layers.durability != "none"
+        facts = Facts(filled.usage, filled.toc, job.step.diff_id, job.step.blob, durable)
+        if filled.skeleton is not None:
+            assert filling.skeleton is not None
+            self._lease.add("blob", str(filled.skeleton))
+            self._ingests.append(filling.skeleton)
+            facts = replace(facts, skeleton=filled.skeleton, blob_size=self._size(job))
+        elif filling.skeleton is not None and job.incoming is None:
+            self._keep_whole(job)
+        if job.incoming is not None and job.incoming.ingest is not None:
+            self._ingests.append(job.incoming.ingest)
+        job.facts = facts
+        job.kept = job.incoming is None or filled.blob is not None or filled.skeleton is not None
+        job.open.close()
+        self._finish_lowest()
+        if len(self._ingests) >= _OPEN_INGESTS:
+            self._commit_blobs()
+
+    def _keep_whole(self, job: _Job) -> None:
+        """Copy a blob that another layer gives, as this one cannot."""
+        with self._blobs.open(job.step.blob) as again:
+            incoming = self._open.enter_context(
+                Incoming(self._blobs, job.step.blob, self._blobs.size(job.step.blob), again)
+            )
+            incoming.finish()
+            assert incoming.ingest is not None
+            self._ingests.append(incoming.ingest)
+
+    def _finish_lowest(self) -> None:
+        """Do what has to wait for the layers below."""
+        while self._finished < len(self._jobs) and self._jobs[self._finished].facts is not None:
+            job = self._jobs[self._finished]
+            self._finished += 1
+            layer = job.draft.driver_id
+            with self._layers.lock(layer):
+                if self._independent is not None and job.below and not (job.filled and job.filled.has_root):
+                    self._independent.inherit(layer, job.below)
+                if isinstance(self._driver, Seals):
+                    self._driver.seal(layer)
 
     def _commit_blobs(self) -> None:
         """Sync all that was written so far, then make the blobs visible."""
@@ -152,100 +275,91 @@ class Unpacking:
             self._blobs.sync_names(algorithm)
         self._ingests.clear()
 
-    def _fill_from_store(self, draft: Draft, below: Sequence[str], step: Step, toc: Ingest) -> Ingest | None:
-        size = self._blobs.size(step.blob)
-        with self._blobs.open(step.blob) as file:
-            if self._blobs.is_whole(step.blob):
-                self._fill(draft, below, step, toc, None, file, size)
-                return None
-            # Another layer gives it now, but need not be there as long as this one.
-            skeleton = self._open.enter_context(self._blobs.ingest())
-            if self._fill(draft, below, step, toc, skeleton, file, size):
-                return skeleton
-        with self._blobs.open(step.blob) as again:
-            incoming = self._open.enter_context(Incoming(self._blobs, step.blob, size, again))
-            incoming.finish()
-            self._keep(incoming)
-        return None
+    # -- processes
 
-    def _fill_while_storing(
-        self, draft: Draft, below: Sequence[str], step: Step, toc: Ingest, incoming: Incoming
-    ) -> Ingest | None:
-        skeleton = None
-        if incoming.ingest is None:
-            skeleton = self._open.enter_context(self._blobs.ingest())
+    def _fork(self, job: _Job) -> bool:
+        """Have a layer filled by a process of its own, if one can be had and can read the blob."""
+        processors = len(os.sched_getaffinity(0))
+        if processors < 2:
+            return False
         try:
-            known = incoming.ingest is None and step.diff_id == incoming.digest
-            whole = self._fill(draft, below, step, toc, skeleton, incoming, incoming.size, known=known)
-        except (LayerError, VerificationError):
-            # A blob that was damaged on its way says so here, and is not gone on with the next time.
-            incoming.finish()
-            raise
-        incoming.finish()
-        self._keep(incoming)
-        return skeleton if whole else None
-
-    def _keep(self, incoming: Incoming) -> None:
-        if incoming.ingest is not None:
-            self._ingests.append(incoming.ingest)
-
-    def _fill(
-        self,
-        draft: Draft,
-        below: Sequence[str],
-        step: Step,
-        toc: Ingest,
-        skeleton: Ingest | None,
-        stream: Readable,
-        size: int,
-        *,
-        known: bool = False,
-    ) -> bool:
-        """Unpack a stream; say whether it can be put together again, if a skeleton is wanted.
-
-        `known` says that the stream is uncompressed, and compares itself with the diff id.
-        """
-        # What comes in is shown by whoever copies it.
-        progress = Silent() if isinstance(stream, Incoming) else self._progress
-        with progress.task(f"unpack {step.diff_id.hex[:12]}", size) as advance, Hasher() as hasher:
-            contents = TocWriter(toc.write)
-            plain = compression.open_decompressed(_Counted(stream.read, advance), budget=self._budget)
-            hashed = None if known else _Hashed(plain.read, step.diff_id, hasher)
-            # Inflating and hashing in threads of their own overlap with making files here.
-            ahead = compression.readahead(hashed or plain, depth=_AHEAD)
-            bones = None if skeleton is None else SkeletonWriter(ahead, skeleton.write)
-            layer: Readable = ahead if bones is None else bones
-
-            def unpack(directory: int, *, lower: Callable[[], int] | None, whiteouts: WhiteoutFormat) -> None:
-                extract(
-                    layer, directory, lower=lower, whiteouts=whiteouts, budget=self._budget, warn=self._warn,
-                    record=contents.add, skeleton=bones, hasher=hasher, squash=os.geteuid() != 0,
-                )  # fmt: skip
-
-            try:
-                if isinstance(self._driver, Applies):
-                    self._driver.apply(draft.driver_id, below, unpack)
-                else:
-                    self._apply_through_mount(draft.driver_id, below, unpack)
-                while layer.read(1 << 20):
-                    pass
-            finally:
-                ahead.close()
-                plain.close()
-            if hashed is not None:
-                hashed.verify()
-            contents.close()
-            if bones is not None:
-                bones.close()
-            return bones is not None and bones.whole
-
-    def _apply_through_mount(self, driver_id: str, below: Sequence[str], unpack: Unpack) -> None:
-        """Unpack through the layer's own mount, for drivers whose format is unknown here."""
-        root = self._layers.open_root(self._driver.mount(driver_id, below, read_only=False))
+            descriptors = job.filling.descriptors()
+        except OSError:
+            return False
+        while len(self._running) >= min(_MOST_WORKERS, processors + 2):
+            self._listen()
+        below = [other.gate for other in self._running]
+        gate, end = os.pipe()
         try:
-            unpack_in_place(root, unpack)
+            job.worker = Worker(
+                lambda tell: job.filling.run_apart(
+                    advance=_Steps(tell), warn=tell, ready=lambda: _wait_for_all(below)
+                ),
+                hear=lambda message: self._hear(job, message),
+                keep=[*descriptors, *below, end, job.lock.fileno()],
+            )
+        except OSError:
+            os.close(gate)
+            return False
         finally:
-            os.close(root)
+            os.close(end)
+        job.gate = gate
+        self._running.append(job)
+        return True
+
+    def _hear(self, job: _Job, message: object) -> None:
+        if isinstance(message, int):
+            job.advance(message)
+        else:
+            self._warn(str(message))
+
+    def _wait(self) -> None:
+        """Wait for all processes."""
+        while self._running:
+            self._listen()
+
+    def _listen(self) -> None:
+        """Wait until one of the processes tells something; take note of those that have ended."""
+        listen([job.worker for job in self._running if job.worker is not None])
+        for job in list(self._running):
+            if job.worker is not None and not job.worker.running:
+                # The lowest first: a layer that failed may have misled those above it.
+                job.filled = job.worker.result()
+                self._leave(job)
+                job.filling.catch_up(job.filled)
+                self._take(job)
+
+    def _stop(self, job: _Job) -> None:
+        assert job.worker is not None
+        job.worker.end()
+        job.filling.catch_up(None)
+        os.close(job.gate)
+
+    def _leave(self, job: _Job) -> None:
+        self._running.remove(job)
+        os.close(job.gate)
+
+
+class _Steps:
+    """Tells how much was read, in large steps."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._waiting = 0
+
+    def __call__(self, count: int) -> None:
+        self._waiting += count
+        if self._waiting >= _STEP or (not count and self._waiting):
+            self._tell(self._waiting)
+            self._waiting = 0
+
+
+def _wait_for_all(gates: Sequence[int]) -> None:
+    """Wait until the processes at the other ends of these pipes are gone."""
+    for gate in gates:
+        poll = select.poll()
+        poll.register(gate, 0)
+        poll.poll()
 
 
 class Chain:
@@ -281,11 +395,11 @@ class Chain:
         self._lease = lease
         self._new = Unpacking(layers, lease, budget=budget, warn=warn, progress=progress)
         self._open = contextlib.ExitStack()
-        self._done = 0
+        self._present = self._done = 0
 
     def __enter__(self) -> Chain:
         try:
-            self._begin()
+            self._enter()
         except BaseException:
             self._open.close()
             raise
@@ -294,7 +408,7 @@ class Chain:
     def __exit__(self, *exception: object) -> None:
         self._open.close()
 
-    def _begin(self) -> None:
+    def _enter(self) -> None:
         names = self.names
         self._done = self._layers.table.present(names, self._lease)
         if self._done == len(names):
@@ -304,6 +418,7 @@ class Chain:
         lock = self._open.enter_context(Lock(self._layers.root / "locks" / f"chain-{digest}"))
         self._open.callback(lock.path.unlink, missing_ok=True)
         self._done = self._layers.table.present(names, self._lease)
+        self._present = self._done
         if self._done:
             self._parent = names[self._done - 1]
         if self._done < len(names):
@@ -313,64 +428,49 @@ class Chain:
         """Say whether a layer, counted from 0 at the bottom, has still to be unpacked."""
         return number >= self._done
 
-    def arrive(self, number: int, incoming: Incoming) -> bool:
-        """Unpack a lacking layer while its blob comes in; those below it are unpacked first.
+    def begin(
+        self,
+        number: int,
+        incoming: Incoming,
+        *,
+        advance: Callable[[int], object] = lambda count: None,
+        done: Callable[[], object] | None = None,
+    ) -> None:
+        """Begin to unpack a lacking layer while its blob comes in, as `Unpacking.begin` does."""
+        self._begin_stored(number)
+        self._begin_next(incoming, advance, done)
 
-        Says whether the blob is kept, as `Unpacking.unpack` does.
+    def arrive(self, number: int, incoming: Incoming) -> bool:
+        """Unpack a lacking layer while its blob comes in.
+
+        Says whether the blob is kept, as `Unpacking.wait` does.
         """
-        self._unpack_stored(number)
-        return self._unpack(incoming)
+        self.begin(number, incoming)
+        return self.wait(number)
+
+    def wait(self, number: int) -> bool:
+        """Wait for a layer that was begun; says whether its blob is kept, as `Unpacking.wait` does."""
+        return self._new.wait(number - self._present)
 
     def finish(self) -> None:
         """Unpack what is left and commit all."""
         if self.lacks(len(self.names) - 1) or self._new.begun:
-            self._unpack_stored(len(self.names))
+            self._begin_stored(len(self.names))
             self._new.commit()
 
-    def _unpack_stored(self, end: int) -> None:
+    def _begin_stored(self, end: int) -> None:
         while self._done < end:
-            self._unpack(None)
+            self._begin_next(None, None, None)
 
-    def _unpack(self, incoming: Incoming | None) -> bool:
+    def _begin_next(
+        self,
+        incoming: Incoming | None,
+        advance: Callable[[int], object] | None,
+        done: Callable[[], object] | None,
+    ) -> None:
         number = self._done
-        kept = self._new.unpack(self._steps[number], self.names[number], self._parent, incoming=incoming)
+        self._new.begin(
+            self._steps[number], self.names[number], self._parent, incoming=incoming, advance=advance,
+            done=done, alone=number + 1 == len(self.names),
+        )  # fmt: skip
         self._done += 1
-        return kept
-
-
-class _Counted:
-    """A reader that reports how much was read."""
-
-    def __init__(self, read: Callable[[int], bytes], advance: Callable[[int], object]) -> None:
-        self._read = read
-        self._advance = advance
-
-    def read(self, size: int) -> bytes:
-        data = self._read(size)
-        self._advance(len(data))
-        return data
-
-
-class _Hashed:
-    """A reader that has what passes hashed."""
-
-    def __init__(self, read: Callable[[int], bytes], expected: Digest, hasher: Hasher) -> None:
-        self._read = read
-        self._expected = expected
-        self._hasher = hasher
-        self._hash = hasher.begin(expected.algorithm)
-
-    def read(self, size: int, /) -> bytes:
-        data = self._read(size)
-        if data:
-            self._hasher.update(self._hash, data)
-        return data
-
-    def verify(self) -> None:
-        """Compare, once all was read."""
-        self._hasher.end(self._hash)
-        found = Digest(self._expected.algorithm, str(self._hash))
-        if found != self._expected:
-            raise VerificationError(
-                f"the layer's uncompressed content is {found}, its diff id promises {self._expected}"
-            )

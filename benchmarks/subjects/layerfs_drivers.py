@@ -32,6 +32,7 @@ class Layerfs(Subject):
     def __init__(self, place: Path, commands: Commands, store: Store) -> None:
         super().__init__(place, commands)
         self.store = store
+        self._tops: dict[str, str] = {}
 
     def call(self, *words: str | Path, stdout: Path | None = None) -> bytes:
         """Run one layerfs command on the store."""
@@ -88,7 +89,10 @@ class Layerfs(Subject):
 
     def cycle(self, image: Image) -> None:
         """Prepare, mount, unmount and remove a layer through the library."""
-        self.make_layer("cycle", image)
+        # The name of an image's topmost layer never changes.
+        if image.reference not in self._tops:
+            self._tops[image.reference] = self.store.images.get(image.reference).chain_ids[-1]
+        self.store.layers.prepare("cycle", self._tops[image.reference])
         with self.store.layers.mounted("cycle"):
             pass
         self.delete_layer("cycle")

@@ -69,18 +69,20 @@ class AufsDriver(ServedLayers):
     def _whiteouts(self) -> AufsWhiteouts:
         return AufsWhiteouts()
 
-    def _union(self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None) -> Mount:
-        branches = lower if upper is None else (upper, *lower)
+    def _union(self, source: str, lower: tuple[str, ...], upper: Path | None, work: Path | None) -> Mount:
+        lowers = tuple(map(Path, lower))
+        branches = lowers if upper is None else (upper, *lowers)
         # What is more than aufs can stack, the other way can.
         if self._has_kernel and len(branches) <= MOST_BRANCHES:
             return AufsMount(source, branches, writable=upper is not None)
         return self._served(source, lower, upper, work)
 
     def _served(
-        self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None
+        self, source: str, lower: tuple[str, ...], upper: Path | None, work: Path | None
     ) -> FuseMount:
-        log = self._log(upper or lower[0])
-        return FuseMount(source, lower, upper, work, AufsDialect(), FuseDriver.front, log=log)
+        lowers = tuple(map(Path, lower))
+        log = self._log(upper or lowers[0])
+        return FuseMount(source, lowers, upper, work, AufsDialect(), FuseDriver.front, log=log)
 
     def _is_plain(self, layer: str, *, read_only: bool) -> bool:
         """Say that of a layer to be read which has none of aufs's files; they stand in a branch's root."""

@@ -32,11 +32,13 @@ class FuseDriver(ServedLayers, OverlayLayers):
             user = not may_set_trusted(scratch)
             try_union(scratch, OverlayDialect(user), OverlayWhiteouts(user=user), front=cls.front)
 
-    def _union(self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None) -> Mount:
+    def _union(self, source: str, lower: tuple[str, ...], upper: Path | None, work: Path | None) -> Mount:
         return self._served(source, lower, upper, work)
 
     def _served(
-        self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None
+        self, source: str, lower: tuple[str, ...], upper: Path | None, work: Path | None
     ) -> FuseMount:
         dialect = OverlayDialect(self._user_xattrs)
-        return FuseMount(source, lower, upper, work, dialect, self.front, log=self._log(upper or lower[0]))
+        lowers = tuple(map(Path, lower))
+        log = self._log(upper or lowers[0])
+        return FuseMount(source, lowers, upper, work, dialect, self.front, log=log)

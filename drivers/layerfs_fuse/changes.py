@@ -164,7 +164,7 @@ class Changes(WritableUnion):
             os.close(node.descriptor)
             node.descriptor = -1
         else:
-            node.names += ((parent, name),)
+            node.add_name(parent, name)
             self.nodes.share(node, self.stat(node))
         return node
 
@@ -234,10 +234,10 @@ class Changes(WritableUnion):
         assert parent.children is not None
         parent.children.pop(name, None)
         if (parent, name) in node.names:
-            node.names = tuple(other for other in node.names if other != (parent, name))
+            del node.names[parent, name]
         elif node.names:
-            (above, other), *names = node.names
-            node.names = tuple(names)
+            above, other = next(iter(node.names))
+            del node.names[above, other]
             self._place(node, above, other)
         else:
             node.parent = None
@@ -260,7 +260,8 @@ class Changes(WritableUnion):
         if flags & linux.RENAME_EXCHANGE:
             if target is None:
                 raise failure(errno.ENOENT)
-            self._exchange(node, old, old_name, target, new, new_name)
+            if target is not node:
+                self._exchange(node, old, old_name, target, new, new_name)
             return
         if target is not None:
             if flags & linux.RENAME_NOREPLACE:
@@ -363,7 +364,8 @@ class Changes(WritableUnion):
             del old.children[old_name]
         new.children[new_name] = node
         if (old, old_name) in node.names:
-            node.names = tuple((new, new_name) if other == (old, old_name) else other for other in node.names)
+            del node.names[old, old_name]
+            node.add_name(new, new_name)
         elif node.children is None:
             self._place(node, new, new_name)
         else:
@@ -390,7 +392,9 @@ class Changes(WritableUnion):
         os.removexattr(path, self.layers.dialect.stored(name), follow_symlinks=follow)
 
     def chmod(self, node: Node, mode: int) -> None:
-        """Change the mode (chmod(2))."""
+        """Change the mode (chmod(2)); a symlink has none, though kernels before 6.6 ask for that."""
+        if stat.S_ISLNK(self.stat(node).st_mode):
+            raise failure(errno.EOPNOTSUPP)  # chmod(2) would follow it, out of the layers
         self.copy_up(node)
         os.chmod(self.path(node)[0], mode)
 

@@ -105,7 +105,7 @@ class WritableUnion(Union):
         if node.children is not None or node.parent is None or found.st_nlink < 2:
             return []
         self._links.complete(node, found)
-        return [(self.upper(parent), name) for parent, name in node.names]
+        return [(self.upper(parent), name) for parent, name in list(node.names)]
 
     def _note_origin(self, node: Node, temporary: bytes, found: os.stat_result) -> None:
         origin = self.nodes.origin(node, found)

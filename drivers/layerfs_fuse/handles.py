@@ -10,6 +10,9 @@ from layerfs_fuse.union import Union
 
 _MOST_LISTINGS: Final = 256
 _MOST_NAMES: Final = 1 << 15
+# Who has not come to the end of a listing loses his place with it.
+_MOST_BEGUN: Final = 4096
+_MOST_NAMES_BEGUN: Final = 1 << 20
 _DOTS: Final = (b".", b"..")
 _MOST_READ: Final = 64
 # Bytes from which on a read is one of many.
@@ -143,8 +146,8 @@ class Listings:
 
     def __init__(self, union: Union) -> None:
         self._union = union
-        self._kept: dict[int, _Listing] = {}
-        self._names = 0
+        self._begun = _Shelf(_MOST_BEGUN, _MOST_NAMES_BEGUN)
+        self._ended = _Shelf(_MOST_LISTINGS, _MOST_NAMES)
         self._age = 0
 
     def outdate(self) -> None:
@@ -157,9 +160,10 @@ class Listings:
         The third value counts the merged directories that need not be looked at to find the name; it is
         None for ``.`` and ``..``.
         """
-        found = self._kept.get(node.id) if offset else None
+        found = self._take(node) if offset else None
         if found is None:
             found = self._read(node)
+        self._begun.put(node.id, found)
         names, offsets, firsts, fresh = found.names, found.offsets, found.firsts, found.age == self._age
         start = bisect.bisect_right(offsets, offset) if offset else 0
         for index in range(start, len(names)):
@@ -168,22 +172,20 @@ class Listings:
                 yield offsets[index], name, None
             else:
                 yield offsets[index], name, firsts[index] if fresh else 0
+        self._begun.take(node.id)
+        self._ended.put(node.id, found)
+
+    def _take(self, node: Node) -> "_Listing | None":
+        return self._begun.take(node.id) or self._ended.take(node.id)
 
     def _read(self, node: Node) -> "_Listing":
         listed = {**dict.fromkeys(_DOTS, 0), **self._union.names(node)}
         names = list(listed)
         offsets: Sequence[int] = range(1, len(names) + 1)
-        before = self._kept.pop(node.id, None)
-        if before is not None:
-            self._names -= len(before.names)
-            if before.names != names:
-                names, offsets = _ordered(names, before)
-        found = _Listing(names, offsets, [listed[name] for name in names], self._age)
-        self._kept[node.id] = found
-        self._names += len(names)
-        while len(self._kept) > 1 and (len(self._kept) > _MOST_LISTINGS or self._names > _MOST_NAMES):
-            self._names -= len(self._kept.pop(next(iter(self._kept))).names)
-        return found
+        before = self._take(node)
+        if before is not None and before.names != names:
+            names, offsets = _ordered(names, before)
+        return _Listing(names, offsets, [listed[name] for name in names], self._age)
 
 
 class _Listing(NamedTuple):
@@ -193,6 +195,32 @@ class _Listing(NamedTuple):
     offsets: Sequence[int]
     firsts: list[int]
     age: int
+
+
+class _Shelf:
+    """Listings by the ids of their directories, so many as there is room for: the last two at least."""
+
+    def __init__(self, most: int, most_names: int) -> None:
+        self._most = most
+        self._most_names = most_names
+        self._listings: dict[int, _Listing] = {}
+        self._names = 0
+
+    def put(self, identity: int, listing: _Listing) -> None:
+        """Keep a listing of which there is none here; those used longest ago make room."""
+        self._listings[identity] = listing
+        self._names += len(listing.names)
+        while len(self._listings) > 2 and (
+            len(self._listings) > self._most or self._names > self._most_names
+        ):
+            self.take(next(iter(self._listings)))
+
+    def take(self, identity: int) -> _Listing | None:
+        """Give a listing, and keep it no longer."""
+        listing = self._listings.pop(identity, None)
+        if listing is not None:
+            self._names -= len(listing.names)
+        return listing
 
 
 def _ordered(names: list[bytes], before: _Listing) -> tuple[list[bytes], list[int]]:

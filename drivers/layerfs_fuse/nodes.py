@@ -29,8 +29,8 @@ class Node:
         self.lookups = 0
         self.parent = parent
         self.name = name
-        # Further names of the same file.
-        self.names: tuple[tuple[Node, bytes], ...] = ()
+        # Further names of the same file, of which there can be 65,000.
+        self.names = _NO_NAMES
         self.children: dict[bytes, Node] | None = None
         # The merged directories, top first.
         self.places = NO_PLACES
@@ -49,10 +49,20 @@ class Node:
         # How many open handles there are.
         self.users = 0
 
+    def add_name(self, parent: Node, name: bytes) -> None:
+        """Note a further name of the same file."""
+        if not self.names:
+            self.names = {}
+        self.names[parent, name] = None
+
     @property
     def is_directory(self) -> bool:
         """Say whether this is a directory."""
         return self.children is not None
+
+
+# One for all files with a single name, since they are many.
+_NO_NAMES: Final[dict[tuple[Node, bytes], None]] = {}
 
 
 class Nodes:
@@ -133,8 +143,8 @@ class Nodes:
                 if node.parent is None:
                     node.parent, node.name = parent, name
                     node.at, node.at_name = found.parent, name
-                elif (parent, name) != (node.parent, node.name) and (parent, name) not in node.names:
-                    node.names += ((parent, name),)
+                elif (parent, name) != (node.parent, node.name):
+                    node.add_name(parent, name)
                 parent.children[name] = node
                 return node
         node = self._new(parent, name)

@@ -179,7 +179,8 @@ class OverlayDialect(Dialect):
         while self._xattr(place.path_of(name), b"metacopy") is not None:
             redirect = self._redirect(place.path_of(name)) or name
             found = self._below(place, redirect)
-            if found is None or found.places:
+            # A fifo would stop the server, a device lend its rights to the layer.
+            if found is None or not stat.S_ISREG(found.status.st_mode):
                 raise OSError(errno.EIO, "the data of a metadata-only copy is missing")
             place, name = found.parent, redirect.rpartition(b"/")[2]
         return place, name

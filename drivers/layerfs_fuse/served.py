@@ -30,7 +30,7 @@ class ServedLayers(StackedLayers):
         self._directories.require(layer, *below)
         source, lower = f"layerfs-{layer}", self._lower(below)
         if read_only:
-            mount = self._served(source, (self._diff(layer), *lower), None, None)
+            mount = self._served(source, (str(self._diff(layer)), *lower), None, None)
         else:
             work = self._directories.path(layer) / "work"
             mount = self._served(source, lower, self._diff(layer), work)
@@ -51,6 +51,6 @@ class ServedLayers(StackedLayers):
 
     @abc.abstractmethod
     def _served(
-        self, source: str, lower: tuple[Path, ...], upper: Path | None, work: Path | None
+        self, source: str, lower: tuple[str, ...], upper: Path | None, work: Path | None
     ) -> FuseMount:
         """Describe the mount of layers, top first, by a server of ours."""

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from layerfs import mounting
-from layerfs.driver import Driver, Measures, Seals, Sweeps
+from layerfs.driver import Copies, Driver, Measures, Seals, Sweeps
 from layerfs.errors import ExistsError, InUseError, NotFoundError, UnsupportedError
 from layerfs.mount import Bind
 from layerfs.testing.base import ContractBase
 from layerfs.testing.items import directory, file, hard_link
 from layerfs.testing.snapshot import differences
 from layerfs.testing.stack import Stack, new_id
+from layerfs.testing.trees import make_socket
 
 _READERS = 2
 _ROUNDS = 8
@@ -189,6 +190,46 @@ class LifeContract(ContractBase):
             stack.unpack(layer, stack.unpack_of([file(b"whole")]))
             stack.finish(layer)
             assert sorted(stack.tree()) == [b"", b"whole"]
+
+    def test_a_copy_stays_as_it_is_when_its_source_is_written_and_removed(
+        self, driver: Driver, stack: Stack
+    ) -> None:
+        stack.apply([directory(b"d"), file(b"d/below", b"below"), file(b"gone")])
+        layer = stack.create()
+        with stack.mounted(layer, stack.layers) as place:
+            (place / "d" / "below").write_text("changed")
+            (place / "gone").unlink()
+            (place / "big").write_bytes(b"x" * (2 << 20))
+            os.link(place / "big", place / "link")
+            make_socket(str(place / "socket"))
+        source = stack.fork()
+        source.layers.append(layer)
+        copy = source.copied()
+        if copy is None:
+            return
+        assert len(source.warnings) == 1 and "'socket'" in source.warnings[0]
+        with stack.mounted(layer, stack.layers) as place:
+            with open(place / "big", "r+b") as big:
+                big.write(b"y")
+            (place / "d" / "below").write_text("changed again")
+            (place / "gone").touch()
+        driver.remove(layer)
+        assert copy.listed() == ["A /big", "C /d", "C /d/below", "D /gone", "A /link"]
+        with copy.seen() as place:
+            assert (place / "link").read_bytes() == b"x" * (2 << 20)
+            assert (place / "d" / "below").read_text() == "changed"
+
+    def test_copies_of_what_is_not_there_or_to_what_is_are_errors(self, driver: Driver, stack: Stack) -> None:
+        if not isinstance(driver, Copies):
+            return
+        layer, source = stack.apply([]), stack.create()
+        with pytest.raises(NotFoundError):
+            driver.copy(new_id(), new_id(), [layer], warn=stack.warnings.append)
+        with pytest.raises(NotFoundError):
+            driver.copy(new_id(), source, [new_id()], warn=stack.warnings.append)
+        with pytest.raises(ExistsError):
+            driver.copy(layer, source, [layer], warn=stack.warnings.append)
+        assert sorted(driver.layers()) == sorted([layer, source])
 
     def test_a_sealed_layer_is_sealed_again_without_harm(self, driver: Driver, stack: Stack) -> None:
         layer = stack.apply([file(b"f")])

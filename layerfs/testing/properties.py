@@ -92,6 +92,10 @@ def _edit_and_compare(stack: Stack, steps: Sequence[Operation]) -> Snapshot:
         once_more.apply(layer)
         assert differences(once_more.tree(), seen) == []
         stack.driver.remove(once_more.layers[-1])
+    if (copy := stack.copied()) is not None:
+        assert differences(copy.tree(), seen) == []
+        assert copy.archive() == fast
+        stack.driver.remove(copy.layers[-1])
     return seen
 
 

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from layerfs import mounting
-from layerfs.driver import Applies, Diffs, Drafts, Driver, Seals, Unpack
+from layerfs.driver import Applies, Copies, Diffs, Drafts, Driver, Independent, Seals, Unpack
 from layerfs.mount import Bind
 from layerfs.testing.items import Item, tar
 from layerfs.testing.snapshot import Snapshot, snapshot
 from layerfs.tree.archive import write_layer
 from layerfs.tree.change import Change
 from layerfs.tree.diff import changes_between, listing
+from layerfs.tree.entry import Entry
 from layerfs.tree.extract import extract
 from layerfs.tree.merge import unpack_in_place
 
@@ -32,6 +33,11 @@ class Stack:
         self.directory = directory
         self.layers = list(layers)
         self.warnings: list[str] = []
+        # Whether the layer unpacked last had an entry for its root.
+        self._has_root = False
+
+    def _note(self, entry: Entry, digest: object) -> None:
+        self._has_root = self._has_root or not entry.path
 
     def fork(self, depth: int | None = None) -> Stack:
         """Give a second stack on the lowest `depth` layers of this one, on all of them without a number."""
@@ -53,17 +59,33 @@ class Stack:
     def apply(self, items: Iterable[Item] | bytes) -> str:
         """Put a layer on the stack that is unpacked from a tar stream, given as such or as its items."""
         unpack = self.unpack_of(items)
-        if isinstance(self.driver, Drafts):
-            layer = new_id()
+        layer = new_id()
+        if isinstance(self.driver, Independent):
+            self.driver.create(layer, ())
+        elif isinstance(self.driver, Drafts):
             self.driver.draft(layer, self.layers)
         else:
-            layer = self.create()
+            self.driver.create(layer, self.layers)
         try:
+            self._has_root = False
             self.unpack(layer, unpack)
+            if isinstance(self.driver, Independent) and self.layers and not self._has_root:
+                self.driver.inherit(layer, self.layers)
         except BaseException:
             self.driver.remove(layer)
             raise
         return self.finish(layer)
+
+    def copied(self) -> Stack | None:
+        """Give a stack that has a copy of the top layer in its place; None where the driver makes none."""
+        if not isinstance(self.driver, Copies):
+            return None
+        copy = self.fork(len(self.layers) - 1)
+        layer = new_id()
+        if not self.driver.copy(layer, self.layers[-1], copy.layers, warn=self.warnings.append):
+            return None
+        copy.finish(layer)
+        return copy
 
     def unpack(self, layer: str, unpack: Unpack) -> None:
         """Fill a layer that `create` made, in the way that the driver offers."""
@@ -78,7 +100,9 @@ class Stack:
         data = items if isinstance(items, bytes) else tar(items)
 
         def unpack(directory: int, **how: object) -> None:
-            extract(io.BytesIO(data), directory, warn=self.warnings.append, **how)  # type: ignore[arg-type]
+            extract(
+                io.BytesIO(data), directory, warn=self.warnings.append, record=self._note, **how,  # type: ignore[arg-type]
+            )  # fmt: skip
 
         return unpack
 

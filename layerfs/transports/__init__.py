@@ -5,6 +5,7 @@ Nothing heavy is imported before a place is opened.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -13,7 +14,6 @@ from layerfs.errors import TransportError, UnsupportedError
 from layerfs.value import frozen
 
 if TYPE_CHECKING:
-    from layerfs.compression import Readable
     from layerfs.oci.descriptor import Descriptor
     from layerfs.oci.platform import Platform
     from layerfs.progress import Progress
@@ -145,32 +145,29 @@ def copy(
     shown = progress or Silent()
     resolved = source.manifest(image, platform=platform)
     manifest = Manifest.parse(resolved.raw, resolved.descriptor.media_type)
+    blobs = (manifest.config, *manifest.layers)
     attempts = 1
     if isinstance(sink, Plans):
         attempts = 2
         sink.plan(manifest)
-    for descriptor in (manifest.config, *manifest.layers):
-        for _ in range(attempts):
-            if sink.has(descriptor):
-                break
-            with (
-                shown.task(f"blob {descriptor.digest.hex[:12]}", descriptor.size) as advance,
-                source.open(descriptor) as stream,
-            ):
-                sink.put_blob(descriptor, _Watched(stream, advance))
+    for _ in range(attempts):
+        for descriptor in blobs:
+            if not sink.has(descriptor):
+                _send(source, sink, descriptor, shown)
     return sink.put_manifest(resolved.raw, manifest.media_type, names=names)
 
 
-class _Watched:
-    """A stream that tells how much of it was read."""
+def _send(source: Source, sink: Sink, descriptor: Descriptor, progress: Progress) -> None:
+    from layerfs.progress import Counted
+    from layerfs.transports.endpoint import Overlaps, Proven
 
-    __slots__ = ("_advance", "_read")
-
-    def __init__(self, stream: Readable, advance: Callable[[int], None]) -> None:
-        self._read = stream.read
-        self._advance = advance
-
-    def read(self, size: int, /) -> bytes:
-        data = self._read(size)
-        self._advance(len(data))
-        return data
+    with contextlib.ExitStack() as opened:
+        task = progress.task(f"blob {descriptor.digest.hex[:12]}", descriptor.size)
+        advance = opened.enter_context(task)
+        stream = opened.enter_context(source.open(descriptor))
+        if isinstance(sink, Overlaps):
+            later = opened.pop_all()
+            sink.begin_blob(descriptor, stream, advance=advance, done=later.close)
+        else:
+            proven = stream.proven if isinstance(stream, Proven) else None
+            sink.put_blob(descriptor, Counted(stream.read, advance, proven=proven))

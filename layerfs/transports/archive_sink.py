@@ -54,7 +54,8 @@ class ArchiveSink:
             self._file = self._open(target)
         else:
             self._file = target
-        self._writer = TarWriter(_Writer(self._file))
+        behind = None if self._temporary is None else files.WriteBehind(self._file.fileno())
+        self._writer = TarWriter(_Writer(self._file, behind))
         self._add(LAYOUT_FILE, LAYOUT)
 
     def has(self, descriptor: Descriptor) -> bool:
@@ -151,14 +152,19 @@ class ArchiveSink:
 class _Writer:
     """Writes all of each piece, also where a raw file takes only a part."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, behind: files.WriteBehind | None) -> None:
         self._file = file
+        self._behind = behind
+        self._size = 0
 
     def __call__(self, data: bytes) -> None:
+        self._size += len(data)
         written = self._file.write(data)
         while written is not None and written < len(data):
             data = data[written:]
             written = self._file.write(data)
+        if self._behind is not None:
+            self._behind.reach(self._size)
 
 
 def _docker_tag(name: str) -> str:

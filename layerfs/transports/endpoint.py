@@ -7,14 +7,14 @@ threads if wanted; `close`. What it hands out as a manifest is verified; blobs a
 stores them, against their descriptor.
 
 Life of a sink, in one thread: opened; for each image `plan` if the sink `Plans`, `put_blob` for every blob
-that it does not `has` yet, then `put_manifest`; once, `commit`; `close`. Nothing is visible at the far end
-before `commit`, and a `close` without it leaves no half-made image behind (complete blobs may stay where
-blobs are shared).
+that it does not `has` yet (`begin_blob` if it `Overlaps`), then `put_manifest`; once, `commit`; `close`.
+Nothing is visible at the far end before `commit`, and a `close` without it leaves no half-made image behind
+(complete blobs may stay where blobs are shared).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
@@ -25,6 +25,7 @@ from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
+    from layerfs.digest import Digest
     from layerfs.oci.manifest import Manifest
     from layerfs.oci.platform import Platform
 
@@ -143,6 +144,40 @@ class Plans(Protocol):
         ...
 
 
+@runtime_checkable
+class Overlaps(Protocol):
+    """A sink that may take more blobs while one is on its way.
+
+    `has` waits for a blob that is; what goes wrong is raised by this or any later call.
+    """
+
+    def begin_blob(
+        self,
+        descriptor: Descriptor,
+        stream: Readable,
+        *,
+        advance: Callable[[int], object],
+        done: Callable[[], object],
+    ) -> None:
+        """Begin what `Sink.put_blob` does; the stream is the sink's until `done`.
+
+        Args:
+            advance: told how many bytes were read of the stream, while other methods are called.
+            done: called when the stream is not needed any more, in `close` at the latest.
+        """
+        ...
+
+
+@runtime_checkable
+class Proven(Protocol):
+    """A stream that proves its content by itself, before it gives the last of it."""
+
+    @property
+    def proven(self) -> Digest | None:
+        """The digest that the content is proven to have; None if it is not."""
+        ...
+
+
 def reference_of(name: str, *, bare: bool = False) -> Reference | None:
     """Read an image name; None for what is none, and for a bare word (likely a tag) unless `bare`."""
     if not bare and not any(mark in name for mark in ":/@"):
@@ -156,10 +191,13 @@ def reference_of(name: str, *, bare: bool = False) -> Reference | None:
 def verified(stream: Readable, descriptor: Descriptor) -> Iterator[bytes]:
     """Hand a blob's bytes through in pieces of at most 1 MiB, and prove size and digest at their end.
 
+    The digest of a stream that is `Proven` to have it is not taken a second time.
+
     Raises:
         VerificationError: it is longer (before the excess is handed on), shorter, or of another digest.
     """
     hasher = descriptor.digest.hasher()
+    proven = isinstance(stream, Proven) and stream.proven == descriptor.digest
     left = descriptor.size
     while data := stream.read(CHUNK):
         left -= len(data)
@@ -167,11 +205,12 @@ def verified(stream: Readable, descriptor: Descriptor) -> Iterator[bytes]:
             raise VerificationError(
                 f"{descriptor.digest} is longer than the promised {descriptor.size} bytes"
             )
-        hasher.update(data)
+        if not proven:
+            hasher.update(data)
         yield data
     if left:
         ended = descriptor.size - left
         raise VerificationError(f"{descriptor.digest} ended after {ended} of {descriptor.size} bytes")
     found = hasher.hexdigest()
-    if found != descriptor.digest.hex:
+    if not proven and found != descriptor.digest.hex:
         raise VerificationError(f"{descriptor.digest} was promised, the content hashes to {found}")

@@ -46,6 +46,10 @@ class OpenFile:
         self._position += len(data)
         return data
 
+    def fileno(self) -> int:
+        """Give the descriptor of the file that the bytes are in."""
+        return self._descriptor
+
     def close(self) -> None:
         """Close what is owned; idempotent."""
         if self._owned and self._descriptor >= 0:

@@ -92,8 +92,12 @@ class LayoutSink:
             dir_fd=self._root,
         )
         try:
+            behind, size = files.WriteBehind(temporary), 0
             for data in verified(stream, descriptor):
                 files.write_all(temporary, data)
+                size += len(data)
+                if self._durable:
+                    behind.reach(size)
             with self._blobs(descriptor.digest.algorithm) as directory:
                 os.rename(self._partial, descriptor.digest.hex, src_dir_fd=self._root, dst_dir_fd=directory)
         except BaseException:

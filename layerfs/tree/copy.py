@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import Final
 
+from layerfs.errors import printable
 from layerfs.files import copy_data, read_xattrs, through_descriptor, write_xattr
 from layerfs.tree.ladder import OPEN_DIRECTORY, Ladder
 from layerfs.tree.links import Several
@@ -14,6 +16,8 @@ from layerfs.tree.links import Several
 _NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
 _PLAIN_MODE: Final = 0o777
+# Smaller files wait for each other on their way to the disk.
+_WRITTEN_AT_ONCE: Final = 1 << 20
 # Room for a name below a path of this length, within PATH_MAX.
 _LONGEST_PATH: Final = 3800
 
@@ -32,6 +36,22 @@ def copy_tree(source: int, target: int, *, several: Several | None = None) -> No
             have more than one anywhere.
     """
     _Copy(source, target, several or _any).run()
+
+
+def copy_changes(
+    source: int, target: int, *, keep: Callable[[bytes], bool], warn: Callable[[str], None]
+) -> None:
+    """Copy a writable layer's directory of changes, to be a layer that nobody writes to; as `copy_tree` does.
+
+    Sockets are left out with a warning, as layers hold none. Data begins to be written to disk at once.
+
+    Args:
+        source: descriptor of the directory.
+        target: descriptor of an empty directory.
+        keep: says of each extended attribute whether the copy gets it; what it raises ends the copy.
+        warn: told what was left out.
+    """
+    _CopyChanges(source, target, keep, warn).run()
 
 
 def link_tree(source: int, target: int) -> None:
@@ -59,6 +79,8 @@ class _Level:
 
 
 class _Copy:
+    _syncing = False
+
     def __init__(self, source: int, target: int, several: Several) -> None:
         self._several = several
         self._sources, self._targets = Ladder(source), Ladder(target)
@@ -100,7 +122,7 @@ class _Copy:
         target = self._targets.top
         os.fchown(target, found.st_uid, found.st_gid)
         os.fchmod(target, stat.S_IMODE(found.st_mode))
-        for name, value in read_xattrs(self._sources.top).items():
+        for name, value in self._xattrs(self._sources.top).items():
             write_xattr(target, name, value)
         os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
@@ -130,13 +152,17 @@ class _Copy:
             target = os.open(name, _NEW_FILE, mode & _PLAIN_MODE, dir_fd=self._targets.top)
             try:
                 if found.st_size:
-                    self._reflink = copy_data(source, target, size=found.st_size, reflink=self._reflink)
+                    size = found.st_size
+                    syncing = self._syncing and size >= _WRITTEN_AT_ONCE
+                    self._reflink = copy_data(
+                        source, target, size=size, reflink=self._reflink, syncing=syncing
+                    )
                 if (found.st_uid, found.st_gid) != self._owner:
                     os.fchown(target, found.st_uid, found.st_gid)
                 if mode & (self._umask | ~_PLAIN_MODE):
                     os.fchmod(target, mode)
                 if os.listxattr(source):
-                    for xattr, value in read_xattrs(source).items():
+                    for xattr, value in self._xattrs(source).items():
                         write_xattr(target, xattr, value)
                 os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
             finally:
@@ -155,10 +181,13 @@ class _Copy:
         if not stat.S_ISLNK(found.st_mode):
             # The node is fresh and no link, in a tree of our own: fchmodat(2) cannot be led elsewhere.
             os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=target)
-        xattrs = read_xattrs(through_descriptor(source, name))
+        xattrs = self._xattrs(through_descriptor(source, name))
         for xattr, value in xattrs.items():
             write_xattr(through_descriptor(target, name), xattr, value)
         os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+
+    def _xattrs(self, target: int | bytes) -> dict[bytes, bytes]:
+        return read_xattrs(target)
 
     def _link(self, name: bytes, found: os.stat_result) -> bool:
         """Link to the copy of another name of the same file; False when this is its first name."""
@@ -181,6 +210,27 @@ class _Copy:
 
 def _any(found: os.stat_result) -> bool:
     return True
+
+
+class _CopyChanges(_Copy):
+    _syncing = True
+
+    def __init__(
+        self, source: int, target: int, keep: Callable[[bytes], bool], warn: Callable[[str], None]
+    ) -> None:
+        super().__init__(source, target, _any)
+        self._keep = keep
+        self._warn = warn
+
+    def _xattrs(self, target: int | bytes) -> dict[bytes, bytes]:
+        return {name: value for name, value in read_xattrs(target).items() if self._keep(name)}
+
+    def _copy_node(self, name: bytes, found: os.stat_result) -> None:
+        if stat.S_ISSOCK(found.st_mode):
+            path = b"/".join((*(level.name for level in self._levels[1:]), name))
+            self._warn(f"socket {printable(path)!r} left out: a layer cannot hold it")
+        else:
+            super()._copy_node(name, found)
 
 
 class _Link(_Copy):

@@ -55,6 +55,7 @@ def extract(
     hasher: Hasher | None = None,
     strict: bool = False,
     squash: bool = False,
+    unmasked: bool = False,
 ) -> None:
     """Unpack an uncompressed layer into an empty directory.
 
@@ -72,13 +73,14 @@ def extract(
         skeleton: told which bytes of the stream are in which file; it is the stream then.
         strict: refuse what would only be warned of.
         squash: give everything to the caller's own user and group instead of the recorded owner.
+        unmasked: the process's umask(2) is 0, and stays so.
 
     Raises:
         LayerError: the stream breaks the tar format or the specification.
         BudgetError: it asks for more than `budget`.
         OSError: the file system refused; its tree is incomplete then.
     """
-    extraction = _Extraction(budget, warn, record or (lambda entry, digest: None), strict, squash)
+    extraction = _Extraction(budget, warn, record or (lambda entry, digest: None), strict, squash, unmasked)
     extraction.skeleton, extraction.hasher = skeleton, hasher
     extraction.run(stream, directory, lower, whiteouts)
 
@@ -91,6 +93,7 @@ class _Extraction:
         record: Record,
         strict: bool,
         squash: bool,
+        unmasked: bool,
     ) -> None:
         self._budget = budget
         self._warn = warn
@@ -99,6 +102,7 @@ class _Extraction:
         self.hasher: Hasher | None = None
         self._strict = strict
         self._owner = (os.geteuid(), os.getegid()) if squash else None
+        self._unmasked = unmasked
         self._bytes_left = budget.bytes
         # Hard links whose other name had not come yet, by the parts of their own path.
         self._deferred: dict[tuple[bytes, ...], Entry] = {}
@@ -106,6 +110,11 @@ class _Extraction:
         self._plinks: dict[bytes, tuple[Entry, Hash | str | None, bytes | None]] = {}
         self._parent: bytes | None = None
         self._prefix = b""
+        self._self = (os.geteuid(), os.getegid())
+        # Who owns a new file in the directory where we stand, as far as that is known.
+        self._given: tuple[int, int] | None = None
+        # Whether a new file is its maker's at all.
+        self._honest: bool | None = None
 
     def run(
         self,
@@ -174,7 +183,7 @@ class _Extraction:
     def _enter(self, tree: LayerTree, parts: list[bytes]) -> None:
         if len(parts) >= self._budget.depth:
             raise BudgetError(f"a path of more than {self._budget.depth} parts")
-        self._parent = None
+        self._parent = self._given = None
         tree.enter(parts)
         self._prefix = b"/".join(tree.here) + b"/" if tree.here else b""
 
@@ -219,32 +228,59 @@ class _Extraction:
 
     def _put_file(self, tree: LayerTree, name: bytes, entry: Entry, reader: TarReader) -> None:
         directory = tree.directory
+        mode = entry.mode
+        path = self._prefix + name
+        # Special bits would go with the first change of owner.
+        made = mode if self._unmasked and mode < 0o1000 else 0o600
         tree.unhide(name)
         try:
-            file = os.open(name, _NEW_FILE, 0o600, dir_fd=directory)
+            file = os.open(name, _NEW_FILE, made, dir_fd=directory)
         except FileExistsError:
             if tree.make_room(name):
-                self._odd(f"a second entry for {printable(self._prefix + name)!r} replaces the first")
-            file = os.open(name, _NEW_FILE, 0o600, dir_fd=directory)
+                self._odd(f"a second entry for {printable(path)!r} replaces the first")
+            file = os.open(name, _NEW_FILE, made, dir_fd=directory)
         try:
-            digest = self._write(file, entry, reader, self._prefix + name) if entry.size else _EMPTY
-            uid, gid = self._owner or (entry.uid, entry.gid)
-            try:
-                os.fchown(file, uid, gid)
-            except OSError as error:
-                raise attributes.owner_refused(error, self._prefix + name, uid, gid) from error
-            os.fchmod(file, entry.mode)
+            digest = self._write(file, entry, reader, path) if entry.size else _EMPTY
+            owner = self._owner or (entry.uid, entry.gid)
+            if owner != self._given:
+                self._give(file, owner, directory, path)
+            if mode != made:
+                os.fchmod(file, mode)
             if entry.xattrs:
                 attributes.write_xattrs(file, entry.xattrs, entry.path, self._warn)
             attributes.set_times(file, entry.mtime_ns, entry.path, self._warn)
         finally:
             os.close(file)
-        self._tell(self._prefix + name, entry, digest)
+        if self._owner is None and path == entry.path:
+            self._record(entry, digest)
+        else:
+            self._tell(path, entry, digest)
+
+    def _give(self, file: int, owner: tuple[int, int], directory: int, path: bytes) -> None:
+        """Give a new file its owner; notes who owns new files of the same directory without that."""
+        if self._given is None and owner == self._self:
+            if self._honest is None:
+                # Not over NFS, say, where root is nobody.
+                found = os.fstat(file)
+                self._honest = owner == (found.st_uid, found.st_gid)
+            # Else the group may be the directory's: setgid, or a file system mounted with grpid (mount(8)).
+            if self._honest and os.fstat(directory).st_gid == owner[1]:
+                self._given = owner
+                return
+        try:
+            os.fchown(file, *owner)
+        except OSError as error:
+            raise attributes.owner_refused(error, path, *owner) from error
 
     def _write(self, file: int, entry: Entry, reader: TarReader, path: bytes) -> Hash | str:
         """Write a file's data, and give its digest."""
         if self.skeleton is not None:
             self.skeleton.refer(entry, path, reader.offset)
+        if self.hasher is None or entry.size < _HASHED_APART:
+            data = reader.whole()
+            if data is not None:
+                self._put_data(file, 0, data)
+                return hashlib.sha256(data).hexdigest()
         if entry.segments is not None:
             os.ftruncate(file, entry.size)
         if self.hasher is not None and entry.size >= _HASHED_APART:

@@ -43,28 +43,43 @@ class _Level:
 
 
 class Place:
-    """Where a path leads in the union, without anything made: `own` and `lower` are descriptors or -1."""
+    """Where a path leads in the union, without anything made: `own` and `lower` are descriptors or -1.
 
-    def __init__(self, own: int, lower: int) -> None:
+    The layers below are opened when `lower` is asked for, and only then.
+    """
+
+    def __init__(self, own: int, open_lower: Callable[[], int]) -> None:
         self.real: list[bytes] = []
-        self._chain = [(own, lower)]
+        self._open_lower = open_lower
+        self._own = [own]
+        self._lower = [_UNKNOWN]
 
     @property
     def own(self) -> int:
-        return self._chain[-1][0]
+        return self._own[-1]
 
     @property
     def lower(self) -> int:
-        return self._chain[-1][1]
+        known = len(self._lower)
+        while known and self._lower[known - 1] == _UNKNOWN:
+            known -= 1
+        if not known:
+            self._lower[0] = self._open_lower()
+            known = 1
+        for level in range(known, len(self._lower)):
+            self._lower[level] = _open_child(self._lower[level - 1], self.real[level - 1])
+        return self._lower[-1]
 
-    def down(self, name: bytes, own: int, lower: int) -> None:
+    def down(self, name: bytes, own: int, lower: int = _UNKNOWN) -> None:
+        """Go on to a name; what is below has the same name, unless `lower` says otherwise."""
         self.real.append(name)
-        self._chain.append((own, lower))
+        self._own.append(own)
+        self._lower.append(lower)
 
     def up(self) -> None:
         if self.real:
             self.real.pop()
-            for descriptor in self._chain.pop():
+            for descriptor in (self._own.pop(), self._lower.pop()):
                 if descriptor >= 0:
                     os.close(descriptor)
 
@@ -227,7 +242,7 @@ class LayerTree:
         Raises:
             LayerError: more than 40 links on the way, or one to a name that is reserved for whiteouts.
         """
-        place = Place(self._root, self._lower_top())
+        place = Place(self._root, self._lower_top)
         todo = list(reversed(parts))
         links = 0
         try:
@@ -257,7 +272,7 @@ class LayerTree:
 
     def _look(self, place: Place, name: bytes) -> bytes | None:
         """Go one part down; gives a link's text instead when that is what stands there."""
-        own, lower = place.own, place.lower
+        own = place.own
         if own >= 0:
             found = lstat(own, name)
             if found is not None and stat.S_ISLNK(found.st_mode):
@@ -265,15 +280,16 @@ class LayerTree:
             if found is not None and stat.S_ISDIR(found.st_mode):
                 next_own = os.open(name, OPEN_DIRECTORY, dir_fd=own)
                 opaque = self._any_opaque and self._whiteouts.is_opaque(next_own)
-                place.down(name, next_own, _NOTHING if opaque else _open_child(lower, name))
+                place.down(name, next_own, _NOTHING if opaque else _UNKNOWN)
                 return None
             if found is not None or (self._any_hidden and self._whiteouts.hides(own, name)):
                 place.down(name, _NOTHING, _NOTHING)
                 return None
+        lower = place.lower
         found = lstat(lower, name) if lower >= 0 else None
         if found is not None and stat.S_ISLNK(found.st_mode):
             return os.readlink(name, dir_fd=lower)
-        place.down(name, _NOTHING, _open_child(lower, name))
+        place.down(name, _NOTHING)
         return None
 
     # -- making and taking away ---------------------------------------------------------------

@@ -25,7 +25,7 @@ MEDIA_TYPE: Final = "application/vnd.layerfs.skeleton.v1+zstd"
 _LITERAL: Final = struct.Struct("<cI")
 _FILE: Final = struct.Struct("<cQQI")
 # Opening a file costs more than keeping so few bytes a second time.
-_SMALLEST: Final = 257
+SMALLEST: Final = 257
 _AT_ONCE: Final = 1 << 18
 # Further than this a reader of tar never stands behind the end of what it has read.
 _BEHIND: Final = 8 << 20
@@ -41,14 +41,16 @@ class Part(NamedTuple):
 
 
 class SkeletonWriter:
-    """A stream that passes a layer on and writes its skeleton; `refer` says what is in a file by now.
+    """Writes the skeleton of a layer that passes; `refer` says what is in a file by now, or will be soon.
+
+    The layer passes by `read`, as a stream, or is handed to `add`.
 
     Args:
         stream: the uncompressed layer; stays the caller's.
         write: takes the skeleton piece by piece.
     """
 
-    def __init__(self, stream: Readable, write: Callable[[bytes], object]) -> None:
+    def __init__(self, stream: Readable | None, write: Callable[[bytes], object]) -> None:
         self._stream = stream
         self._compressor = compressor(write, Compression.ZSTD, level=1)
         # What was read and is not settled yet, as (offset in the stream, bytes).
@@ -61,23 +63,27 @@ class SkeletonWriter:
 
     def read(self, size: int, /) -> bytes:
         """Read on in the layer."""
+        assert self._stream is not None
         data = self._stream.read(size)
+        self.add(data)
+        return data
+
+    def add(self, data: bytes) -> None:
+        """Take the bytes of the layer that come next."""
         offset = self._read
         self._read += len(data)
         if self._read > self._settled:
             self._pieces.append((offset, data))
             if self._read - self._settled > _BEHIND:
                 self._keep(self._read - _BEHIND)
-        return data
 
     def refer(self, entry: Entry, path: bytes, start: int) -> None:
         """Say that a file's data, which stands in the stream from offset `start` on, goes to `path`."""
-        segments = ((0, entry.size),) if entry.segments is None else entry.segments
-        stored = entry.size if entry.segments is None else sum(length for _, length in segments)
-        if stored < _SMALLEST or start < self._settled:
+        stored = entry.size if entry.segments is None else sum(length for _, length in entry.segments)
+        if stored < SMALLEST or start < self._settled:
             return
         self._keep(start)
-        for offset, length in segments:
+        for offset, length in entry.segments or ((0, stored),):
             self._add(_FILE.pack(b"F", offset, length, len(path)), path)
         self._settled = start + stored
         while self._pieces and self._pieces[0][0] + len(self._pieces[0][1]) <= self._settled:

@@ -28,6 +28,13 @@ def parse_number(field: bytes, what: str) -> int:
     Raises:
         LayerError: the field, called `what` in the message, is neither or does not fit 64 bits.
     """
+    digits = field.rstrip(b"\0 ")
+    if digits.isdigit():
+        # As nearly every writer has it.
+        try:
+            return int(digits, 8)
+        except ValueError:
+            raise LayerError(f"a {what} that is not a number") from None
     if field[0] & 0x80:
         bits = 8 * len(field) - 1
         value = int.from_bytes(field, "big") - (1 << bits)
@@ -109,6 +116,16 @@ def has_valid_checksum(block: bytes) -> bool:
     if stored == unsigned:
         return True
     return stored == unsigned - 256 * sum(byte >> 7 for byte in rest)
+
+
+def adler_of(field: bytes) -> int:
+    """Give the low half of Adler-32 that an ASCII block with this checksum field must have; -1 for none.
+
+    Raises:
+        LayerError: the field is no number.
+    """
+    needed = parse_number(field, "checksum") - 8 * 32 + sum(field) + 1
+    return needed if 0 < needed < 65521 else -1
 
 
 def checksum(block: bytes) -> int:

@@ -132,11 +132,13 @@ class TarReader:
             (name, attribute_field, size_field, time_field, checksum_field, flag, target, magic, device_field,
              prefix) = unpack(block)  # fmt: skip
             adler = adlers.get(checksum_field)
-            if adler is None or not block.isascii() or adler32(block) & 0xFFFF != adler:
+            if adler is None:
+                adler = self._adler(checksum_field)
+            if adler32(block) & 0xFFFF != adler or not block.isascii():
                 if block == ZERO_BLOCK:
                     self._end(at)
                     return
-                self._check(block, checksum_field)
+                self._check(block)
             path = self._name = name.partition(b"\0")[0]
             if prefix[0] and magic.startswith(b"ustar\0"):
                 path = self._name = self._prefixed(path, prefix, block)
@@ -195,15 +197,22 @@ class TarReader:
         Raises:
             LayerError: the stream ends first.
         """
+        data = self.whole()
+        if data is not None:
+            return iter(((0, data),)) if data else iter(())
         if self._segments is None:
-            position = self._position
-            stop = self._data_end - self._base
-            buffer = self._buffer
-            if stop <= len(buffer):
-                self._position = stop
-                return iter(((0, buffer[position:stop]),)) if stop > position else iter(())
-            return self._pieces(((0, self._data_end - self._base - position),))
+            return self._pieces(((0, self._data_end - self._base - self._position),))
         return self._pieces(self._segments)
+
+    def whole(self) -> bytes | None:
+        """Give the current entry's data as `chunks` would, if it is one piece that is at hand; else None."""
+        stop = self._data_end - self._base
+        buffer = self._buffer
+        if self._segments is not None or stop > len(buffer):
+            return None
+        position = self._position
+        self._position = stop
+        return buffer[position:stop]
 
     def drain(self) -> None:
         """Read the stream to its end; bytes other than zeros after the end marker are warned of."""
@@ -320,14 +329,20 @@ class TarReader:
 
     # -- headers --------------------------------------------------------------------------------
 
-    def _check(self, block: bytes, field: bytes) -> None:
-        """Verify a block's checksum, and remember what makes the next one of the same field quick."""
+    def _adler(self, field: bytes) -> int:
+        """Say what an ASCII block with this checksum field must have, -1 for none, and remember it."""
+        try:
+            adler = tar_header.adler_of(field)
+        except LayerError:
+            return -1
+        return _remember(self._adlers, field, adler)
+
+    def _check(self, block: bytes) -> None:
+        """Verify the checksum of a block that is not plain ASCII, or wrong."""
         if not tar_header.has_valid_checksum(block):
             if self.offset == 0:
                 raise LayerError("not a tar archive: the first header's checksum is wrong", offset=0)
             raise LayerError("a header with a wrong checksum", entry=self._name, offset=self.offset)
-        if block.isascii():
-            _remember(self._adlers, field, zlib.adler32(block) & 0xFFFF)
 
     def _odd(self, what: str) -> None:
         name = b"" if self._name is None else self._name

@@ -52,6 +52,7 @@ class TarWriter:
         self._write = write
         self._parts: list[bytes] = []
         self._length = 0
+        self._written = 0
         self._attributes: dict[tuple[int, int, int], bytes] = {}
 
     def add(self, entry: Entry, chunks: Iterable[bytes] = ()) -> None:
@@ -76,6 +77,11 @@ class TarWriter:
         self._put_header(entry, path, size, [])
         if kind is Kind.FILE:
             self._put_body(entry, size, chunks)
+
+    def flush(self) -> int:
+        """Write what was held back; give how many bytes were written so far."""
+        self._flush()
+        return self._written
 
     def close(self) -> None:
         """Write the end marker; what takes the stream stays open."""
@@ -171,6 +177,7 @@ class TarWriter:
             self._flush()
 
     def _flush(self) -> None:
+        self._written += self._length
         if len(self._parts) > 1 and len(self._parts[-1]) >= _BATCH:
             # A large piece is not copied behind small ones.
             last = self._parts.pop()

@@ -36,29 +36,31 @@ _TYPES: Final = {
 }
 _KINDS: Final = {name: kind for kind, name in _TYPES.items()}
 _LINES_AT_ONCE: Final = 512
+_REMEMBERED: Final = 1024
 _quote: Final = json.encoder.encode_basestring_ascii
 _READ: Final = 1 << 18
 
 
 class TocWriter:
-    """Writes a table of contents, entry by entry; `close` ends it."""
+    """Writes a table of contents, entry by entry; `close` ends it. `has_root` says if the root has one."""
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._compressor = compressor(write, Compression.ZSTD, level=1)
         # A line without its end, and the digest that belongs there, which may not be known yet.
         self._lines: list[tuple[str, Hash | str | None]] = []
+        self._usual: dict[tuple[Kind, int, int, int], str] = {}
+        self.has_root = False
 
     def add(self, entry: Entry, digest: Hash | str | None) -> None:
         """Add an entry; `digest` is the SHA-256 (hex) of a file's data, or will say it."""
         # By hand: a json.dumps for each line takes as long as making the file does.
         path, kind, mode, uid, gid, mtime_ns, size, target, device, xattrs, segments = entry
-        line = f'{{"path":{_quote(os.fsdecode(path))},"type":"{_TYPES[kind]}"'
-        if mode:
-            line += f',"mode":{mode}'
-        if uid:
-            line += f',"uid":{uid}'
-        if gid:
-            line += f',"gid":{gid}'
+        usual = self._usual.get((kind, mode, uid, gid))
+        if usual is None:
+            usual = self._describe(kind, mode, uid, gid)
+        line = f'{{"path":{_quote(os.fsdecode(path))},{usual}'
+        if not path:
+            self.has_root = True
         if mtime_ns:
             line += f',"mtime":{mtime_ns}'
         if size:
@@ -75,6 +77,20 @@ class TocWriter:
         self._lines.append((line, digest))
         if len(self._lines) >= _LINES_AT_ONCE:
             self._flush()
+
+    def _describe(self, kind: Kind, mode: int, uid: int, gid: int) -> str:
+        """Write down what most entries have alike."""
+        text = f'"type":"{_TYPES[kind]}"'
+        if mode:
+            text += f',"mode":{mode}'
+        if uid:
+            text += f',"uid":{uid}'
+        if gid:
+            text += f',"gid":{gid}'
+        if len(self._usual) >= _REMEMBERED:
+            self._usual.clear()
+        self._usual[kind, mode, uid, gid] = text
+        return text
 
     def _flush(self) -> None:
         if self._lines:

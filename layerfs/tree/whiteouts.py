@@ -73,11 +73,8 @@ class AufsWhiteouts:
         if not marker.startswith(_LONG):
             own = marker.startswith(AUFS_PREFIX) or not marker.startswith(PREFIX)
             return None if own else marker[len(PREFIX) :]
-        file = os.open(marker, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-        try:
-            return os.read(file, LONGEST_PART)
-        finally:
-            os.close(file)
+        name = _content(directory, marker)
+        return name if aufs_marker(name) == marker else None
 
     def make_opaque(self, directory: int) -> None:
         os.close(os.open(OPAQUE, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=directory))
@@ -134,6 +131,18 @@ def aufs_marker(name: bytes) -> bytes:
 def is_overlay_whiteout(found: os.stat_result) -> bool:
     """Say whether this is overlayfs's character device 0:0."""
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+def _content(directory: int, name: bytes) -> bytes:
+    """Read the beginning of a regular file, whatever may stand there in its stead: that is empty."""
+    found = _lstat(directory, name)
+    if found is None or not stat.S_ISREG(found.st_mode):
+        return b""
+    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.read(file, LONGEST_PART)
+    finally:
+        os.close(file)
 
 
 def _lstat(directory: int, name: bytes) -> os.stat_result | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 import subprocess
 import sys
 import tarfile
@@ -106,6 +107,24 @@ class TestAufsDriver(DriverContract):
         _fill(stack, {".wh.f": "", "f": "left", ".wh.new": "", "new": "left"})
         assert stack.listed() == ["D /f"]
         assert sorted(stack.tree()) == [b"", b"g"]
+
+    @pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFREG])
+    def test_what_is_no_whiteout_for_a_long_name_hides_nothing(self, stack: Stack, kind: int) -> None:
+        stack.apply([file(b"f", b"x"), directory(b"d")])
+        layer = stack.create()
+        odd = stack.driver.root / layer / "diff" / RESERVED[-1]
+        match kind:
+            case stat.S_IFIFO:
+                os.mkfifo(odd)
+            case stat.S_IFDIR:
+                odd.mkdir()
+            case stat.S_IFLNK:
+                odd.symlink_to("f")
+            case _:
+                odd.write_bytes(b"f")
+        stack.finish(layer)
+        stack.finish(stack.create())  # the union's, however the layers are mounted
+        assert sorted(stack.tree()) == [b"", b"d", b"f"]
 
     def test_names_too_long_for_a_prefix_are_deleted_and_made_again(self, stack: Stack) -> None:
         stack.apply([file(LONG.encode(), b"x"), directory(b"d"), file(b"d/" + LONG.encode())])

@@ -244,6 +244,17 @@ def test_a_directory_read_in_pieces_shows_every_name_that_stays_once(union: Unio
         assert set(os.listdir(place)) == left | made
 
 
+def test_a_reader_keeps_its_place_while_many_other_directories_are_read(union: Union) -> None:
+    for number in range(2000):  # more than one answer of the kernel's holds
+        (union.upper / f"directory {number}").mkdir()
+    with union.mounted():
+        with os.scandir(union.place) as reader:
+            for entry in reader:
+                assert os.listdir(entry) == []
+                os.rmdir(entry)
+        assert os.listdir(union.place) == []
+
+
 def test_a_read_only_mount_shows_files_of_any_size(union: Union) -> None:
     sizes = (0, 1, 4096, 1 << 20, (3 << 20) + 7)
     for size in sizes:

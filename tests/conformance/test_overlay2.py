@@ -29,10 +29,10 @@ class TestOverlay2Driver(DriverContract):
         source, options = f"layerfs-{stack.layers[2]}", ("index=off", "redirect_dir=off", "metacopy=off")
         driver, layer, below = stack.driver, stack.layers[2], stack.layers[:2]
         assert driver.mount(layer, below, read_only=True) == Overlay(
-            source, (top, middle, low), None, None, options
+            source, (str(top), str(middle), str(low)), None, None, options
         )
         assert driver.mount(layer, below, read_only=False) == Overlay(
-            source, (middle, low), top, top.parent / "work", options
+            source, (str(middle), str(low)), top, top.parent / "work", options
         )
 
     @pytest.mark.parametrize("read_only", [True, False])
@@ -79,6 +79,9 @@ class TestOverlay2Driver(DriverContract):
         again = stack.fork(1)
         again.apply(stack.archive())
         assert differences(again.tree(), seen) == []
+        # A copy of its directories would show what this store's mounts show of them.
+        assert stack.copied() is None
+        assert sorted(stack.driver.layers()) == sorted([*stack.layers, again.layers[-1]])
 
     def test_applying_to_more_layers_than_overlayfs_stacks_is_refused(self, stack: Stack) -> None:
         for _ in range(501):

@@ -237,6 +237,28 @@ def settle(condition: object) -> None:
     assert condition()  # type: ignore[operator]
 
 
+def test_a_file_has_as_many_names_as_a_directory_holds(union: Union) -> None:
+    count = 20_000
+    directory = union.lower / "d"
+    directory.mkdir()
+    (directory / "0").write_text("all")
+    for number in range(1, count):
+        os.link(directory / "0", directory / str(number))
+    with union.mounted():
+        place = union.place / "d"
+        assert len({entry.stat().st_ino for entry in os.scandir(place)}) == 1
+        with (place / "7").open("a") as file:
+            file.write(" of us")
+        assert (place / f"{count - 1}").read_text() == "all of us"
+        assert (place / "0").stat().st_nlink == count
+        for number in range(0, count, 2):
+            (place / str(number)).unlink()
+        assert (place / "1").stat().st_nlink == count // 2
+        (place / "1").rename(place / "one")
+        assert (place / "one").samefile(place / "3")
+    assert len(list(directory.iterdir())) == count
+
+
 def test_the_server_keeps_nothing_of_files_that_came_and_went(union: Union) -> None:
     (union.lower / "read").write_text("x")
     (union.lower / "d").mkdir()

@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from layerfs_fuse.changes import Changes
+from layerfs_fuse.overlay_dialect import OverlayDialect
+from layerfs_fuse.places import Layers
 
 from layerfs import linux
 from layerfs.testing.snapshot import snapshot
@@ -172,6 +175,41 @@ def test_odd_attributes_and_whiteouts_are_what_the_kernel_makes_of_them(union: U
         (union.place / "nothing").mkdir()
         (union.place / "lowest").write_text("x")
         assert server.alive()
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFCHR, stat.S_IFLNK, stat.S_IFSOCK])
+def test_data_of_a_metadata_only_copy_is_a_regular_file_or_none(union: Union, kind: int) -> None:
+    copy, data = (layer / "f" for layer in union.lowers)
+    copy.write_bytes(bytes(5))
+    os.setxattr(copy, OVERLAY + "metacopy", b"")
+    if kind == stat.S_IFLNK:
+        data.symlink_to(union.lower.parent / "secret" / "stolen")
+    else:
+        os.mknod(data, kind | 0o600, os.makedev(1, 5))  # endless zeros, were it opened
+    with union.mounted() as server:
+        for mode in ("rb", "r+b"):
+            with pytest.raises(OSError, match="error"):
+                (union.place / "f").open(mode).read(5)
+        assert server.alive() and os.statvfs(union.place).f_bsize
+
+
+def test_a_symlink_has_no_mode_that_could_be_changed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.touch(0o600)
+    for name in ("upper", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "upper" / "link").symlink_to(victim)
+    with contextlib.ExitStack() as opened:
+        upper, work = (os.open(tmp_path / name, os.O_RDONLY | os.O_DIRECTORY) for name in ("upper", "work"))
+        opened.callback(os.close, upper)
+        opened.callback(os.close, work)
+        # Kernels before 6.6 send such a request; later ones refuse by themselves.
+        union = Changes(Layers([upper], dialect=OverlayDialect(), most_open=10), work)
+        node = union.lookup(union.nodes.root, b"link")
+        assert node is not None
+        with pytest.raises(OSError, match="not supported"):
+            union.chmod(node, 0o777)
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
 
 
 def test_a_lower_layer_that_changes_beneath_harms_nobody_else(union: Union) -> None:

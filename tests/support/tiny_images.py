@@ -40,10 +40,12 @@ def document(value: Any) -> bytes:
 
 
 class TinyImage:
-    """An image of some layers, as blobs; the layers of `plain` are tars."""
+    """An image of some layers, as blobs; the layers of `plain` are tars, and may be given as such."""
 
-    def __init__(self, *texts: bytes, compress: bool = True, platform: str = "linux/amd64") -> None:
-        self.plain = [tar({f"file{place}": text}) for place, text in enumerate(texts)]
+    def __init__(
+        self, *texts: bytes, tars: Iterable[bytes] = (), compress: bool = True, platform: str = "linux/amd64"
+    ) -> None:
+        self.plain = [tar({f"file{place}": text}) for place, text in enumerate(texts)] + list(tars)
         self.layers = [gzip.compress(layer, mtime=0) if compress else layer for layer in self.plain]
         os, architecture, *variant = platform.split("/")
         self.platform = {"os": os, "architecture": architecture} | (
@@ -54,7 +56,7 @@ class TinyImage:
                 **self.platform,
                 "config": {"Cmd": ["/file0"]},
                 "rootfs": {"type": "layers", "diff_ids": [sha256(layer) for layer in self.plain]},
-                "history": [{"created_by": "by hand"} for _ in texts],
+                "history": [{"created_by": "by hand"} for _ in self.plain],
             }
         )
         kind = "application/vnd.oci.image.layer.v1.tar" + ("+gzip" if compress else "")

@@ -79,3 +79,17 @@ def test_probing_says_where_no_directory_can_be_made(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     with pytest.raises(UnsupportedError, match="/proc"), probing(Path("/proc")):
         pass
+
+
+def test_require_names_the_missing_layer_among_many(tmp_path: Path) -> None:
+    directories = LayerDirectories(tmp_path)
+    layers = [f"layer{number}" for number in range(100)]
+    for layer in layers:
+        with directories.making(layer):
+            pass
+    directories.require(*layers)
+    with pytest.raises(NotFoundError, match="missing"):
+        directories.require(*layers[:50], "missing", *layers[50:])
+    (tmp_path / ".new-layer").mkdir()
+    with pytest.raises(InvalidError):
+        directories.require(*layers, ".new-layer")

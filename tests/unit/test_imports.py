@@ -25,6 +25,7 @@ ROWS: list[set[str]] = [
         "reserve",
         "flushing",
         "hashing",
+        "worker",
     },
     {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},
     {
@@ -39,11 +40,12 @@ ROWS: list[set[str]] = [
         "leases",
         "ledger",
     },
-    {"layer_table", "contents", "assembly", "unpacking", "layers"},
+    {"layer_table", "contents", "assembly", "filling", "unpacking", "layers"},
     {
         "images",
         "instructions",
         "committing",
+        "capture",
         "names",
         "copying",
         "containers",

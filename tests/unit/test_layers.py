@@ -257,8 +257,8 @@ def test_the_layer_of_another_process_is_used(root: Path) -> None:
         with Unpacking(
             layers, lease, budget=layers.budget, warn=lambda text: None, progress=Silent()
         ) as unpacking:
-            unpacking.unpack(base, names[0], None)
-            unpacking.unpack(top, names[1], None)
+            unpacking.begin(base, names[0], None)
+            unpacking.begin(top, names[1], None)
             theirs = other.apply(base.blob, base.diff_id)
             unpacking.commit()
     assert layers.stat(names[0]) == theirs

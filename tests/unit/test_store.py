@@ -351,6 +351,16 @@ def test_layers_that_are_here_are_not_read_again(store: Store, tmp_path: Path) -
     assert files_of(store, "second") == {"a": b"one", "b": b"two", "c": b"three"}
 
 
+@pytest.mark.parametrize("where", ["", "drivers", "..", "../link"])
+def test_nothing_is_mounted_over_the_store(store: Store, where: str) -> None:
+    target = store.root / where
+    if where == "../link":
+        target.symlink_to(store.root / "tmp")
+    with pytest.raises(InvalidError, match="hide the store"):
+        store.mount("app", target)
+    assert store.containers.list() == []
+
+
 def test_mount_makes_a_container_that_unmount_keeps(store: Store, tmp_path: Path) -> None:
     make_layout(tmp_path / "layout", LAYERS)
     store.pull(f"oci:{tmp_path}/layout", "app")
@@ -393,7 +403,7 @@ def test_a_sound_store_passes_its_check(store: Store, tmp_path: Path) -> None:
     findings = store.check(contents=True)
     assert findings.problems == ()
     assert findings.sound
-    assert (findings.blobs, findings.layers) == (len(list(store.blobs.list())), 4)
+    assert (findings.blobs, findings.layers) == (len(list(store.blobs.list())) + 1, 4)
 
 
 def damage_file(store: Store, image: Image) -> None:
@@ -521,3 +531,10 @@ def test_a_container_keeps_its_driver(tmp_path: Path) -> None:
         store.images.remove("app")
         assert list(store.driver.layers()) == []
         assert list(store.layers_of("vfs").driver.layers()) == []
+
+
+def test_what_another_process_leaves_for_a_moment_is_no_reason_not_to_make_a_store(tmp_path: Path) -> None:
+    (tmp_path / ".format.json.1.abcd").touch()
+    (tmp_path / "drivers" / ".check-abcd" / "lower").mkdir(parents=True)
+    with Store.open(tmp_path) as store:
+        assert store.check().sound

@@ -374,6 +374,23 @@ class Containers:
             NotFoundError: there is none.
             InvalidError: several containers' ids start so.
         """
+        found = self.find(ref)
+        if found is None:
+            from layerfs import similar
+
+            names = [name for (name,) in self._database.rows("SELECT name FROM containers ORDER BY name")]
+            raise NotFoundError(
+                f"there is no container {ref}",
+                hint=similar.meant(ref, names) or "layerfs ps -a lists what there is",
+            )
+        return found
+
+    def find(self, ref: str) -> Container | None:
+        """Find a container as `get` does; None when there is none.
+
+        Raises:
+            InvalidError: several containers' ids start so.
+        """
         row = self._database.row(f"SELECT {_COLUMNS} FROM containers WHERE name = ?1 OR id = ?1", ref)
         if row is None and re.fullmatch("[0-9a-f]{1,64}", ref):
             rows = self._database.rows(f"SELECT {_COLUMNS} FROM containers WHERE id GLOB ?", ref + "*")
@@ -382,9 +399,7 @@ class Containers:
                     f"{ref!r} is the start of several containers' ids", hint="write more of it"
                 )
             row = rows[0] if rows else None
-        if row is None:
-            raise NotFoundError(f"there is no container {ref}", hint="layerfs ps -a lists what there is")
-        return self._container(row)
+        return None if row is None else self._container(row)
 
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Remove a container with its layer; `force` takes its mounts away, and ends its process, first.

@@ -96,11 +96,18 @@ class Images:
     def get(self, ref: str) -> Image:
         """Find an image by name, NAME@DIGEST, the digest of its manifest or config, or the start of its id.
 
+        A name without a host stands for one of docker.io, else for one of localhost, as podman names images.
+
         Raises:
             NotFoundError: there is none.
             InvalidError: several images' ids start so, or this can be neither a name nor an id.
         """
         return self._load(self._resolve(ref))
+
+    def name_of(self, ref: str) -> str | None:
+        """Give the stored name that finds an image; None when there is none of that name."""
+        named = self._named(ref)
+        return None if named is None else named[0]
 
     def put(self, raw: bytes, media_type: str | None = None, names: Sequence[str] = ()) -> Image:
         """Add an image whose config and layers are in the content store, and give it these names.
@@ -182,7 +189,7 @@ class Images:
         """
         digest = self._resolve(ref)
         image = self._load(digest)
-        name = self._tag_of(ref)
+        name = self.name_of(ref)
         with self._database.transaction(durable=True) as connection:
             names = [
                 row for (row,) in connection.execute("SELECT name FROM tags WHERE manifest = ?", (digest,))
@@ -248,10 +255,8 @@ class Images:
 
     def _resolve(self, ref: str) -> str:
         """Give the manifest digest of what a user calls an image."""
-        if tag := self._tag_of(ref):
-            row = self._database.row("SELECT manifest FROM tags WHERE name = ?", tag)
-            if row is not None:
-                return str(row[0])
+        if named := self._named(ref):
+            return named[1]
         digest = ref.partition("@")[2] or ref
         row = self._database.row("SELECT manifest FROM images WHERE manifest = ?", digest)
         if row is not None:
@@ -265,13 +270,21 @@ class Images:
                 raise InvalidError(f"{ref!r} is the start of several images' ids", hint="write more of it")
             if rows:
                 return str(rows[0][0])
-        raise NotFoundError(f"there is no image {ref}", hint="layerfs images lists what there is")
+        raise NotFoundError(f"there is no image {ref}", hint=self._advice(ref))
 
-    def _tag_of(self, ref: str) -> str | None:
-        try:
-            return full_name(ref)
-        except InvalidError:
-            return None
+    def _advice(self, ref: str) -> str:
+        from layerfs import similar
+
+        known = [familiar(name) for (name,) in self._database.rows("SELECT name FROM tags ORDER BY name")]
+        return similar.meant(ref, known) or "layerfs images lists what there is"
+
+    def _named(self, ref: str) -> tuple[str, str] | None:
+        """Give the stored name that a user means, and the digest of the manifest that has it."""
+        for name in _full_names(ref):
+            row = self._database.row("SELECT manifest FROM tags WHERE name = ?", name)
+            if row is not None:
+                return name, str(row[0])
+        return None
 
 
 def full_name(name: str) -> str:
@@ -284,6 +297,16 @@ def full_name(name: str) -> str:
     if reference.digest is not None:
         raise InvalidError(f"{name!r} has a digest; a name of an image has a tag at most")
     return str(reference)
+
+
+def _full_names(ref: str) -> _Lines:
+    """Give the stored names that a user may mean, the nearest first."""
+    try:
+        exact = full_name(ref)
+    except InvalidError:
+        return []
+    local = Reference.local(ref)
+    return [exact] if local is None else [exact, str(local)]
 
 
 def familiar(name: str) -> str:

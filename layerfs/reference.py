@@ -8,6 +8,7 @@ from layerfs.errors import InvalidError
 
 DEFAULT_HOST: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
+_LOCAL_HOST: Final = "localhost"
 _LEGACY_DEFAULT_HOST: Final = "index.docker.io"
 _OFFICIAL: Final = "library/"
 _MAXIMUM: Final = 255
@@ -63,6 +64,16 @@ class Reference(NamedTuple):
             raise InvalidError(f"{shown!r} is not an image name: {tag[:140]!r} cannot be a tag")
         return cls(host, repository, tag, digest)
 
+    @classmethod
+    def local(cls, text: str) -> "Reference | None":
+        """Read a name without a host as one of localhost, as podman names images; None when it has a host.
+
+        Raises:
+            InvalidError: docker would refuse it as a name.
+        """
+        name, _ = _split_tag(text.partition("@")[0])
+        return None if _host_of(name) else cls.parse(f"{_LOCAL_HOST}/{text}")
+
     @property
     def name(self) -> str:
         """Host and repository, without tag and digest."""
@@ -98,11 +109,17 @@ def _split_tag(text: str) -> tuple[str, str | None]:
     return name, tag
 
 
+def _host_of(name: str) -> str:
+    """Give the host that a name begins with, or ""."""
+    first, slash, _ = name.partition("/")
+    is_host = "." in first or ":" in first or first == _LOCAL_HOST or first.lower() != first
+    return first if slash and is_host else ""
+
+
 def _split_host(name: str) -> tuple[str, str]:
     """Part and complete host and repository by docker's rule (reference/normalize.go, splitDockerDomain)."""
-    first, slash, rest = name.partition("/")
-    is_host = "." in first or ":" in first or first == "localhost" or first.lower() != first
-    host, repository = (first, rest) if slash and is_host else (DEFAULT_HOST, name)
+    given = _host_of(name)
+    host, repository = (given, name[len(given) + 1 :]) if given else (DEFAULT_HOST, name)
     if host == _LEGACY_DEFAULT_HOST:
         host = DEFAULT_HOST
     if host == DEFAULT_HOST and "/" not in repository:

@@ -327,7 +327,8 @@ class Store:
         for ref in images:
             found = self.images.get(ref)
             names = wanted.setdefault(str(found.digest), [])
-            names += [name for name in map(full_name, found.names) if self._is_name(ref, name)]
+            name = self.images.name_of(ref)
+            names += [] if name is None else [name]
         target = Path(file) if isinstance(file, str) else file
         opened = docker_archive.open_sink(target) if format == "docker" else oci_archive.open_sink(target)
         with closing(self._source()) as origin, closing(opened) as sink:
@@ -409,10 +410,7 @@ class Store:
         """
         # Before anything is made.
         self._any_layers().check_target(target)
-        try:
-            container = self.containers.get(what)
-        except NotFoundError:
-            container = None
+        container = self.containers.find(what)
         if container is not None and name is None:
             if self._asked_driver not in (None, container.driver):
                 self._warn(
@@ -422,7 +420,17 @@ class Store:
             return container
         if container is not None and name is not None and not self._is_image(what):
             raise ExistsError(f"container {container.name} has a name already")
-        made = self.containers.create(what, name=name)
+        try:
+            made = self.containers.create(what, name=name)
+        except NotFoundError as error:
+            if self._is_image(what):
+                raise
+            from layerfs import similar
+
+            names = [one.name for one in self.containers.list()]
+            raise NotFoundError(
+                f"there is no container and no image {what}", hint=similar.meant(what, names) or error.hint
+            ) from error
         try:
             made.mount(target, read_only=read_only, options=options)
         except BaseException:
@@ -545,12 +553,6 @@ class Store:
         import tempfile
 
         return tempfile.TemporaryFile(dir=self.root / "tmp", buffering=0)
-
-    def _is_name(self, ref: str, name: str) -> bool:
-        try:
-            return full_name(ref) == name
-        except InvalidError:
-            return False
 
     def _garbage(self) -> Garbage:
         from layerfs.garbage import Garbage

@@ -55,6 +55,45 @@ def test_an_image_is_found_by_everything_that_names_it(store: Store, tmp_path: P
             store.images.get(ref)
 
 
+def test_a_name_without_a_host_may_be_one_of_localhost(store: Store, tmp_path: Path) -> None:
+    local = image(store, tmp_path, "localhost/system:1", "local")
+    for ref in ("system:1", "localhost/system:1"):
+        assert store.images.get(ref).id == local.id
+    assert store.containers.create("system:1", name="box").image == "localhost/system:1"
+    for ref in ("docker.io/system:1", "docker.io/library/system:1", "quay.io/system:1", "system"):
+        with pytest.raises(NotFoundError):
+            store.images.get(ref)
+    store.save(["system:1"], tmp_path / "saved.tar")
+    assert store.load(tmp_path / "saved.tar")[0].names == ("localhost/system:1",)
+    store.images.tag("system:1", "team/app:1")
+    assert store.images.get("localhost/system:1").names == ("team/app:1", "localhost/system:1")
+    # The exact name wins from the moment that it is there.
+    exact = image(store, tmp_path, "system:1", "exact")
+    assert store.images.get("system:1").id == exact.id
+    assert store.images.get("localhost/system:1").id == local.id
+    assert store.images.remove("system:1")[0] == "Untagged: system:1"
+    assert store.images.remove("system:1")[0] == "Untagged: localhost/system:1"
+
+
+@pytest.mark.parametrize("called", ["sistem:1", "system", "system:2", "localhost/system"])
+def test_whoever_mistypes_a_name_is_asked_whether_he_meant_another(
+    store: Store, tmp_path: Path, called: str
+) -> None:
+    image(store, tmp_path, "localhost/system:1")
+    store.containers.create("system:1", name="webserver")
+    for ask in (store.images.get, store.containers.create, lambda ref: store.mount(ref, tmp_path / "place")):
+        with pytest.raises(NotFoundError) as raised:
+            ask(called)
+        assert raised.value.hint == "did you mean localhost/system:1?"
+    for find in (store.containers.get, lambda ref: store.mount(ref, tmp_path / "place")):
+        with pytest.raises(NotFoundError) as raised:
+            find("websrver")
+        assert raised.value.hint == "did you mean webserver?"
+    with pytest.raises(NotFoundError) as raised:
+        store.images.get("quite-another")
+    assert raised.value.hint == "layerfs images lists what there is"
+
+
 def test_the_start_of_several_ids_is_refused(store: Store, tmp_path: Path) -> None:
     starts: set[str] = set()
     # With 257 images at the latest two ids begin alike.

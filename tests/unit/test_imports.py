@@ -26,6 +26,7 @@ ROWS: list[set[str]] = [
         "flushing",
         "hashing",
         "worker",
+        "similar",
     },
     {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},
     {

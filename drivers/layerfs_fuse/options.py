@@ -75,6 +75,11 @@ class Options:
                     found[field] = read(value)
                 except ValueError:
                     senseless.append(word)
+            elif name in _VOID_NUMBERS and equals:
+                try:
+                    _id(value)
+                except ValueError:
+                    senseless.append(word)
             elif word not in _VOID:
                 unknown.append(word)
         if unknown or senseless:
@@ -147,7 +152,10 @@ _VALUES: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "passthrough": ("passthrough", _passed),
 }
 # Taken, since scripts write them, and without effect.
-_VOID: Final = frozenset({"xino=off", "xino=auto", "xino=on", "threaded=0", "threaded=1"})
+_VOID: Final = frozenset(
+    {"xino=off", "xino=auto", "xino=on", "threaded=0", "threaded=1", "clone_fd", "debug"}
+)
+_VOID_NUMBERS: Final = frozenset({"max_idle_threads"})
 KNOWN: Final = {
     "squash_to_root": "show everything as root's",
     "squash_to_uid=UID": "show everything as this user's",
@@ -164,6 +172,9 @@ KNOWN: Final = {
     " of lower layers itself (all, as if nothing was said), the upper layer's only, or none",
     "xino=off|auto|on": "no effect: inode numbers are always distinct",
     "threaded=0|1": "no effect",
+    "clone_fd": "no effect",
+    "max_idle_threads=N": "no effect",
+    "debug": "no effect",
 }
 """Each option as it is written, and what it is for."""
 

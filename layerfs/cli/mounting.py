@@ -34,7 +34,10 @@ def _configure_mount(parser: CommandParser) -> None:
         default=[],
         help="such as nosuid,noexec, and what the driver knows, such as squash_to_uid=1000; may be repeated",
     )
-    parser.flag("--foreground", help="stay until interrupted, then take the mount away")
+    parser.flag(
+        "--foreground",
+        help="stay until interrupted, and then take the mount away, or until somebody else does",
+    )
 
 
 def _mount(context: Context, arguments: argparse.Namespace) -> int:
@@ -117,11 +120,30 @@ Options that hold for any file system: ro, nosuid, nodev, noexec, noatime, nodir
 strictatime, nosymfollow, and their opposites. The FUSE union (drivers fuse and aufs) takes those of
 fuse-overlayfs(1) too: squash_to_root, squash_to_uid=UID, squash_to_gid=GID,
 uidmapping=STORED:SHOWN:COUNT[:...], gidmapping= as that, timeout=SECONDS, volatile (or fsync=0), noacl,
-static_nlink, allow_other, and xino= and threaded=, which change nothing. Other drivers have none of their
-own, nor has the front end by libfuse.
+static_nlink, allow_other, and xino=, threaded=, clone_fd, max_idle_threads=N and debug, which change
+nothing. Of fuse-overlayfs's it refuses those that would have to do something here and do not, such as
+xattr_permissions= and noxattrs, and lowerdir= and its like. Other drivers have none of their own, nor has
+the front end by libfuse.
+
+Under squash_* a chown does nothing, and chmod sets no setuid or setgid bit. New files are shown as squashed
+too, and stored as belonging to whoever made them; an ordinary user's own mount stores what he makes as the
+image's root's.
+
+With passthrough=all, the default, the kernel reads and writes the files of the writable layer itself, and
+reads those of the image from 4 MiB on itself, which is fastest (Linux 6.9, mounts by root). Who has such a
+file of the image open does not see what others change in it from then on: passthrough=upper, for programs
+that follow large files of the image while others write them, leaves these to the server. passthrough=none
+leaves all to it, which is slowest, for kernels whose passthrough is not to be trusted.
+
+The options, and --read-only, are those of this one mount: the container does not keep them. What it keeps is
+its driver, whatever --driver says; an image is unpacked once for each driver that is used with it. To take
+changes to another driver, `commit` the container and mount the new image with that.
+
+A directory in the store or above it is refused, since the mount would hide the store.
 
 An ordinary user's mounts are made by fusermount3(1), with the driver fuse. With other drivers they are seen
-by the process that mounts alone, so --foreground is needed.""",
+by the process that mounts alone, so --foreground is needed. `ps` lists such a mount with that process, and
+it counts for every command as long as anybody is in the process's mount namespace.""",
         examples=[
             "layerfs mount debian:12 /mnt --name work",
             "layerfs mount -o ro,nosuid,nodev debian:12 /mnt",

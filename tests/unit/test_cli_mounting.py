@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from layerfs_fuse.options import KNOWN
 
 from layerfs import mounting
 from tests.support.commandline import IMAGE, CommandLine, make_store
@@ -107,6 +108,13 @@ def test_options_are_given_as_to_mount(layerfs: CommandLine, tmp_path: Path) -> 
         ("fuse", "timeout=x,squash_to_uid=0", "'timeout=x' makes no sense", "write timeout=SECONDS"),
         ("fuse", "a,timeout=x", "no mount option 'a'; 'timeout=x' makes no sense", "volatile"),
         ("aufs", "a,b", "no mount option 'a', 'b'", "squash_to_root"),
+        (
+            "fuse",
+            "xattr_permissions=2,noxattrs",
+            "no mount option 'xattr_permissions=2', 'noxattrs'",
+            "noacl",
+        ),
+        ("fuse", "max_idle_threads=x", "'max_idle_threads=x' makes no sense", "write max_idle_threads=N"),
         ("vfs", "ro=1,exec=2", "'ro=1', 'exec=2' must not have a value", "nosuid, dev, nodev"),
     ],
 )
@@ -117,6 +125,11 @@ def test_all_wrong_options_are_named_with_those_that_there_are(
     assert done.status == 2
     assert said in done.err and hint in done.err.splitlines()[-1]
     assert "wrong" not in layerfs.good("ps", "-a")
+
+
+def test_the_help_names_every_option_of_the_union(layerfs: CommandLine) -> None:
+    text = layerfs.good("mount", "--help")
+    assert [name for name in KNOWN if name.partition("=")[0] not in text] == []
 
 
 def test_a_mount_in_the_foreground_ends_with_the_interrupt(layerfs: CommandLine, tmp_path: Path) -> None:

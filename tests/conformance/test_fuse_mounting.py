@@ -260,9 +260,8 @@ def test_a_time_out_lets_the_kernel_ask_again(stack: Stack) -> None:
 
 
 def test_options_of_libfuse_and_of_fuse_overlayfs_without_a_meaning_here_are_taken(stack: Stack) -> None:
-    for place in shown(
-        stack, "xino=auto", "threaded=1,clone_fd,max_idle_threads=4,debug", "allow_other", "fsync=1"
-    ):
+    void = ("xino=auto", "threaded=1", "clone_fd", "max_idle_threads=4", "debug")
+    for place in shown(stack, *void, "allow_other", "fsync=1"):
         assert (place / "d").is_dir()
 
 

@@ -134,3 +134,9 @@ def test_a_mount_lives_as_long_as_anybody_is_in_its_namespace(mounted: Foregroun
             assert done.returncode == 1 and "fg is mounted at" in done.stderr
         finally:
             sleeper.kill()
+
+
+def test_it_ends_with_the_mount_there(mounted: Foreground) -> None:
+    subprocess.run(mounted.enter("umount", mounted.user.home / "target"), check=True)
+    _, said = mounted.process.communicate(timeout=30)
+    assert (mounted.process.returncode, "is not mounted any more" in said) == (0, True)

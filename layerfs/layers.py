@@ -354,7 +354,7 @@ class Layers:
                 f"nothing of this store is mounted at {target}, as we see it",
                 hint=next(
                     (
-                        f"process {pid} has a mount there of its own: end it"
+                        f"process {pid} sees one there, in another mount namespace"
                         for pid in self.ledger.private(target)
                     ),
                     None,

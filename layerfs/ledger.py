@@ -161,12 +161,13 @@ class Ledger:
     def refusal(self, called: str, record: Record) -> InUseError:
         """Make the error for who needs what a live mount has; `called` names that."""
         if record.target and not record.held and not self.near(record):
-            pid = self.witness(record)
-            by = "" if pid is None else f" by process {pid}"
-            return InUseError(
-                f"{called} is mounted at {os.fsdecode(record.target)}{by}, in a mount namespace of its own",
-                hint=None if pid is None else f"end process {pid}",
-            )
+            pid, advice = self.witness(record), None
+            if pid == record.owner.pid:
+                advice = f"end process {pid}"
+            elif pid is not None:
+                # That one may be anybody's, who has nothing to do with the mount.
+                advice = f"unmount it in the mount namespace of process {pid}"
+            return InUseError(f"{called} is {record}, in another mount namespace", hint=advice)
         hint = f"layerfs umount {os.fsdecode(record.target)}" if record.target else None
         return InUseError(f"{called} is {record}", hint=hint)
 

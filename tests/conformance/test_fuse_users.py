@@ -339,3 +339,19 @@ def test_a_device_that_only_root_may_open_is_told_of(front: str) -> None:
             pytest.skip(done.stderr)
         assert done.returncode == 1
         assert "cannot open /dev/fuse: Permission denied" in done.stderr and "chmod 666" in done.stderr
+
+
+@alone
+def test_a_mount_of_the_user_counts_for_one_in_a_namespace_of_its_own(user: Login, target: Path) -> None:
+    user.layerfs("--driver", "fuse", "mount", "--name", "twice", IMAGE, target)
+    try:
+        second = user.home / "second"
+        user.run("mkdir", second)
+        done = user.layerfs("mount", "--foreground", "twice", second, check=False, timeout=60)
+        assert done.returncode == 1
+        assert f"container twice is mounted at {target}, in another mount namespace\n" in done.stderr
+        # Not by a process that has nothing to do with it, nor by the one that has ended.
+        assert "end process" not in done.stderr
+    finally:
+        user.layerfs("umount", target)
+        user.run("rmdir", second)

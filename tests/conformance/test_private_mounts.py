@@ -114,7 +114,7 @@ def test_a_mount_in_anothers_namespace_counts_as_one(mounted: Foreground) -> Non
         assert f"hint: end process {mounted.id}" in done.stderr, (words, done.stderr)
     user.run("rmdir", user.home / "second")
     done = user.layerfs("umount", place, check=False)
-    assert (done.returncode, f"hint: process {mounted.id} has a mount there" in done.stderr) == (1, True)
+    assert (done.returncode, f"hint: process {mounted.id} sees one there" in done.stderr) == (1, True)
     subprocess.run(mounted.enter("sh", "-c", f"echo new > {place}/new"), check=True)
     mounted.process.send_signal(signal.SIGTERM)
     mounted.process.communicate(timeout=30)
@@ -132,6 +132,7 @@ def test_a_mount_lives_as_long_as_anybody_is_in_its_namespace(mounted: Foregroun
             assert "in the namespace of process" in user.layerfs("ps").stdout
             done = user.layerfs("rm", "fg", check=False)
             assert done.returncode == 1 and "fg is mounted at" in done.stderr
+            assert f"hint: unmount it in the mount namespace of process {sleeper.pid}" in done.stderr
         finally:
             sleeper.kill()
 

@@ -7,7 +7,6 @@ writes to the container meanwhile, and the disk is at work while the digests are
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +25,7 @@ from layerfs.progress import Progress
 from layerfs.tree.archive import Witness, write_layer
 from layerfs.tree.skeleton import SkeletonWriter
 from layerfs.tree.toc import TocWriter
+from layerfs.value import replace
 
 if TYPE_CHECKING:
     from layerfs.tree.entry import Entry
@@ -126,9 +126,9 @@ class _Capture:
         blob = diff_id if stream.skeleton is not None else packed.digest
         facts = Facts(usage, toc.digest, diff_id, blob, layers.durability != "none")
         if stream.skeleton is not None:
-            facts = dataclasses.replace(facts, skeleton=packed.digest, blob_size=stream.size)
+            facts = replace(facts, skeleton=packed.digest, blob_size=stream.size)
         self._commit(
-            dataclasses.replace(draft, name=chain_ids([diff_id], parent=self._source.parent)[0]),
+            replace(draft, name=chain_ids([diff_id], parent=self._source.parent)[0]),
             facts,
             [toc, packed],
         )

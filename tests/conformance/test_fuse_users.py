@@ -46,14 +46,7 @@ def user(request: pytest.FixtureRequest, tree: Path) -> Iterator[Login]:
     if request.param and not (shutil.which("newuidmap") and shutil.which("newgidmap")):
         pytest.skip("no newuidmap or newgidmap")
     with login(_UID, Path(f"/tmp/layerfs-test-{os.getpid()}"), ranges=request.param) as made:
-        owners = [] if request.param else ["--owner=0", "--group=0"]
-        packed = made.home / "tree.tar"
-        subprocess.run(["tar", *owners, "-C", str(tree), "-cf", str(packed), "."], check=True)
-        packed.chmod(0o644)
-        done = made.layerfs("--driver", "fuse", "import", packed, IMAGE, check=False)
-        if "cannot make a user namespace" in done.stderr:
-            pytest.skip(done.stderr)
-        assert done.returncode == 0, done.stderr
+        made.import_tree(tree, "--driver", "fuse", "import", IMAGE, squash=not request.param)
         yield made
 
 
@@ -313,13 +306,7 @@ def test_what_the_host_allows_and_forbids_is_told(tree: Path) -> None:
     conf = "user_allow_other\nmount_max = 1\n"
     with login(_UID, Path(f"/tmp/layerfs-test-{os.getpid()}-2"), fuse_conf=conf) as user:
         user.run("mkdir", "one", "two")
-        packed = user.home / "tree.tar"
-        owners = ["--owner=0", "--group=0"]
-        subprocess.run(["tar", *owners, "-C", str(tree), "-cf", str(packed), "."], check=True)
-        packed.chmod(0o644)
-        done = user.layerfs("--driver", "fuse", "import", packed, IMAGE, check=False)
-        if "cannot make a user namespace" in done.stderr:
-            pytest.skip(done.stderr)
+        user.import_tree(tree, "--driver", "fuse", "import", IMAGE)
         user.layerfs("mount", "-o", "allow_other", "--name", "edit", IMAGE, user.home / "one")
         (info,) = user.mounts()
         assert "allow_other" in info.super_options

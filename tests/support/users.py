@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from layerfs import linux, mounting
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +53,18 @@ class Login:
 
     def layerfs_words(self, *words: object) -> list[object]:
         return [sys.executable, "-m", "layerfs", "--root", self.home / "store", *words]
+
+    def import_tree(self, tree: Path, *words: object, squash: bool = True) -> None:
+        """Import a tree by these words of a command, the image last; with `squash` all is root's."""
+        packed = self.home / "tree.tar"
+        owners = ["--owner=0", "--group=0"] if squash else []
+        subprocess.run(["tar", *owners, "-C", str(tree), "-cf", str(packed), "."], check=True)
+        packed.chmod(0o644)
+        *options, image = words
+        done = self.layerfs(*options, packed, image, check=False)
+        if "cannot make a user namespace" in done.stderr:
+            pytest.skip(done.stderr)
+        assert done.returncode == 0, done.stderr
 
     def mounts(self) -> list[mounting.MountInfo]:
         """Give the FUSE mounts that the user sees."""

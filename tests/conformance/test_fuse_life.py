@@ -22,7 +22,7 @@ from layerfs.testing.stack import Stack
 from tests.support import hosttree
 from tests.support.commandline import IMAGE, CommandLine
 from tests.support.seccomp import refuse_calls
-from tests.support.servers import ends, kill_servers, servers
+from tests.support.servers import ends, kill_servers, open_files, servers
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
@@ -163,7 +163,7 @@ def test_the_server_keeps_nothing_of_its_caller(layerfs: CommandLine, target: Pa
     )
     assert done.stdout
     (server,) = servers(layerfs.root)
-    opened = {n: os.readlink(f"/proc/{server}/fd/{n}") for n in os.listdir(f"/proc/{server}/fd")}
+    opened = open_files(server)
     assert {opened.pop(str(standard)) for standard in range(3)} == {"/dev/null"}
     # What has no path is the server's own, by which it waits; layers are seen through a mount without one.
     layers = {(found.st_dev, found.st_ino) for found in map(os.stat, layerfs.root.glob("drivers/fuse/*/**/"))}

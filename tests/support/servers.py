@@ -9,6 +9,18 @@ import time
 from pathlib import Path
 
 
+def open_files(process: int | str) -> dict[str, str]:
+    """Give the names of what a process has open, by descriptor; it may close files beside this.
+
+    A FUSE server does so: the release of a file comes after the close(2) that caused it has returned.
+    """
+    opened = {}
+    for descriptor in os.listdir(f"/proc/{process}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            opened[descriptor] = os.readlink(f"/proc/{process}/fd/{descriptor}")
+    return opened
+
+
 def servers(directory: Path) -> set[int]:
     """Give the servers that have something below a directory open, or name it in their command line."""
     found = set()
@@ -16,8 +28,7 @@ def servers(directory: Path) -> set[int]:
         about = Path(f"/proc/{process}")
         with contextlib.suppress(OSError):
             if (about / "comm").read_text() == "layerfs-fuse\n":
-                names = [os.readlink(about / "fd" / each) for each in os.listdir(about / "fd")]
-                names += (about / "cmdline").read_text().split("\0")
+                names = [*open_files(process).values(), *(about / "cmdline").read_text().split("\0")]
                 if any(name.startswith(f"{directory}/") for name in names):
                     found.add(int(process))
     return found

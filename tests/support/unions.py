@@ -21,6 +21,7 @@ from layerfs_fuse.server import Server
 from layerfs import linux, mounting
 from layerfs.errors import UnsupportedError
 from layerfs.mount import Overlay
+from tests.support.servers import open_files
 
 
 class Union:
@@ -87,8 +88,8 @@ class Serving:
     def _find(self) -> int:
         for process in filter(str.isdecimal, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                for descriptor in os.listdir(f"/proc/{process}/fd"):
-                    if os.readlink(f"/proc/{process}/fd/{descriptor}") == "/dev/fuse":
+                for descriptor, name in open_files(process).items():
+                    if name == "/dev/fuse":
                         text = Path(f"/proc/{process}/fdinfo/{descriptor}").read_text()
                         found = re.search(r"fuse_connection:\s*(\d+)", text)
                         if found and int(found[1]) == self.connection:

@@ -142,19 +142,37 @@ def copy(
     from layerfs.progress import Silent
     from layerfs.transports.endpoint import Plans
 
-    shown = progress or Silent()
     resolved = source.manifest(image, platform=platform)
     manifest = Manifest.parse(resolved.raw, resolved.descriptor.media_type)
-    blobs = (manifest.config, *manifest.layers)
     attempts = 1
     if isinstance(sink, Plans):
         attempts = 2
         sink.plan(manifest)
+    send(source, sink, (manifest.config, *manifest.layers), attempts=attempts, progress=progress or Silent())
+    return sink.put_manifest(resolved.raw, manifest.media_type, names=names)
+
+
+def send(
+    source: Source, sink: Sink, blobs: Sequence[Descriptor], *, attempts: int = 1, progress: Progress
+) -> None:
+    """Copy those of these blobs that the sink lacks; with two attempts also what it used and did not keep."""
+    from layerfs.progress import Parts
+
+    if isinstance(progress, Parts):
+        progress.expect({part(descriptor): descriptor.size for descriptor in blobs})
+    sent = set()
     for _ in range(attempts):
         for descriptor in blobs:
             if not sink.has(descriptor):
-                _send(source, sink, descriptor, shown)
-    return sink.put_manifest(resolved.raw, manifest.media_type, names=names)
+                _send(source, sink, descriptor, progress)
+                sent.add(descriptor.digest)
+            elif isinstance(progress, Parts) and descriptor.digest not in sent:
+                progress.exists(part(descriptor))
+
+
+def part(descriptor: Descriptor) -> str:
+    """Name a blob as progress shows it."""
+    return descriptor.digest.hex[:12]
 
 
 def _send(source: Source, sink: Sink, descriptor: Descriptor, progress: Progress) -> None:
@@ -162,7 +180,7 @@ def _send(source: Source, sink: Sink, descriptor: Descriptor, progress: Progress
     from layerfs.transports.endpoint import Overlaps, Proven
 
     with contextlib.ExitStack() as opened:
-        task = progress.task(f"blob {descriptor.digest.hex[:12]}", descriptor.size)
+        task = progress.task(part(descriptor), descriptor.size)
         advance = opened.enter_context(task)
         stream = opened.enter_context(source.open(descriptor))
         if isinstance(sink, Overlaps):

@@ -169,6 +169,36 @@ class Overlaps(Protocol):
 
 
 @runtime_checkable
+class Documents(Protocol):
+    """A source that gives indexes whole; any other has one manifest for each image."""
+
+    def root(self, image: Available | str | None = None) -> Resolved:
+        """Find what an image's name stands for, an index or a manifest, without choosing a platform.
+
+        Raises as `Source.manifest` does.
+        """
+        ...
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """Read a manifest, or an index, that an index of this source names; verified.
+
+        Raises:
+            ArchiveError: it is missing.
+            VerificationError: it does not have its digest or size.
+        """
+        ...
+
+
+@runtime_checkable
+class Nests(Protocol):
+    """A sink that takes indexes: first what they name, by `put_member`, then by `Sink.put_manifest`."""
+
+    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
+        """Store a manifest, or an index, that an index names which comes later; it gets no name itself."""
+        ...
+
+
+@runtime_checkable
 class Proven(Protocol):
     """A stream that proves its content by itself, before it gives the last of it."""
 

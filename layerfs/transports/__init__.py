@@ -172,7 +172,7 @@ def send(
 
 def part(descriptor: Descriptor) -> str:
     """Name a blob as progress shows it."""
-    return descriptor.digest.hex[:12]
+    return f"blob {descriptor.digest.hex[:12]}"
 
 
 def _send(source: Source, sink: Sink, descriptor: Descriptor, progress: Progress) -> None:

@@ -55,6 +55,8 @@ def copy_image(
         raw, media_type = walk.index(found, _DEEPEST)
     else:
         raw, media_type = walk.manifest(found)
+    if rewriting is not None:
+        raw, media_type = rewriting.annotate(raw, media_type)
     return sink.put_manifest(raw, media_type, names=names)
 
 

@@ -49,7 +49,7 @@ def open_source(path: Path) -> LayoutSource:
 
 
 class LayoutSink:
-    """Writes images into an OCI layout, which is made where there is none; a Sink that `Overlaps` and `Nests`.
+    """Writes images into an OCI layout, made where there is none; a Sink that `Overlaps` and `Nests`.
 
     Several processes may write to one layout at once: blobs appear by rename, and the index is
     replaced under a lock (flock on the directory). Only what is already a layout, or empty, is written to.

@@ -47,6 +47,7 @@ class Lines:
         self._lock = threading.Lock()
         self._silent_since = time.monotonic()
         self._meter = Meter()
+        self._told: set[str] = set()
 
     def expect(self, parts: Mapping[str, int]) -> None:
         """Hear of parts; see `progress.Parts`."""
@@ -57,7 +58,9 @@ class Lines:
         """Say of a part that it is there already."""
         with self._lock:
             self._meter.exists(part)
-            self._say(f"{part}: already exists")
+            if part not in self._told:
+                self._told.add(part)
+                self._say(f"{part}: already exists")
 
     @contextlib.contextmanager
     def task(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
@@ -81,6 +84,7 @@ class Lines:
         yield advance
         seconds = max(time.monotonic() - (started or began), 1e-9)
         with self._lock:
+            self._told.add(label)
             self._say(f"{label}: {size(done)} in {seconds:.1f} s, {size(done / seconds)}/s")
 
     def _say(self, text: str) -> None:

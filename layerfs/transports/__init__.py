@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from layerfs.oci.descriptor import Descriptor
     from layerfs.oci.platform import Platform
     from layerfs.progress import Progress
-    from layerfs.transports.endpoint import Available, Sink, Source
+    from layerfs.transports.endpoint import Available, Opens, Sink, Source
     from layerfs.tree.budget import Budget
 
 __all__ = ["Place", "copy", "parse"]
@@ -153,7 +153,7 @@ def copy(
 
 
 def send(
-    source: Source, sink: Sink, blobs: Sequence[Descriptor], *, attempts: int = 1, progress: Progress
+    source: Opens, sink: Sink, blobs: Sequence[Descriptor], *, attempts: int = 1, progress: Progress
 ) -> None:
     """Copy those of these blobs that the sink lacks; with two attempts also what it used and did not keep."""
     from layerfs.progress import Parts
@@ -175,7 +175,7 @@ def part(descriptor: Descriptor) -> str:
     return f"blob {descriptor.digest.hex[:12]}"
 
 
-def _send(source: Source, sink: Sink, descriptor: Descriptor, progress: Progress) -> None:
+def _send(source: Opens, sink: Sink, descriptor: Descriptor, progress: Progress) -> None:
     from layerfs.progress import Counted
     from layerfs.transports.endpoint import Overlaps, Proven
 

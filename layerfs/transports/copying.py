@@ -5,8 +5,9 @@ What is not asked to change goes as it is, byte for byte, so that digests stay; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from layerfs import transports
 from layerfs.errors import ArchiveError, UnsupportedError
@@ -16,12 +17,15 @@ from layerfs.oci.index import Index
 from layerfs.oci.manifest import Manifest
 from layerfs.progress import Silent
 from layerfs.transports.endpoint import Documents, Nests, Resolved
+from layerfs.tree.budget import DEFAULT_BUDGET
 
 if TYPE_CHECKING:
     from layerfs.oci.platform import Platform
     from layerfs.progress import Progress
+    from layerfs.transports import Place
     from layerfs.transports.endpoint import Available, Sink, Source
     from layerfs.transports.rewriting import Rewriting
+    from layerfs.tree.budget import Budget
 
 _DEEPEST: Final = 8
 
@@ -58,6 +62,71 @@ def copy_image(
     if rewriting is not None:
         raw, media_type = rewriting.annotate(raw, media_type)
     return sink.put_manifest(raw, media_type, names=names)
+
+
+def copy_index(
+    source: Source,
+    sink: Sink,
+    *,
+    image: Available | str | None = None,
+    names: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> None:
+    """Copy the index that an image is found through, where there is one, and all that it names."""
+    found = _root(source, image)
+    if media_types.is_index(found.descriptor.media_type):
+        raw, media_type = _Walk(source, sink, None, progress or Silent()).index(found, _DEEPEST)
+        sink.put_manifest(raw, media_type, names=names)
+
+
+def between(
+    origin: Place,
+    target: Place,
+    *,
+    platform: Platform | None = None,
+    every: bool = False,
+    rewriting: Rewriting | None = None,
+    progress: Progress | None = None,
+    spool: Callable[[], BinaryIO],
+    budget: Budget = DEFAULT_BUDGET,
+    warn: Callable[[str], None],
+) -> Descriptor:
+    """Copy one image from place to place, without a store; see `copy_image`.
+
+    Where the target's name is not said, the image keeps its own.
+
+    Args:
+        spool: makes an empty temporary file.
+        budget: bounds the ratio of compression of what is unpacked on the way.
+        warn: told of what is odd.
+
+    Raises:
+        NotFoundError: there is no such image.
+        InvalidError: something in it is malformed.
+        VerificationError: a part of it is not what its digest promises.
+        TransportError: a place cannot be read or written.
+    """
+    with (
+        closing(origin.source(spool=spool, budget=budget, warn=warn)) as source,
+        closing(target.sink()) as sink,
+    ):
+        names = [target.name] if target.name is not None else _own_names(source, origin, target)
+        descriptor = copy_image(
+            source, sink, image=origin.name, names=names, platform=platform, every=every,
+            rewriting=rewriting, progress=progress,
+        )  # fmt: skip
+        sink.commit()
+        return descriptor
+
+
+def _own_names(source: Source, origin: Place, target: Place) -> list[str]:
+    """Decide what an image is called that nobody named: in a layout by its tag, in an archive in full."""
+    for available in source.images():
+        if origin.name is None or available.is_called(origin.name):
+            if target.transport == "oci":
+                return [name.rpartition(":")[2] for name in available.names[:1]]
+            return list(available.references)
+    return []
 
 
 def _root(source: Source, image: Available | str | None) -> Resolved:

@@ -69,7 +69,20 @@ class Resolved(NamedTuple):
     raw: bytes
 
 
-class Source(Protocol):
+class Opens(Protocol):
+    """What blobs are read from."""
+
+    def open(self, descriptor: Descriptor) -> AbstractContextManager[Readable]:
+        """Open a blob that a manifest of this source names; not verified yet. Leaving the context closes it.
+
+        Raises:
+            ArchiveError: it is missing.
+            VerificationError: its size is not the descriptor's.
+        """
+        ...
+
+
+class Source(Opens, Protocol):
     """A place that images come from."""
 
     def images(self) -> Sequence[Available]:
@@ -87,15 +100,6 @@ class Source(Protocol):
             NotFoundError: there is none of that name or for that platform, or several and no name.
             InvalidError: something on the way is malformed.
             VerificationError: a document does not have its digest.
-        """
-        ...
-
-    def open(self, descriptor: Descriptor) -> AbstractContextManager[Readable]:
-        """Open a blob that a manifest of this source names; not verified yet. Leaving the context closes it.
-
-        Raises:
-            ArchiveError: it is missing.
-            VerificationError: its size is not the descriptor's.
         """
         ...
 

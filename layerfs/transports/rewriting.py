@@ -51,8 +51,8 @@ class Rewriting:
     Args:
         packing: how layers are to be compressed; None leaves all as they are.
         force: compress also those anew that are compressed so already.
-        format: whose documents the image is to have; None leaves them, but that Docker's have neither zstd nor
-            annotations and become OCI's where these are asked for.
+        format: whose documents the image is to have; None leaves them, but that Docker's have neither zstd
+            nor annotations and become OCI's where these are asked for.
         annotations: of the topmost document: the manifest, or the index where all platforms go.
         spool: makes an empty temporary file, for a packed layer.
         budget: bounds the ratio of what is unpacked.

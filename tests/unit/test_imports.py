@@ -44,6 +44,7 @@ ROWS: list[set[str]] = [
     {"layer_table", "contents", "assembly", "filling", "unpacking", "layers"},
     {
         "images",
+        "indexes",
         "instructions",
         "committing",
         "capture",

@@ -14,8 +14,8 @@ from layerfs.cli.transfer import PLACES, tell_pushed
 
 
 def _configure(parser: CommandParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="where the image is")
-    parser.add_argument("destination", metavar="DEST", help="where it goes, written like SOURCE")
+    parser.place("source", metavar="SOURCE", help="where the image is")
+    parser.place("destination", metavar="DEST", help="where it goes, written like SOURCE")
     parser.flag(
         "-a",
         "--all",

@@ -24,7 +24,7 @@ yet; no prefix means docker:// too)."""
 
 
 def _configure_pull(parser: CommandParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="where the image comes from")
+    parser.place("source", metavar="SOURCE", help="where the image comes from")
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="the name that it gets here; the source's own when left out"
     )
@@ -54,9 +54,7 @@ def _pull(context: Context, arguments: argparse.Namespace) -> int:
 
 def _configure_push(parser: CommandParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="a name, or an id, of an image in the store")
-    parser.add_argument(
-        "destination", metavar="DEST", help="where it goes: oci:DIR[:TAG], oci-archive:FILE[:TAG], ..."
-    )
+    parser.place("destination", metavar="DEST", help="where it goes, written like SOURCE of pull")
     parser.flag("--all-platforms", help="send the index and all platforms that pull --all-platforms kept")
     add_rewriting(parser)
     parser.add_argument(

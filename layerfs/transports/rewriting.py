@@ -38,6 +38,7 @@ _OF_THE_BLOB: Final = (
     "io.containers.estargz.",
     "io.github.containers.zstd-chunked.",
 )
+_MOST: Final = 8
 _COMPRESSIONS: Final = {
     media_types.layer_media_type(compression, docker=docker): compression
     for compression in Compression
@@ -79,7 +80,8 @@ class Rewriting:
         self._spool = spool
         self._budget = budget
         # One for each processor: packing is all that these do.
-        self._lanes: Lanes[Packed] = Lanes(os.cpu_count() or 1)
+        self._processors = min(os.cpu_count() or 1, _MOST)
+        self._lanes: Lanes[Packed] = Lanes(self._processors)
         self._files: list[BinaryIO] = []
 
     def __enter__(self) -> Rewriting:
@@ -194,29 +196,36 @@ class Rewriting:
                 f"image {manifest.digest} has {len(manifest.layers)} layers, its config"
                 f" {len(config.diff_ids)} diff ids"
             )
-        begun = []
+        wanted = {}
         for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
             now = _COMPRESSIONS.get(layer.media_type)
-            if now is None or (now is self._packing.compression and not self._force):
-                continue
-            if layer.digest not in begun:
-                begun.append(layer.digest)
-                if not self._lanes.has(layer.digest):
-                    self._lanes.begin(layer.digest, _Job(self, layer, diff_id, source, progress).run)
-        return begun
+            if now is not None and (now is not self._packing.compression or self._force):
+                wanted[layer.digest] = (layer, diff_id)
+        threads = max(self._processors // max(len(wanted), 1), 1)
+        for digest, (layer, diff_id) in wanted.items():
+            if not self._lanes.has(digest):
+                self._lanes.begin(digest, _Job(self, layer, diff_id, source, progress, threads).run)
+        return list(wanted)
 
 
 class _Job:
     """The packing of one layer, in a thread of `Lanes`."""
 
     def __init__(
-        self, owner: Rewriting, layer: Descriptor, diff_id: Digest, source: Source, progress: Progress
+        self,
+        owner: Rewriting,
+        layer: Descriptor,
+        diff_id: Digest,
+        source: Source,
+        progress: Progress,
+        threads: int,
     ) -> None:
         self._owner = owner
         self._layer = layer
         self._diff_id = diff_id
         self._source = source
         self._progress = progress
+        self._threads = threads
 
     def run(self) -> Packed:
         from layerfs.progress import Counted
@@ -231,7 +240,7 @@ class _Job:
         ):
             return pack(
                 Counted(stream.read, advance), layer, owner._packing, diff_id=self._diff_id,
-                target=target, budget=owner._budget, check=self._check,
+                target=target, threads=self._threads, budget=owner._budget, check=self._check,
             )  # fmt: skip
 
     def _check(self) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from layerfs.oci.descriptor import Descriptor
     from layerfs.oci.platform import Platform
     from layerfs.outside import Outside
+    from layerfs.registry.settings import Options
     from layerfs.store_ends import StoreSink, StoreSource
     from layerfs.transports import Place
     from layerfs.transports.endpoint import Source
@@ -229,24 +230,26 @@ class Store:
         *,
         platform: Platform | None = None,
         all_platforms: bool = False,
+        options: Options | None = None,
         progress: Progress | None = None,
     ) -> Image:
         """Copy an image into the store and unpack it.
 
         Args:
-            source: as skopeo writes it: ``oci:DIR[:TAG]``, ``oci-archive:FILE[:TAG]`` or
-                ``docker-archive:FILE[:NAME]``.
+            source: as skopeo writes it: ``docker://HOST/REPOSITORY:TAG``, ``oci:DIR[:TAG]``,
+                ``oci-archive:FILE[:TAG]`` or ``docker-archive:FILE[:NAME]``; no prefix means ``docker://``.
             name: what it is called here; when None what the source calls it, or else as `source` looks.
             platform: which image of several; this machine's when None.
             all_platforms: keep those of the other platforms, too, and the index that names them all, for
                 `push`; they are not unpacked.
+            options: how a registry is spoken with.
             progress: told how it goes.
 
         Raises:
-            UnsupportedError: the source is a registry.
             NotFoundError: there is no such image.
             InvalidError: something in it is malformed.
             VerificationError: a part of it is not what its digest promises.
+            TransportError: the registry cannot be reached, or refuses.
         """
         from layerfs import transports
         from layerfs.transports.copying import copy_index
@@ -255,7 +258,9 @@ class Store:
             full_name(name)
         place = transports.parse(source)
         with (
-            closing(place.source(spool=self._spool, budget=self._budget, warn=self._warn)) as origin,
+            closing(
+                place.source(spool=self._spool, budget=self._budget, warn=self._warn, options=options)
+            ) as origin,
             closing(self._sink(progress or Silent())) as sink,
         ):
             names = [name] if name is not None else _names_of(origin, place)
@@ -272,6 +277,7 @@ class Store:
         *,
         all_platforms: bool = False,
         rewriting: Rewriting | None = None,
+        options: Options | None = None,
         progress: Progress | None = None,
     ) -> Descriptor:
         """Copy an image out of the store: its blobs and its manifest exactly as they came in.
@@ -281,6 +287,7 @@ class Store:
             destination: as for `pull`; without a tag or name there the image keeps its own.
             all_platforms: send the index that was kept with this name, and all that it names.
             rewriting: what changes on the way; nothing when None.
+            options: how a registry is spoken with.
             progress: told how it goes.
 
         Raises:
@@ -293,7 +300,10 @@ class Store:
         place = transports.parse(destination)
         found = self.images.get(image)
         names = [place.name] if place.name is not None else _own_names(found, place.transport)
-        with closing(self._source()) as origin, closing(place.sink()) as sink:
+        with (
+            closing(self._source()) as origin,
+            closing(place.sink(options=options, warn=self._warn)) as sink,
+        ):
             wanted = str(found.digest)
             if all_platforms:
                 wanted = self.images.name_of(image) or wanted
@@ -641,6 +651,9 @@ class Store:
 
 def _names_of(source: Source, place: Place) -> list[str]:
     """Decide what a pulled image is called here when the user did not say."""
+    if place.reference is not None:
+        # As with docker, what is asked for by its digest gets no name.
+        return [] if place.reference.digest is not None else [str(place.reference)]
     for available in source.images():
         if place.name is None or available.is_called(place.name):
             if available.references:

@@ -203,6 +203,36 @@ class Nests(Protocol):
 
 
 @runtime_checkable
+class Expects(Protocol):
+    """A source that fetches ahead, where each blob by itself would cost a round trip."""
+
+    def expect(self, blobs: Sequence[Descriptor]) -> None:
+        """Hear which blobs are likely to be opened next, in this order."""
+        ...
+
+
+@runtime_checkable
+class Locates(Protocol):
+    """A source that knows in which repositories of registries its blobs are."""
+
+    def places(self, digest: Digest) -> Sequence[Reference]:
+        """Name repositories that are likely to have a blob; in any thread."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A sink that asks ahead which blobs it lacks, and may open one of the source once more."""
+
+    def prepare(self, blobs: Sequence[Descriptor], source: Opens) -> None:
+        """Hear which blobs come next, as far as they are lacking, and where from.
+
+        `source` is opened in any thread until the sink is closed, and may be one that `Locates`.
+        """
+        ...
+
+
+@runtime_checkable
 class Proven(Protocol):
     """A stream that proves its content by itself, before it gives the last of it."""
 

@@ -27,6 +27,7 @@ ROWS: list[set[str]] = [
         "hashing",
         "worker",
         "similar",
+        "streams",
     },
     {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},
     {

@@ -262,8 +262,8 @@ COMMANDS = {
         run=_rmi,
     ),
     "inspect": Command(
-        description="Prints one JSON array, but for --raw and --config. Containers are looked for first. Of a place,"
-        " which\nis written as for pull with its prefix, only the documents are fetched.",
+        description="Prints one JSON array, but for --raw and --config. Containers are looked for first. Of a"
+        " place, which\nis written as for pull with its prefix, only the documents are fetched.",
         examples=[
             "layerfs inspect debian:12",
             "layerfs inspect --type image web",

@@ -62,9 +62,9 @@ class CommandParser(argparse.ArgumentParser):
         """Add an option without a value."""
         self.add_argument(*names, action="store_true", help=help)
 
-    def place(self, name: str, *, metavar: str, help: str) -> None:
+    def place(self, name: str, *, metavar: str, nargs: str | None = None, help: str) -> None:
         """Add a positional argument that says where an image is, as `transports.parse` reads it."""
-        self.add_argument(name, metavar=metavar, help=help)
+        self.add_argument(name, metavar=metavar, nargs=nargs, help=help)
         self.places.add(name)
 
     def switch(self, name: str, *, help: str) -> None:

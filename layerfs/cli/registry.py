@@ -119,17 +119,17 @@ def _attach(context: Context, arguments: argparse.Namespace) -> int:
     with (
         contextlib.closing(registry.open_source(reference, options=options, warn=warn)) as source,
         contextlib.closing(registry.open_sink(reference, options=options, warn=warn)) as sink,
+        showing(PUSH, quiet=arguments.quiet) as progress,
     ):
-        with showing(PUSH, quiet=arguments.quiet) as progress:
-            descriptor = attach(
-                sink,
-                source.root().descriptor,
-                [_file(text) for text in arguments.files],
-                artifact_type=arguments.artifact_type,
-                annotations=annotations,
-                progress=progress,
-            )
-            sink.commit()
+        descriptor = attach(
+            sink,
+            source.root().descriptor,
+            [_file(text) for text in arguments.files],
+            artifact_type=arguments.artifact_type,
+            annotations=annotations,
+            progress=progress,
+        )
+        sink.commit()
     tell_pushed(context, descriptor, None)
     return 0
 

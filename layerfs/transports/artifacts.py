@@ -59,8 +59,9 @@ def attach(
     annotations: Mapping[str, str],
     progress: Progress | None = None,
 ) -> Descriptor:
-    """Put an artifact of some files whose subject is an image (image-spec manifest.md, "Guidelines for Artifact
-    Usage"); the image stays as it is. The sink is not committed.
+    """Put an artifact of some files whose subject is an image, which stays as it is.
+
+    See image-spec manifest.md, "Guidelines for Artifact Usage". The sink is not committed.
 
     Args:
         subject: the image's manifest, or index; it is there already.

@@ -29,6 +29,7 @@ ROWS: list[set[str]] = [
         "similar",
     },
     {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},
+    {"registry"},
     {
         "tree",
         "driver",

@@ -30,6 +30,7 @@ ROWS: list[set[str]] = [
         "streams",
     },
     {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},
+    {"registry"},
     {
         "tree",
         "driver",

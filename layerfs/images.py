@@ -231,6 +231,15 @@ class Images:
             stages.append(Stage(history, 0 if history.empty_layer else next(sizes, 0)))
         return tuple(stages[::-1])
 
+    def names_with(self, blob: Digest) -> _Lines:
+        """Give the stored names of the images that need a blob, the one that was named last first."""
+        rows = self._database.rows(
+            "SELECT t.name FROM links l JOIN tags t ON t.manifest = l.manifest WHERE l.blob = ?"
+            " ORDER BY t.updated_ns DESC",
+            str(blob),
+        )
+        return [name for (name,) in rows]
+
     def raw_manifest(self, digest: Digest) -> bytes:
         """Read a manifest as it came in."""
         return self._blobs.read(digest, limit=DOCUMENT_MAXIMUM)

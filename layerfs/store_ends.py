@@ -15,6 +15,7 @@ from layerfs.containers import Containers
 from layerfs.database import Database
 from layerfs.digest import Digest
 from layerfs.errors import NotFoundError, VerificationError
+from layerfs.files import Lock
 from layerfs.images import DOCUMENT_MAXIMUM, Image, Images, full_name
 from layerfs.incoming import Incoming
 from layerfs.indexes import Indexes
@@ -24,6 +25,7 @@ from layerfs.oci import media_types
 from layerfs.oci.config import ImageConfig
 from layerfs.oci.descriptor import Descriptor
 from layerfs.progress import Counted, Progress
+from layerfs.reference import Reference
 from layerfs.transports.endpoint import Available, Resolved
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class StoreSource:
-    """Reads images out of the store; a Source with `Documents`. The lease of its images ends with `close`."""
+    """Reads images out of the store; a Source with `Documents` that `Locates`. The lease of its images ends with `close`."""
 
     def __init__(self, database: Database, blobs: Blobs, images: Images, indexes: Indexes) -> None:
         self._blobs = blobs
@@ -85,6 +87,10 @@ class StoreSource:
             )
         return file
 
+    def places(self, digest: Digest) -> Sequence[Reference]:
+        """Name repositories that images here with this blob are called by; see `Locates`."""
+        return [Reference.parse(name) for name in self._images.names_with(digest)]
+
     def close(self) -> None:
         """Let the images go."""
         self._lease.__exit__()
@@ -120,6 +126,8 @@ class StoreSink:
         self._progress = progress
         self._lease = Lease(database)
         self._manifest: Manifest | None = None
+        # What is held for as long as its image is planned.
+        self._planned = contextlib.ExitStack()
         self._chain: Chain | None = None
         # Blobs that are here, but only become visible together with the layers made of them.
         self._arrived: set[Digest] = set()
@@ -130,15 +138,21 @@ class StoreSink:
         self.stored: list[Image] = []
 
     def plan(self, manifest: Manifest) -> None:
-        """Hear of an image whose blobs come next; see `Plans.plan`."""
+        """Hear of an image whose blobs come next; see `Plans.plan`.
+
+        Waits for another process that takes in the same image.
+        """
         self._end_chain()
+        lock = self._planned.enter_context(Lock(self._layers.root / "locks" / f"image-{manifest.digest.hex}"))
+        self._planned.callback(lock.path.unlink, missing_ok=True)
         self._manifest = manifest
 
     def has(self, descriptor: Descriptor) -> bool:
         """Say whether a blob is here already; it stays then."""
         self._arrive(descriptor.digest)
-        if descriptor.digest in self._arrived:
-            return True
+        return descriptor.digest in self._arrived or self._is_stored(descriptor)
+
+    def _is_stored(self, descriptor: Descriptor) -> bool:
         # Leased first, so that it cannot go between the question and its use.
         self._lease.add("blob", str(descriptor.digest))
         try:
@@ -165,6 +179,9 @@ class StoreSink:
             self._lease.add("blob", str(descriptor.digest))
             number = self._position(descriptor)
             chain = None if number is None else self._begin_chain()
+            if chain is not None and self._is_stored(descriptor):
+                # It came while we waited for a process that unpacks the same layers.
+                return
             if number is not None and chain is not None and chain.lacks(number):
                 later = ending.pop_all()
                 self._begin_layer(chain, number, descriptor, stream, advance, later.close)
@@ -279,5 +296,6 @@ class StoreSink:
         self._manifest = None
         self._arrived.clear()
         self._coming.clear()
-        if chain is not None:
-            chain.__exit__()
+        with self._planned:
+            if chain is not None:
+                chain.__exit__()

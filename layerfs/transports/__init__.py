@@ -15,11 +15,12 @@ from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.oci.descriptor import Descriptor
+    from layerfs.oci.manifest import Manifest
     from layerfs.oci.platform import Platform
     from layerfs.progress import Progress
     from layerfs.reference import Reference
     from layerfs.registry.settings import Options
-    from layerfs.transports.endpoint import Available, Opens, Sink, Source
+    from layerfs.transports.endpoint import Available, Opens, Plans, Sink, Source
     from layerfs.tree.budget import Budget
 
 __all__ = ["Place", "copy", "parse"]
@@ -183,20 +184,32 @@ def copy(
     Raises:
         NotFoundError: the source has no such image.
         InvalidError: something in it is malformed.
-        VerificationError: a blob does not have its digest or size.
+        VerificationError: a blob does not have its digest or size; out of a registry, twice.
     """
+    from layerfs.errors import VerificationError
     from layerfs.oci.manifest import Manifest
     from layerfs.progress import Silent
-    from layerfs.transports.endpoint import Plans
+    from layerfs.transports.endpoint import Expects, Plans
 
+    shown = progress or Silent()
     resolved = source.manifest(image, platform=platform)
     manifest = Manifest.parse(resolved.raw, resolved.descriptor.media_type)
-    attempts = 1
     if isinstance(sink, Plans):
-        attempts = 2
-        sink.plan(manifest)
-    send(source, sink, (manifest.config, *manifest.layers), attempts=attempts, progress=progress or Silent())
+        try:
+            _copy_planned(source, sink, manifest, shown)
+        except VerificationError:
+            if not isinstance(source, Expects):
+                raise
+            # What came wrong is gone; what came whole stays and is not fetched again.
+            _copy_planned(source, sink, manifest, shown)
+    else:
+        send(source, sink, (manifest.config, *manifest.layers), progress=shown)
     return sink.put_manifest(resolved.raw, manifest.media_type, names=names)
+
+
+def _copy_planned(source: Source, sink: Plans, manifest: Manifest, progress: Progress) -> None:
+    sink.plan(manifest)
+    send(source, sink, (manifest.config, *manifest.layers), attempts=2, progress=progress)
 
 
 def send(

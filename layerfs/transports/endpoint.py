@@ -137,10 +137,11 @@ class Sink(Protocol):
 
 
 @runtime_checkable
-class Plans(Protocol):
+class Plans(Sink, Protocol):
     """A sink that uses blobs while they pass, and so has to know what they are for before they come.
 
     It may find that it used a blob and does not `has` it all the same: the blob is put a second time then.
+    After a VerificationError the image can be planned anew.
     """
 
     def plan(self, manifest: Manifest) -> None:
@@ -204,7 +205,11 @@ class Nests(Protocol):
 
 @runtime_checkable
 class Expects(Protocol):
-    """A source that fetches ahead, where each blob by itself would cost a round trip."""
+    """A source at the other end of a network.
+
+    It fetches ahead, as each blob by itself would cost a round trip; and what came wrong may come right the next
+    time.
+    """
 
     def expect(self, blobs: Sequence[Descriptor]) -> None:
         """Hear which blobs are likely to be opened next, in this order."""

@@ -78,7 +78,7 @@ def registries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def registry(registries: Path) -> Iterator[Registry]:
-    """Run a registry that lets everybody do everything, by plain HTTP; tests have repositories of their own."""
+    """Run a registry that lets everybody do everything by plain HTTP; each test has its repositories."""
     with Registry(registries / "plain") as started:
         yield started
 

@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-
 EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
 
 

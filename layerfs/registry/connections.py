@@ -86,6 +86,9 @@ class Connections:
         }
         if origin.scheme == "https":
             settings["ssl_context"] = self._context(trust)
+        if not trust.verify:
+            # The user has asked for it; a warning for each connection says nothing new.
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         if proxy is None:
             return urllib3.PoolManager(**settings)
         return proxies.manager(proxy, settings)

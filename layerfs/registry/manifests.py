@@ -8,7 +8,6 @@ from urllib.parse import urljoin
 
 from layerfs.digest import Digest
 from layerfs.errors import (
-    BudgetError,
     DocumentError,
     InvalidError,
     RegistryError,
@@ -51,9 +50,9 @@ def get(
         DocumentError: it is none, is two kinds at once, or says another media type than its Content-Type.
         UnsupportedError: it is of Docker's schema 1.
     """
-    with repository.send("GET", f"manifests/{what}", headers={"Accept": ", ".join(accept)}) as answer:
-        _check_length(answer, what)
-        raw = answer.data(document.MAXIMUM_BYTES)
+    answer, raw = repository.fetch(
+        f"manifests/{what}", limit=document.MAXIMUM_BYTES, headers={"Accept": ", ".join(accept)}
+    )
     if isinstance(what, str) and ":" in what:
         what = Digest.parse(what)
     wanted = what if isinstance(what, Digest) else _promised(answer)
@@ -127,9 +126,8 @@ def tags(repository: Repository) -> Iterator[str]:
     """
     path = "tags/list"
     while path:
-        with repository.send("GET", path) as answer:
-            data = answer.data(document.MAXIMUM_BYTES)
-            path = _next(answer)
+        answer, data = repository.fetch(path, limit=document.MAXIMUM_BYTES)
+        path = _next(answer)
         try:
             found = document.load(data, what="list of tags").texts("tags")
         except DocumentError as error:
@@ -148,14 +146,6 @@ def _next(answer: Answer) -> str:
         ):
             return urljoin(answer.url, target[1:])
     return ""
-
-
-def _check_length(answer: Answer, what: object) -> None:
-    length = answer.length
-    if length is not None and length > document.MAXIMUM_BYTES:
-        raise BudgetError(
-            f"the manifest {what} has {length} bytes; at most {document.MAXIMUM_BYTES} are read"
-        )
 
 
 def _promised(answer: Answer) -> Digest | None:

@@ -182,7 +182,7 @@ def _tls_problem(error: ssl.SSLError, host: str) -> UnreachableError:
         return PlainHttpError(
             f"{host} does not speak HTTPS",
             lasting=True,
-            hint="it may be a registry of plain HTTP: --tls-verify=false speaks that, which anybody on the way"
+            hint="it may be a registry of plain HTTP: --tls-verify=false speaks that, which all on the way"
             " can read and change; or is the port the right one?",
         )
     if "CERTIFICATE_REQUIRED" in said or "HANDSHAKE_FAILURE" in said or "BAD_CERTIFICATE" in said:
@@ -353,7 +353,7 @@ def _missing(codes: tuple[str, ...], told: str, asked: Asked) -> LayerfsError:
 
 
 def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """Read how many seconds a server wants to be left alone (RFC 9110 section 10.2.3), None if it is silent."""
+    """Read how many seconds a server wants to be left alone (RFC 9110 section 10.2.3), None if silent."""
     text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from layerfs.errors import LayerfsError, UntrustedError
+from layerfs.errors import BudgetError, LayerfsError, UntrustedError
 from layerfs.registry import mirrors, problems
 from layerfs.registry.answer import Answer
 from layerfs.registry.origin import Origin, shown
@@ -77,6 +77,36 @@ class Repository:
         return self._send_to(
             places[-1], method, path, query, headers, body, actions, expect, also_from, retry
         )
+
+    def fetch(
+        self,
+        path: str,
+        *,
+        limit: int,
+        query: Iterable[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+        expect: tuple[int, ...] = (200,),
+    ) -> tuple[Answer, bytes]:
+        """Get a small document as a whole, again if it is cut; give its answer's head, and its bytes.
+
+        Raises:
+            BudgetError: it has more than `limit` bytes.
+            LayerfsError: what `send` raises.
+        """
+        attempts = self.session.options.attempts
+        for attempt in range(attempts):
+            with self.send("GET", path, query=query, headers=headers, expect=expect) as answer:
+                if answer.length is not None and answer.length > limit:
+                    raise BudgetError(
+                        f"{shown(answer.url)} has {answer.length} bytes; at most {limit} are read"
+                    )
+                try:
+                    return answer, answer.data(limit)
+                except problems.Interrupted:
+                    if attempt + 1 == attempts:
+                        raise
+            self.session.pause(attempt)
+        raise AssertionError("the last attempt returns or raises")
 
     def _places(self, method: str, path: str, actions: tuple[str, ...]) -> tuple[Endpoint, ...]:
         if method not in ("GET", "HEAD") or actions != ("pull",):

@@ -214,7 +214,7 @@ class Session:
                 except UnreachableError as error:
                     if last or error.lasting:
                         raise
-                    self._pause(attempt)
+                    self.pause(attempt)
                     continue
                 if last or answer.status not in PASSING or not self._wait(answer, attempt):
                     return answer
@@ -239,7 +239,7 @@ class Session:
             except UnreachableError as error:
                 if last or error.lasting:
                     raise
-                self._pause(attempt - 1)
+                self.pause(attempt - 1)
                 continue
             if answer.status in request.expect:
                 return answer
@@ -338,10 +338,11 @@ class Session:
         asked = problems.retry_after(answer.headers)
         if asked is not None and asked > self.options.patience:
             return False
-        self._pause(attempt, asked or 0.0)
+        self.pause(attempt, asked or 0.0)
         return True
 
-    def _pause(self, attempt: int, least: float = 0.0) -> None:
+    def pause(self, attempt: int, least: float = 0.0) -> None:
+        """Wait before a request is made again, longer each time; `attempt` counts from 0, `least` is seconds."""
         # Clients that failed together must not come back together.
         pause = self.options.backoff * 2**attempt * (0.75 + random.random() / 2)
         time.sleep(max(least, min(pause, self.options.patience)))

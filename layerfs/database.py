@@ -27,7 +27,7 @@ from typing import Any, Final, Literal
 from layerfs.errors import StoreError
 from layerfs.reserve import Reserve
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 BUSY_SECONDS: Final = 30.0
 
 Durability = Literal["none", "commit", "full"]
@@ -35,6 +35,32 @@ Durability = Literal["none", "commit", "full"]
 # What opening takes on the disk, and a little more.
 _NEEDED: Final = 128 << 10
 RESERVE: Final = "layerfs.reserve"
+# An index that came with all of its platforms, the blobs that it needs, itself included, and the names that
+# it has; each is the name of an image, too, and goes with it.
+_INDEXES: Final = (
+    """
+CREATE TABLE indexes (
+    digest TEXT PRIMARY KEY,
+    media_type TEXT NOT NULL,
+    created_ns INTEGER NOT NULL
+) STRICT, WITHOUT ROWID
+""",
+    """
+CREATE TABLE index_links (
+    digest TEXT NOT NULL REFERENCES indexes (digest) ON DELETE CASCADE,
+    blob TEXT NOT NULL,
+    PRIMARY KEY (digest, blob)
+) STRICT, WITHOUT ROWID
+""",
+    "CREATE INDEX index_links_blob ON index_links (blob)",
+    """
+CREATE TABLE index_tags (
+    name TEXT PRIMARY KEY REFERENCES tags (name) ON DELETE CASCADE,
+    digest TEXT NOT NULL REFERENCES indexes (digest)
+) STRICT, WITHOUT ROWID
+""",
+    "CREATE INDEX index_tags_digest ON index_tags (digest)",
+)
 _SCHEMA: Final = """
 CREATE TABLE meta (
     key TEXT PRIMARY KEY,
@@ -162,7 +188,8 @@ _UPGRADES: Final = {
         "ALTER TABLE layers ADD COLUMN skeleton TEXT",
         "ALTER TABLE layers ADD COLUMN blob_size INTEGER",
         "CREATE INDEX layers_blob ON layers (blob) WHERE skeleton IS NOT NULL",
-    )
+    ),
+    2: _INDEXES,
 }
 
 
@@ -245,8 +272,9 @@ class Database:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             if connection.execute("PRAGMA user_version").fetchone() == (0,):
+                schema = f"{_SCHEMA} {'; '.join(_INDEXES)};"
                 connection.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                    f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )
         finally:
             connection.close()

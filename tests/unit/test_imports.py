@@ -27,6 +27,7 @@ ROWS: list[set[str]] = [
         "hashing",
         "worker",
         "similar",
+        "streams",
     },
     {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},
     {"registry"},
@@ -45,6 +46,7 @@ ROWS: list[set[str]] = [
     {"layer_table", "contents", "assembly", "filling", "unpacking", "layers"},
     {
         "images",
+        "indexes",
         "instructions",
         "committing",
         "capture",

@@ -328,7 +328,9 @@ class Session:
         key = (endpoint.host, endpoint.repository)
         known = self.state.credentials
         if key not in known:
-            known[key] = credential_files.find(endpoint.host, endpoint.repository, self.options)
+            known[key] = credential_files.find(
+                endpoint.host, endpoint.repository, self.options, warn=self.warn
+            )
         return known[key]
 
     # ---- pauses
@@ -342,7 +344,7 @@ class Session:
         return True
 
     def pause(self, attempt: int, least: float = 0.0) -> None:
-        """Wait before a request is made again, longer each time; `attempt` counts from 0, `least` is seconds."""
+        """Wait before a request is made again, longer each time (`attempt` from 0); `least` in seconds."""
         # Clients that failed together must not come back together.
         pause = self.options.backoff * 2**attempt * (0.75 + random.random() / 2)
         time.sleep(max(least, min(pause, self.options.patience)))

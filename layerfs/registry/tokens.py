@@ -90,6 +90,11 @@ class Doorkeeper:
         return made
 
     @property
+    def was_asked(self) -> bool:
+        """Say whether the registry wanted to know who we are."""
+        return self._basic or self._bearer is not None
+
+    @property
     def secrets(self) -> set[str]:
         """What must not stand in any message."""
         own = self.credentials.secrets if self.credentials is not None else ()

@@ -204,7 +204,9 @@ class TestMount:
 
     def test_asks_no_other_registry_and_not_itself(self, repository: Repository, proxy: FaultProxy) -> None:
         sent = Content().upload(repository)
-        assert not sent.mount([Reference.parse("docker.io/a/b"), Reference.parse(f"{proxy.host}/upload/blob")])
+        assert not sent.mount(
+            [Reference.parse("docker.io/a/b"), Reference.parse(f"{proxy.host}/upload/blob")]
+        )
         assert methods(proxy) == []
 
     def test_of_what_we_may_not_read_is_no_failure(self, token_registry: Registry) -> None:

@@ -41,7 +41,7 @@ ROWS: list[set[str]] = [
         "leases",
         "ledger",
     },
-    {"layer_table", "contents", "assembly", "filling", "unpacking", "layers"},
+    {"seekable", "layer_table", "contents", "assembly", "filling", "unpacking", "layers"},
     {
         "images",
         "instructions",

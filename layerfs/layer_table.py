@@ -19,7 +19,7 @@ from layerfs.driver import Usage
 from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError
 from layerfs.leases import Lease, leased
 from layerfs.liveness import boot_id
-from layerfs.value import frozen
+from layerfs.value import field, frozen
 
 
 class State(enum.Enum):
@@ -76,6 +76,7 @@ class Facts:
     durable: bool = True
     skeleton: Digest | None = None
     blob_size: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @frozen
@@ -274,7 +275,7 @@ class LayerTable:
                     spare.append(draft)
                     below = int(theirs[0])
                 else:
-                    self._commit(connection, draft.row, "draft", draft.name, facts, {})
+                    self._commit(connection, draft.row, "draft", draft.name, facts, facts.labels)
                     below = draft.row
         return spare
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from layerfs.digest import Digest
     from layerfs.oci.manifest import Manifest
     from layerfs.oci.platform import Platform
+    from layerfs.seekable.ranges import Ranges
 
 CHUNK: Final = 1 << 20
 
@@ -101,6 +102,18 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of everything; idempotent."""
+        ...
+
+
+@runtime_checkable
+class Seeks(Protocol):
+    """A source whose blobs can be read by offset."""
+
+    def ranges(self, descriptor: Descriptor) -> Ranges:
+        """Open a blob that a manifest of this source names; it stays open as long as the source.
+
+        Raises as `Source.open` does.
+        """
         ...
 
 

@@ -76,6 +76,10 @@ class LayoutSource:
         """Open a blob; see `Source.open`."""
         return open_sized(self.files, blob_name(descriptor.digest), descriptor)
 
+    def ranges(self, descriptor: Descriptor) -> OpenFile:
+        """Open a blob for reading by offset; see `Seeks`."""
+        return self.open(descriptor)
+
     def close(self) -> None:
         """Close the layout."""
         self.files.close()

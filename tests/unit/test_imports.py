@@ -56,7 +56,7 @@ ROWS: list[set[str]] = [
         "transports",
         "plugins",
     },
-    {"store_ends", "usage"},
+    {"store_ends", "usage", "lazy"},
     {"store"},
     {"testing"},
     {"cli"},

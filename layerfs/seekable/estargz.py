@@ -15,7 +15,7 @@ from typing import Final
 from layerfs.compression import open_decompressed
 from layerfs.digest import Digest
 from layerfs.errors import BudgetError, InvalidError, LayerError, VerificationError
-from layerfs.seekable.bodies import read_body
+from layerfs.seekable.bodies import pieces_of, read_body
 from layerfs.seekable.extent import Chunk, Extent, Indexed
 from layerfs.seekable.ranges import Ranges
 from layerfs.seekable.toc_json import read_entries
@@ -94,7 +94,7 @@ class EstargzLayer:
 
     def read(self, extent: Extent, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
         """Give a part of a file; see `IndexedLayer`."""
-        return read_body(self._ranges, extent, offset=offset, size=size, budget=self._budget)
+        return read_body(pieces_of(self._ranges, self._budget), extent, offset=offset, size=size)
 
     def _open(self) -> tuple[Entry, int, TarReader]:
         """Begin to read the table; give its entry and where in the uncompressed member its data begins."""

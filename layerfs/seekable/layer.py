@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from layerfs.compression import Readable
 from layerfs.digest import Digest
 from layerfs.oci.descriptor import Descriptor
 from layerfs.seekable import estargz, zstd_chunked
 from layerfs.seekable.extent import Extent, Indexed
 from layerfs.seekable.ranges import Ranges
+from layerfs.seekable.table import TableLayer
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
 
 
@@ -53,7 +53,7 @@ def open_layer(
     ranges: Ranges,
     descriptor: Descriptor,
     *,
-    table: Readable | None = None,
+    table: Ranges | None = None,
     budget: Budget = DEFAULT_BUDGET,
     trusted: bool = False,
     warn: Callable[[str], None] = lambda text: None,
@@ -63,8 +63,8 @@ def open_layer(
     Args:
         ranges: the layer's blob.
         descriptor: its descriptor, out of a verified manifest: annotations promise the index's digest.
-        table: the table that `table.build_table` has written for this blob, read from its beginning; used
-            where the layer has no index of its own, read whole, and stays the caller's.
+        table: what `table.build_table` has written for this blob, out of a place that is trusted. Used where
+            the layer has no index of its own, in parts as they are needed; stays the caller's.
         budget: what the index may ask for.
         trusted: the blob as a whole was verified, so its index needs no annotation. Otherwise a layer
             without one has no index: nothing would say that what it lists is what the image's maker meant.
@@ -74,6 +74,7 @@ def open_layer(
         VerificationError: the index is not the promised one.
         LayerError: the index is malformed.
         BudgetError: it asks for more than the budget.
+        StoreError: the table is malformed, or another layer's.
     """
     annotations = descriptor.annotations
     layer: IndexedLayer | None = None
@@ -82,6 +83,8 @@ def open_layer(
     elif trusted or estargz.TOC_DIGEST in annotations:
         promised = annotations.get(estargz.TOC_DIGEST)
         layer = estargz.open_estargz(ranges, promised, budget=budget, warn=warn)
+    if layer is None and table is not None:
+        layer = TableLayer(ranges, table, budget=budget)
     return layer
 
 

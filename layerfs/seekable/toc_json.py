@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import collections
+import hashlib
 import json
 import os
 import re
@@ -19,9 +20,9 @@ from layerfs.compression import Readable
 from layerfs.digest import Digest
 from layerfs.errors import BudgetError, InvalidError, LayerError
 from layerfs.seekable.extent import Chunk, Extent, Indexed
+from layerfs.seekable.names import normalised
 from layerfs.tree.budget import Budget
 from layerfs.tree.entry import NO_XATTRS, Entry, Kind
-from layerfs.tree.names import split
 from layerfs.tree.tar_header import check_id
 
 _KINDS: Final = {
@@ -38,6 +39,7 @@ _LARGEST_VALUE: Final = 2 << 20
 _LARGEST: Final = (1 << 63) - 1
 # Entries that wait for the end of a compressed piece, which is known when the next piece begins.
 _WAITING: Final = 1 << 16
+_EMPTY: Final = hashlib.sha256().hexdigest()
 _BLANK: Final = re.compile(r"[ \t\n\r]*")
 _TIME: Final = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,18}))?(?:[Zz]|([+-])(\d\d):(\d\d))"
@@ -60,13 +62,14 @@ def read_entries(
         BudgetError: it asks for more than the budget.
     """
     files = _Files(limit)
+    entry: Entry | None = None
     for count, members in enumerate(_objects(stream), 1):
         if count > budget.entries:
             raise BudgetError(f"a table of contents of more than {budget.entries} entries")
         if members.get("type") == "chunk":
-            files.go_on(members)
-        else:
-            entry = _entry(members, warn)
+            if entry is not None or count == 1:
+                files.go_on(members)
+        elif (entry := normalised(_entry(members), warn)) is not None:
             digest = _digest(members, "digest") if entry.kind is Kind.FILE else None
             files.begin(entry, digest, members)
             yield from files.finished()
@@ -116,6 +119,8 @@ class _Files:
 
     def _first(self) -> Indexed:
         entry, digest, chunks = self._queue.popleft()
+        if entry.kind is Kind.FILE and not entry.size:
+            digest = _EMPTY
         extent = Extent(entry.size, tuple(chunks)) if entry.kind is Kind.FILE else None
         return Indexed(entry, digest, extent)
 
@@ -155,22 +160,19 @@ class _Files:
                 chunks[place] = chunks[place]._replace(end=end)
 
 
-def _entry(members: dict[str, Any], warn: Callable[[str], None]) -> Entry:
+def _entry(members: dict[str, Any]) -> Entry:
     name = _name(members, "name")
     kind = _KINDS.get(str(members.get("type")))
     if kind is None:
         raise LayerError("a table of contents with an unknown type", entry=name)
-    path = b"/".join(split(name, strict=False, warn=warn))
     target = b""
     if kind is Kind.SYMLINK or kind is Kind.HARDLINK:
         target = _name(members, "linkName")
-        if kind is Kind.HARDLINK:
-            target = b"/".join(split(target, strict=False, warn=warn))
     device = (0, 0)
     if kind is Kind.CHARACTER or kind is Kind.BLOCK:
         device = (_integer(members, "devMajor", (1 << 12) - 1), _integer(members, "devMinor", (1 << 20) - 1))
     return Entry(
-        path,
+        name,
         kind,
         _integer(members, "mode") & 0o7777,
         check_id(_integer(members, "uid"), "uid"),

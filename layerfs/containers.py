@@ -260,6 +260,7 @@ class Containers:
         name: str | None = None,
         command: Sequence[str] | None = None,
         settings: RunSettings | None = None,
+        on: tuple[str, str | None] | None = None,
         progress: Progress | None = None,
     ) -> Container:
         """Make a container: a fresh writable layer on an image, which is unpacked first if it is not yet.
@@ -269,6 +270,7 @@ class Containers:
             name: made up when None.
             command: in place of the image's own Cmd.
             settings: how its process is to run; `command` wins over the one in it.
+            on: a driver, and the layer of it that shows the image's tree; found out when None.
             progress: told how unpacking goes.
 
         Raises:
@@ -288,14 +290,20 @@ class Containers:
         if command is not None:
             settings = replace(settings, command=tuple(command))
         found = self._images.get(image)
-        parent = self.unpack(found.manifest, found.config, progress=progress)
-        layers = self.layers_of(self._driver)
+        if on is None:
+            try:
+                on = self._driver, self.unpack(found.manifest, found.config, progress=progress)
+            except NotFoundError:
+                self._images.require_layers(found)
+                raise
+        driver, parent = on
+        layers = self.layers_of(driver)
         container_id = os.urandom(32).hex()
         # Until the container is recorded, only the lease tells that its layer is needed.
         with Lease(self._database) as lease:
             layers.prepare(container_id, parent, labels={CONTAINER_LABEL: "1"}, lease=lease)
             try:
-                self._insert(container_id, name, found, image, settings)
+                self._insert(container_id, name, found, image, settings, driver)
             except BaseException:
                 lease.__exit__()
                 layers.remove(container_id)
@@ -471,6 +479,7 @@ class Containers:
         if name is not None:
             full_name(name)
         base = self._images.get(container.image_digest)
+        self._images.require_layers(base)
         committing.check_instructions(changes)
         with Lease(self._database) as lease:
             layer = None
@@ -517,11 +526,17 @@ class Containers:
             time.sleep(0.01)
 
     def _insert(
-        self, container_id: str, name: str | None, image: Image, called: str, settings: RunSettings
+        self,
+        container_id: str,
+        name: str | None,
+        image: Image,
+        called: str,
+        settings: RunSettings,
+        driver: str,
     ) -> None:
         chosen = name or names.make_up()
         values = (
-            container_id, self._driver, str(image.digest), image.names[0] if image.names else called,
+            container_id, driver, str(image.digest), image.names[0] if image.names else called,
             settings.to_json(), now_ns(),
         )  # fmt: skip
         attempt = 0

@@ -257,9 +257,11 @@ class Lazy(Protocol):
     def bodies_list(self, layer: str) -> Path:
         """Name the file that describes the bodies of a layer; one that has it is shown as lacking them."""
 
-    @property
+    def lacks(self, layer: str, path: bytes) -> bool:
+        """Say whether the data of a layer's own file is not here, or not all of it."""
+
     def absent_mark(self) -> bytes:
-        """The name of the attribute that marks a file whose data is not here."""
+        """Give the name of the attribute that marks a file whose data is not here."""
 
 
 @runtime_checkable

@@ -160,6 +160,19 @@ class LayerTable:
             for (value,) in self.database.rows("SELECT driver_id FROM layers WHERE driver = ?", self.driver)
         }
 
+    def labels_of(self, driver_id: str) -> Mapping[str, str]:
+        """Give the labels of a layer by the driver's id of it.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        row = self.database.row(
+            "SELECT labels FROM layers WHERE driver = ? AND driver_id = ?", self.driver, driver_id
+        )
+        if row is None:
+            raise _missing(driver_id)
+        return MappingProxyType(json.loads(row[0]))
+
     def add(
         self, key: str, state: State, parent: str | None, labels: Mapping[str, str], lease: Lease | None
     ) -> tuple[Layer, tuple[str, ...]]:
@@ -245,15 +258,22 @@ class LayerTable:
                     return count
         return 0
 
-    def add_draft(self, name: str, parent: str | Draft | None, lease: Lease) -> Draft:
+    def add_draft(
+        self,
+        name: str,
+        parent: str | Draft | None,
+        lease: Lease,
+        *,
+        labels: Mapping[str, str] = MappingProxyType({}),
+    ) -> Draft:
         """Add a layer that is about to be unpacked, on a committed layer or on another draft."""
-        driver_id, now = _new_id(), now_ns()
+        driver_id, now, text = _new_id(), now_ns(), json.dumps(dict(labels), sort_keys=True)
         with self.database.transaction() as connection:
             if isinstance(parent, Draft):
                 base: int | None = parent.row
             else:
                 base = None if parent is None else self._committed(connection, parent)
-            values = (self.driver, f"~draft:{driver_id}", "draft", driver_id, base, "{}", now, now, lease.id)
+            values = (self.driver, f"~draft:{driver_id}", "draft", driver_id, base, text, now, now, lease.id)
             cursor = connection.execute(_INSERT, values)
             lease.add_in(connection, "layer", driver_id)
         return Draft(name, driver_id, int(cursor.lastrowid or 0))

@@ -26,7 +26,7 @@ from layerfs.value import frozen
 if TYPE_CHECKING:
     from layerfs.check import Findings
     from layerfs.containers import Container, Containers
-    from layerfs.driver import Driver
+    from layerfs.driver import Bodies, Driver
     from layerfs.garbage import Garbage, Report
     from layerfs.layers import Layers
     from layerfs.oci.descriptor import Descriptor
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from layerfs.usage import DiskUsage
 
 FORMAT_VERSION: Final = 1
+_LAZY_DRIVER: Final = "fuse"
 _FORMAT: Final = "format.json"
 _DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks")
 _OURS: Final = frozenset(
@@ -392,6 +393,8 @@ class Store:
         read_only: bool = False,
         name: str | None = None,
         options: Sequence[str] = (),
+        lazy: bool = False,
+        platform: Platform | None = None,
     ) -> Container:
         """Mount a container, or an image with a fresh writable layer, on a directory until `unmount`.
 
@@ -401,6 +404,9 @@ class Store:
             read_only: refuse writes.
             name: of the container that is made for an image.
             options: as mount(8) takes them after -o; those of the driver are its `mount_options`.
+            lazy: let the files of an image come when they are read. It may be one that is not here, called as
+                `pull` takes it; the driver is fuse, unless the store was opened with another.
+            platform: which image of several; this machine's when None.
 
         Raises:
             NotFoundError: there is neither such a container nor such an image.
@@ -421,7 +427,11 @@ class Store:
         if container is not None and name is not None and not self._is_image(what):
             raise ExistsError(f"container {container.name} has a name already")
         try:
-            made = self.containers.create(what, name=name)
+            made = (
+                self._create_lazy(what, name=name, platform=platform)
+                if lazy
+                else self.containers.create(what, name=name)
+            )
         except NotFoundError as error:
             if self._is_image(what):
                 raise
@@ -528,14 +538,36 @@ class Store:
         return usable[0] if usable else self.layers
 
     def _add_layers(self, driver: Driver) -> Layers:
+        from layerfs.driver import Lazy
         from layerfs.layers import Layers
 
         layers = Layers(
             self.root, self._database, self.blobs, driver, durability=self.durability, budget=self._budget,
             warn=self._warn, outside=self._outside,
         )  # fmt: skip
+        if isinstance(driver, Lazy):
+            driver.fetching = functools.partial(self._bodies, layers)
         self._layers[driver.name] = layers
         return layers
+
+    def _create_lazy(self, what: str, *, name: str | None, platform: Platform | None) -> Container:
+        """Make a container on an image of which no more is here than is needed to show its tree."""
+        from layerfs.lazy import preparing
+
+        layers = self.layers_of(self._asked_driver or _LAZY_DRIVER)
+        with Lease(self._database) as lease:
+            prepared = preparing.prepare(
+                what, layers=layers, images=self.images, lease=lease, spool=self._spool,
+                is_stored=self._is_image(what), platform=platform, warn=self._warn,
+            )  # fmt: skip
+            return self.containers.create(
+                str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
+            )
+
+    def _bodies(self, layers: Layers, lazy: Sequence[str]) -> Bodies:
+        from layerfs.lazy import preparing
+
+        return preparing.bodies(lazy, layers=layers, spool=self._spool)
 
     def _source(self) -> StoreSource:
         from layerfs.store_ends import StoreSource
@@ -561,7 +593,11 @@ class Store:
 
     def _reclaim(self, image: Image) -> list[str]:
         blobs = [image.digest, image.id, *(layer.digest for layer in image.manifest.layers)]
-        return self._garbage().reclaim(image.chain_ids, blobs)
+        from layerfs.lazy.origin import layer_names
+
+        garbage = self._garbage()
+        lazy = layer_names(image.manifest.layers, image.config.diff_ids)
+        return garbage.reclaim(lazy, ()) + garbage.reclaim(image.chain_ids, blobs)
 
     def _is_image(self, what: str) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from layerfs.driver import Bodies, Change
 from layerfs.errors import UnsupportedError
 from layerfs.mount import Mount
 from layerfs.overlay_layers import OverlayLayers, may_set_trusted
-from layerfs.tree.absent import KEY
+from layerfs.tree.absent import KEY, read_mark
 from layerfs.tree.whiteouts import OverlayWhiteouts
 from layerfs_fuse.mounts import Front, FuseMount
 from layerfs_fuse.overlay_dialect import OverlayDialect
@@ -70,7 +71,11 @@ class FuseDriver(ServedLayers, OverlayLayers):
         """Say what describes where a layer's files have their data, if they came without it."""
         return self._directories.path(layer) / _BODIES
 
-    @property
+    def lacks(self, layer: str, path: bytes) -> bool:
+        """Look for the mark of a file whose data is absent."""
+        file = os.fsencode(self._diff(layer)) + b"/" + path
+        return read_mark(file, self.absent_mark()) is not None
+
     def absent_mark(self) -> bytes:
         """Give the name of the attribute of files whose data is absent."""
         mark = OverlayDialect(self._user_xattrs).mark(KEY)

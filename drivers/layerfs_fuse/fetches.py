@@ -22,28 +22,19 @@ from layerfs.tree.absent import PIECE, Mark, last_piece
 from layerfs_fuse.large import Request
 from layerfs_fuse.nodes import Node
 from layerfs_fuse.places import Layers, LazyPlace
+from layerfs_fuse.union import Absent
 
 ASKED: Final = Struct("=QIII")
 """A request, which comes with the file: its number, the layer's, and the first and the last piece."""
 
 ANSWERED: Final = Struct("=QiB")
-"""An answer: the request's number, an errno or 0, and whether the file has all of its data now; words follow."""
+"""An answer: the request's number, an errno or 0, whether the file has all of its data now; then words."""
 
 LONGEST_ANSWER: Final = 4096
 _DESCRIPTOR: Final = Struct("=i")
 _MOST_ASKED: Final = 64
 _WRITABLE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE: Final = "the process that fetches data is gone: unmount, and mount again"
-
-
-class Absent(Exception):
-    """Pieces of a file's data must come first; nothing has happened yet."""
-
-    def __init__(self, node: Node, first: int, last: int) -> None:
-        super().__init__()
-        self.node = node
-        self.first = first
-        self.last = last
 
 
 class _Answer(NamedTuple):

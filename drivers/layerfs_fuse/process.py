@@ -9,12 +9,11 @@ import gc
 import os
 import resource
 import signal
-import socket
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from layerfs import linux
 from layerfs.driver import Bodies
@@ -23,6 +22,9 @@ from layerfs_fuse.dialect import Dialect
 from layerfs_fuse.options import Options
 from layerfs_fuse.places import Layers
 from layerfs_fuse.union import Union
+
+if TYPE_CHECKING:
+    from socket import socket
 
 NAME: Final = b"layerfs-fuse"
 """What ps(1) calls the process."""
@@ -149,6 +151,8 @@ def _serve(
         from layerfs_fuse.adjusted import AdjustedDevice
 
         connection = AdjustedDevice(device, options)
+    if fetching is not None:
+        import layerfs_fuse.fetches  # noqa: F401  there are no modules later
     leave_mounts()
     server = Server(connection, union, passthrough=options.passthrough, fetching=fetching)
     if log is not None:
@@ -162,13 +166,15 @@ def _serve(
     server.run()
 
 
-def _start_fetching(bodies: Bodies) -> socket.socket:
+def _start_fetching(bodies: Bodies) -> socket:
     """Have what files lack got by a child, and give the connection to it.
 
     The child keeps the files of whoever mounts, which the server leaves: it looks up hosts and reads
     certificates. But it must not keep the mount: so it has a copy of the mount namespace, from before that is
     attached, out of which goes what goes here.
     """
+    import socket
+
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Nobody waits for it.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

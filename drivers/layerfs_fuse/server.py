@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import stat
 import struct
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from layerfs import linux
 from layerfs_fuse import protocol as p
@@ -19,14 +18,18 @@ from layerfs_fuse.aside import Aside, Call
 from layerfs_fuse.changes import Changes, Maker, failure
 from layerfs_fuse.copy_up import Postponed
 from layerfs_fuse.device import RUNG, Device
-from layerfs_fuse.fetches import Absent, Fetches
 from layerfs_fuse.handles import KEPT, Listings, OpenFile, Readers
 from layerfs_fuse.large import LargeFiles, Request
 from layerfs_fuse.nodes import Node
 from layerfs_fuse.options import Passed
 from layerfs_fuse.passthrough import Passthrough
 from layerfs_fuse.protocol import Attribute, Op
-from layerfs_fuse.union import Union
+from layerfs_fuse.union import Absent, Union
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from layerfs_fuse.fetches import Fetches
 
 # What is about the connection, or about many files.
 _OF_NO_FILE: Final = frozenset(
@@ -55,7 +58,7 @@ class Server:
         union: Union,
         *,
         passthrough: Passed = "all",
-        fetching: socket.socket | None = None,
+        fetching: socket | None = None,
     ) -> None:
         """Args: `fetching` is connected to the process that gets what files lack of their data."""
         self.log: Callable[[str], None] | None = None
@@ -76,6 +79,8 @@ class Server:
             union.copied = self._tell_of_copy
         self._fetches: Fetches | None = None
         if fetching is not None:
+            from layerfs_fuse.fetches import Fetches
+
             self._fetches = Fetches(
                 union.layers, fetching, wake=device.ring, log=self._tell,
                 refuse=lambda unique, number: device.send(unique, b"", number),

@@ -10,6 +10,16 @@ from layerfs_fuse.nodes import Node, Nodes
 from layerfs_fuse.places import Layers
 
 
+class Absent(Exception):
+    """Pieces of a file's data must come first; nothing has happened yet."""
+
+    def __init__(self, node: Node, first: int, last: int) -> None:
+        super().__init__()
+        self.node = node
+        self.first = first
+        self.last = last
+
+
 class Listed(NamedTuple):
     """One name of a directory, with the type bits of its mode shifted as in dirent(3)."""
 

@@ -1,1 +1,1 @@
-"""Images that are mounted before they are here: layers made of their tables of contents, data when it is read."""
+"""Images that are mounted before they are here: data comes when it is read."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs.errors import LayerfsError, NotFoundError, StoreError, UnsupportedError
 from layerfs.lazy.origin import Origin
-from layerfs.seekable.bodies import read_body
+from layerfs.seekable.bodies import pieces_of, read_body
 from layerfs.seekable.layer import IndexedLayer, open_layer
 from layerfs.seekable.ranges import FileRanges, Ranges
 from layerfs.tree.budget import Budget
@@ -31,14 +31,12 @@ class Sources:
         self._opened: dict[str, Source] = {}
         self._lock = threading.Lock()
 
-    def ranges(self, place: str, origin: Origin) -> Ranges:
-        """Open a blob at a place for reading by ranges; it stays open.
+    def open(self, place: str) -> Source:
+        """Open a place, once; it stays open until `close`.
 
-        Raises:
-            LayerfsError, OSError: it cannot be.
+        Raises as `Place.source` does.
         """
         from layerfs import transports
-        from layerfs.transports.endpoint import Seeks
 
         with self._lock:
             source = self._opened.get(place)
@@ -46,6 +44,23 @@ class Sources:
                 source = self._opened[place] = transports.parse(place).source(
                     spool=self._spool, budget=self._budget, warn=self._warn
                 )
+            return source
+
+    def close(self) -> None:
+        """Close what was opened."""
+        for source in self._opened.values():
+            source.close()
+        self._opened.clear()
+
+    def ranges(self, place: str, origin: Origin) -> Ranges:
+        """Open a blob at a place for reading by ranges; it stays open until `close`.
+
+        Raises:
+            LayerfsError, OSError: it cannot be.
+        """
+        from layerfs.transports.endpoint import Seeks
+
+        source = self.open(place)
         if not isinstance(source, Seeks):
             raise UnsupportedError(f"{place} is read from its beginning only")
         return source.ranges(origin.descriptor)
@@ -109,13 +124,14 @@ class LazyBlob:
         """Give a part of a file, verified as far as its chunks have digests."""
         if self._table is not None:
             return self._with_table(self._table).read(extent, offset, size)
-        return read_body(self, extent, offset=offset, size=size, budget=self._budget)
+        return read_body(pieces_of(self, self._budget), extent, offset=offset, size=size)
 
     def _with_table(self, table: Path) -> IndexedLayer:
         with self._lock:
             if self._indexed is None:
-                with open(table, "rb") as file:
-                    self._indexed = open_layer(self, self._origin.descriptor, table=file, budget=self._budget)
+                # Open as long as the process, as the blob is.
+                seek = FileRanges(os.open(table, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+                self._indexed = open_layer(self, self._origin.descriptor, table=seek, budget=self._budget)
             if self._indexed is None:
                 raise StoreError(f"the table of seek points {table.name} is of no use")
             return self._indexed

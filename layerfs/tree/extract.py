@@ -140,7 +140,8 @@ class _Listed:
         self.digest: str | None = None
 
     def __iter__(self) -> Iterator[Entry]:
-        for entry, self.digest in self._listed:
+        for entry, digest in self._listed:
+            self.digest = digest
             yield entry
             self.offset += 1
 

@@ -27,7 +27,7 @@ from typing import Any, Final, Literal
 from layerfs.errors import StoreError
 from layerfs.reserve import Reserve
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 BUSY_SECONDS: Final = 30.0
 
 Durability = Literal["none", "commit", "full"]
@@ -35,6 +35,16 @@ Durability = Literal["none", "commit", "full"]
 # What opening takes on the disk, and a little more.
 _NEEDED: Final = 128 << 10
 RESERVE: Final = "layerfs.reserve"
+# The table of seek points of a layer's blob; it goes with the blob.
+_SEEK_TABLES: Final = (
+    """
+CREATE TABLE seek_tables (
+    blob TEXT PRIMARY KEY,
+    seek TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+""",
+    "CREATE INDEX seek_tables_seek ON seek_tables (seek)",
+)
 _SCHEMA: Final = """
 CREATE TABLE meta (
     key TEXT PRIMARY KEY,
@@ -162,7 +172,8 @@ _UPGRADES: Final = {
         "ALTER TABLE layers ADD COLUMN skeleton TEXT",
         "ALTER TABLE layers ADD COLUMN blob_size INTEGER",
         "CREATE INDEX layers_blob ON layers (blob) WHERE skeleton IS NOT NULL",
-    )
+    ),
+    2: _SEEK_TABLES,
 }
 
 
@@ -245,8 +256,9 @@ class Database:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             if connection.execute("PRAGMA user_version").fetchone() == (0,):
+                schema = f"{_SCHEMA} {'; '.join(_SEEK_TABLES)};"
                 connection.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                    f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )
         finally:
             connection.close()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from layerfs.oci.descriptor import Descriptor
     from layerfs.oci.platform import Platform
     from layerfs.outside import Outside
+    from layerfs.reading import OpenImage
     from layerfs.store_ends import StoreSink, StoreSource
     from layerfs.transports import Place
     from layerfs.transports.endpoint import Source
@@ -383,6 +384,48 @@ class Store:
             # The name comes last, so that it never stands for a tree that cannot be unpacked.
             return self.images.tag(str(image.digest), name)
 
+    # -- reading images
+
+    def has_image(self, what: str) -> bool:
+        """Say whether `Images.get` finds an image under this name or id."""
+        try:
+            self.images.get(what)
+        except (NotFoundError, InvalidError):
+            return False
+        return True
+
+    def read_image(self, image: str, *, platform: Platform | None = None) -> OpenImage:
+        """Open an image for reading its files, without unpacking it; the caller closes it.
+
+        Args:
+            image: what `Images.get` takes, or a place as `pull` takes them, with its transport:
+                ``oci:DIR[:TAG]``, ``docker://HOST/REPOSITORY[:TAG]``, ...
+            platform: which image of several that a place has; this machine's when None.
+
+        Raises:
+            NotFoundError: there is no such image.
+            LayerfsError: it cannot be read.
+        """
+        from layerfs import reading, transports
+        from layerfs.seekable.tables import Tables
+
+        if transports.has_transport(image) and not self.has_image(image):
+            place = transports.parse(image)
+            with contextlib.ExitStack() as opened:
+                source = opened.enter_context(
+                    closing(place.source(spool=self._spool, budget=self._budget, warn=self._warn))
+                )
+                found = reading.open_from(
+                    source, place.name, platform=platform, spool=self._spool, budget=self._budget,
+                    warn=self._warn,
+                )  # fmt: skip
+                found.closes(opened.pop_all())
+                return found
+        tables = Tables(self._database, self.blobs, budget=self._budget, warn=self._warn)
+        return reading.open_stored(
+            self.images.get(image), self.blobs, tables, self.all_layers, budget=self._budget, warn=self._warn
+        )
+
     # -- mounts
 
     def mount(
@@ -424,7 +467,7 @@ class Store:
                 )
             container.mount(target, read_only=read_only, options=options)
             return container
-        if container is not None and name is not None and not self._is_image(what):
+        if container is not None and name is not None and not self.has_image(what):
             raise ExistsError(f"container {container.name} has a name already")
         try:
             made = (
@@ -433,7 +476,7 @@ class Store:
                 else self.containers.create(what, name=name)
             )
         except NotFoundError as error:
-            if self._is_image(what):
+            if self.has_image(what):
                 raise
             from layerfs import similar
 
@@ -598,13 +641,6 @@ class Store:
         garbage = self._garbage()
         lazy = layer_names(image.manifest.layers, image.config.diff_ids)
         return garbage.reclaim(lazy, ()) + garbage.reclaim(image.chain_ids, blobs)
-
-    def _is_image(self, what: str) -> bool:
-        try:
-            self.images.get(what)
-        except (NotFoundError, InvalidError):
-            return False
-        return True
 
     def _recover(self) -> None:
         """Clear away what a crash left; one query says whether there is anything to do."""

@@ -25,6 +25,9 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "rmi": ("image", "Remove images or their names"),
         "inspect": ("image", "Show everything about images or containers as JSON"),
         "history": ("image", "Show how an image was made"),
+        "cat": ("reading", "Print files of an image"),
+        "ls": ("reading", "List files of an image"),
+        "find": ("reading", "Search the files of an image"),
     },
     "File systems": {
         "mount": ("mounting", "Mount an image with a fresh writable layer, or a container"),

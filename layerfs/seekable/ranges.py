@@ -29,10 +29,11 @@ class Ranges(Protocol):
 
 
 class FileRanges:
-    """A blob in an open file, which stays the caller's."""
+    """A blob in an open file, which stays the caller's: all of it, or `size` bytes from `start` on."""
 
-    def __init__(self, file: int, size: int | None = None) -> None:
+    def __init__(self, file: int, *, start: int = 0, size: int | None = None) -> None:
         self._file = file
+        self._start = start
         self.size = os.fstat(file).st_size if size is None else size
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -44,7 +45,7 @@ class FileRanges:
         """
         parts = []
         while size > 0:
-            data = os.pread(self._file, size, offset)
+            data = os.pread(self._file, size, self._start + offset)
             if not data:
                 raise VerificationError(f"a blob of {self.size} bytes ends at byte {offset}")
             parts.append(data)

@@ -49,6 +49,7 @@ ROWS: list[set[str]] = [
         "capture",
         "names",
         "copying",
+        "reading",
         "containers",
         "runtime",
         "garbage",

@@ -163,7 +163,9 @@ class Check:
     def _check_links(self) -> None:
         rows = self._database.rows(
             "SELECT l.blob, COALESCE((SELECT name FROM tags t WHERE t.manifest = l.manifest), l.manifest)"
-            " FROM links l"
+            " FROM links l UNION"
+            " SELECT l.blob, COALESCE((SELECT name FROM index_tags t WHERE t.digest = l.digest), l.digest)"
+            " FROM index_links l"
         )
         for blob, image in rows:
             if not self._blobs.has(Digest.parse(blob)):

@@ -15,11 +15,11 @@ from layerfs.blobs import Ingest
 from layerfs.digest import Digest
 from layerfs.driver import Applies, Usage
 from layerfs.errors import LayerError, VerificationError
-from layerfs.files import descriptor_of
 from layerfs.hashing import Hasher
 from layerfs.incoming import Incoming
 from layerfs.layer_table import Step
 from layerfs.progress import Counted
+from layerfs.streams import portable_descriptors
 from layerfs.tree.budget import Budget
 from layerfs.tree.extract import extract
 from layerfs.tree.merge import unpack_in_place
@@ -61,7 +61,7 @@ class Filling:
         layer: the driver's id of it, and of those `below`.
         stream: the layer's blob, an entered `Incoming` if it is not in the store yet; stays the caller's.
         toc: takes the table of contents; entered.
-        skeleton: takes what is not in the layer's files; None where the blob is kept whole.
+        skeleton: takes what is not in the layer's files, if the blob is not kept whole; None where it is.
     """
 
     def __init__(
@@ -127,14 +127,13 @@ class Filling:
         if incoming is not None:
             incoming.finish()
         usage = self._layers.measure(self._layer, self._below)
-        kept = None if incoming is None else incoming.ingest
-        return Filled(
-            usage,
-            has_root,
-            self.toc.digest,
-            self.skeleton.digest if self.skeleton is not None and whole else None,
-            None if kept is None else kept.digest,
-        )
+        skeleton = self.skeleton.digest if self.skeleton is not None and whole else None
+        blob = None
+        if incoming is not None:
+            # What is neither kept nor can be put together is kept after all, if it was stored.
+            kept = incoming.ingest if skeleton is None else incoming.kept
+            blob = None if kept is None else kept.digest
+        return Filled(usage, has_root, self.toc.digest, skeleton, blob)
 
     def descriptors(self) -> list[int]:
         """Give what a forked process needs to `run` this.
@@ -142,7 +141,9 @@ class Filling:
         Raises:
             OSError: the blob is read from something that it cannot read.
         """
-        return [descriptor_of(self.stream), *(ingest.fileno() for ingest in self._ingests())]
+        stream = self.stream
+        needed = stream.descriptors() if isinstance(stream, Incoming) else portable_descriptors(stream)
+        return [*needed, *(ingest.fileno() for ingest in self._ingests())]
 
     def catch_up(self, filled: Filled | None) -> None:
         """Note what a forked process has made of this; None if it came to no end."""
@@ -171,8 +172,12 @@ class Filling:
     ) -> tuple[bool, bool]:
         """Unpack the stream; say whether the skeleton is of use, and whether the root had an entry."""
         stream = self.stream
-        # What comes in as it is unpacked compares itself with its digest.
-        known = isinstance(stream, Incoming) and stream.ingest is None and self._step.diff_id == stream.digest
+        skeleton, known = self.skeleton, False
+        if isinstance(stream, Incoming):
+            stream.begin()
+            # What comes in as it is unpacked compares itself with its digest.
+            known = stream.plain and self._step.diff_id == stream.digest
+            skeleton = skeleton if stream.kept is None else None
         with contextlib.ExitStack() as threads:
             contents = TocWriter(self.toc.write)
             hasher = threads.enter_context(Hasher()) if threaded else None
@@ -188,7 +193,7 @@ class Filling:
             if threaded:
                 # Inflating and hashing in threads of their own overlap with making files here.
                 layer = threads.enter_context(compression.readahead(layer, chunk=_PIECE, depth=_AHEAD))
-            bones = None if self.skeleton is None else SkeletonWriter(layer, self.skeleton.write)
+            bones = None if skeleton is None else SkeletonWriter(layer, skeleton.write)
             layer = layer if bones is None else bones
 
             def unpack(directory: int, *, lower: Callable[[], int] | None, whiteouts: WhiteoutFormat) -> None:

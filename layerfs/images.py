@@ -207,7 +207,7 @@ class Images:
         return manifest, config
 
     def tag(self, ref: str, name: str) -> Image:
-        """Give an image a further name, which moves here from the image that has it.
+        """Give an image a further name, which moves here from the image that has it; an index goes along.
 
         Raises:
             NotFoundError: there is no such image.
@@ -215,9 +215,14 @@ class Images:
         """
         full = full_name(name)
         digest = self._resolve(ref)
+        known = self.name_of(ref)
         with self._database.transaction(durable=True) as connection:
+            query = "SELECT digest FROM index_tags WHERE name = ?"
+            index = connection.execute(query, (known,)).fetchone()
             try:
                 _name(connection, full, digest)
+                if index is not None:
+                    connection.execute("INSERT OR REPLACE INTO index_tags VALUES (?, ?)", (full, *index))
             except sqlite3.IntegrityError:
                 raise NotFoundError(f"image {ref} was removed meanwhile") from None
         return self._load(digest)
@@ -270,6 +275,15 @@ class Images:
         for history in image.config.history:
             stages.append(Stage(history, 0 if history.empty_layer else next(sizes, 0)))
         return tuple(stages[::-1])
+
+    def names_with(self, blob: Digest) -> _Lines:
+        """Give the stored names of the images that need a blob, the one that was named last first."""
+        rows = self._database.rows(
+            "SELECT t.name FROM links l JOIN tags t ON t.manifest = l.manifest WHERE l.blob = ?"
+            " ORDER BY t.updated_ns DESC",
+            str(blob),
+        )
+        return [name for (name,) in rows]
 
     def raw_manifest(self, digest: Digest) -> bytes:
         """Read a manifest as it came in."""

@@ -17,6 +17,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Images": {
         "pull": ("transfer", "Copy an image into the store"),
         "push": ("transfer", "Copy an image out of the store"),
+        "copy": ("copy", "Copy an image between two places, without a store"),
         "load": ("archive", "Load images from an archive"),
         "save": ("archive", "Save images to an archive"),
         "import": ("rootfs", "Make an image of one layer from a tar file or a directory"),

@@ -68,7 +68,7 @@ class Context:
         return status
 
     def progress(self, *, quiet: bool = False) -> Progress:
-        """Pick how long work is shown: bars on a terminal, lines elsewhere, nothing when quiet."""
+        """Pick how long work is shown: rows on a terminal, lines elsewhere, nothing when quiet."""
         return progress.choose(quiet=quiet)
 
 

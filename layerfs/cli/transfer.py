@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from pathlib import Path
 
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
+from layerfs.cli.copy_options import add_platform, add_rewriting, platform_of, rewriting_of
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser
+from layerfs.cli.progress import PULL, PUSH, showing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layerfs.oci.descriptor import Descriptor
 
 PLACES = """\
 SOURCE is written as skopeo writes it: oci:DIR[:TAG] for an OCI layout, oci-archive:FILE[:TAG] for one in a
@@ -20,27 +28,23 @@ def _configure_pull(parser: CommandParser) -> None:
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="the name that it gets here; the source's own when left out"
     )
-    parser.add_argument(
-        "--platform",
-        metavar="OS/ARCH",
-        help="which image of an index to take, such as linux/arm64/v8; this host's",
+    add_platform(parser)
+    parser.flag(
+        "--all-platforms", help="keep the other platforms' images and the index, too; they are not unpacked"
     )
     parser.flag("-q", "--quiet", help="show no progress")
 
 
 def _pull(context: Context, arguments: argparse.Namespace) -> int:
-    platform = None
-    if arguments.platform is not None:
-        from layerfs.oci.platform import Platform
-
-        platform = Platform.parse(arguments.platform)
     with context.open_store() as store:
-        image = store.pull(
-            arguments.source,
-            arguments.name,
-            platform=platform,
-            progress=context.progress(quiet=arguments.quiet),
-        )
+        with showing(PULL, quiet=arguments.quiet) as progress:
+            image = store.pull(
+                arguments.source,
+                arguments.name,
+                platform=platform_of(arguments),
+                all_platforms=arguments.all_platforms,
+                progress=progress,
+            )
         if context.json:
             document({"id": str(image.id), "names": list(image.names), "digest": str(image.digest)})
         else:
@@ -53,25 +57,43 @@ def _configure_push(parser: CommandParser) -> None:
     parser.add_argument(
         "destination", metavar="DEST", help="where it goes: oci:DIR[:TAG], oci-archive:FILE[:TAG], ..."
     )
+    parser.flag("--all-platforms", help="send the index and all platforms that pull --all-platforms kept")
+    add_rewriting(parser)
+    parser.add_argument(
+        "--digestfile", metavar="FILE", help="write the digest of what was put into this file"
+    )
     parser.flag("-q", "--quiet", help="show no progress")
 
 
 def _push(context: Context, arguments: argparse.Namespace) -> int:
+    rewriting = rewriting_of(arguments)
     with context.open_store() as store:
-        descriptor = store.push(
-            arguments.image, arguments.destination, progress=context.progress(quiet=arguments.quiet)
-        )
-        if context.json:
-            document(
-                {
-                    "digest": str(descriptor.digest),
-                    "media_type": descriptor.media_type,
-                    "size": descriptor.size,
-                }
+        with rewriting or contextlib.nullcontext(), showing(PUSH, quiet=arguments.quiet) as progress:
+            descriptor = store.push(
+                arguments.image,
+                arguments.destination,
+                all_platforms=arguments.all_platforms,
+                rewriting=rewriting,
+                progress=progress,
             )
-        else:
-            line(str(descriptor.digest))
+        tell_pushed(context, descriptor, arguments.digestfile)
     return 0
+
+
+def tell_pushed(context: Context, descriptor: Descriptor, digestfile: str | None) -> None:
+    """Print the digest of what was put, or its whole descriptor as JSON; and write it to a file, if asked."""
+    if digestfile is not None:
+        Path(digestfile).write_text(str(descriptor.digest))
+    if context.json:
+        document(
+            {
+                "digest": str(descriptor.digest),
+                "media_type": descriptor.media_type,
+                "size": descriptor.size,
+            }
+        )
+    else:
+        line(str(descriptor.digest))
 
 
 COMMANDS = {
@@ -82,8 +104,8 @@ COMMANDS = {
         run=_pull,
     ),
     "push": Command(
-        description="The blobs go out exactly as they came in. Prints the digest of the manifest.\n"
-        + PLACES.replace("SOURCE", "DEST"),
+        description="The blobs go out exactly as they came in, unless a change is asked for.\n"
+        "Prints the digest of what was put. " + PLACES.replace("SOURCE", "DEST"),
         examples=["layerfs push app:1 oci:./layout:1", "layerfs push app:1 docker-archive:app.tar:app:1"],
         configure=_configure_push,
         run=_push,

@@ -17,6 +17,7 @@ from layerfs.seekable.ranges import FileRanges, Ranges
 from layerfs.tree.budget import Budget
 
 if TYPE_CHECKING:
+    from layerfs.registry.settings import Options
     from layerfs.seekable.extent import Extent
     from layerfs.transports.endpoint import Source
 
@@ -24,8 +25,17 @@ if TYPE_CHECKING:
 class Sources:
     """Places of images, each opened once, when it is first needed; threads may share it."""
 
-    def __init__(self, *, spool: Callable[[], BinaryIO], budget: Budget, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        *,
+        spool: Callable[[], BinaryIO],
+        budget: Budget,
+        warn: Callable[[str], None],
+        options: Options | None = None,
+    ) -> None:
+        """Args: those of `Place.source`."""
         self._spool = spool
+        self._options = options
         self._budget = budget
         self._warn = warn
         self._opened: dict[str, Source] = {}
@@ -42,7 +52,7 @@ class Sources:
             source = self._opened.get(place)
             if source is None:
                 source = self._opened[place] = transports.parse(place).source(
-                    spool=self._spool, budget=self._budget, warn=self._warn
+                    spool=self._spool, budget=self._budget, warn=self._warn, options=self._options
                 )
             return source
 
@@ -58,10 +68,10 @@ class Sources:
         Raises:
             LayerfsError, OSError: it cannot be.
         """
-        from layerfs.transports.endpoint import Seeks
+        from layerfs.reading import GivesRanges
 
         source = self.open(place)
-        if not isinstance(source, Seeks):
+        if not isinstance(source, GivesRanges):
             raise UnsupportedError(f"{place} is read from its beginning only")
         return source.ranges(origin.descriptor)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from layerfs.layers import Layers
     from layerfs.leases import Lease
     from layerfs.oci.platform import Platform
+    from layerfs.registry.settings import Options
     from layerfs.transports import Place
     from layerfs.transports.endpoint import Source
 
@@ -42,6 +43,7 @@ def prepare(
     spool: Callable[[], BinaryIO],
     is_stored: bool,
     platform: Platform | None,
+    options: Options | None,
     warn: Callable[[str], None],
 ) -> Prepared:
     """Have the manifest, the config and the outlines of the layers of an image here.
@@ -53,13 +55,14 @@ def prepare(
         lease: protects what is new until the caller has recorded who needs it.
         spool: makes an empty temporary file.
         platform: which image of several.
+        options: how a registry is spoken with.
         warn: told what was odd.
 
     Raises:
         UnsupportedError: the driver cannot.
         NotFoundError, InvalidError, VerificationError: as `Store.pull` does.
     """
-    sources = Sources(spool=spool, budget=layers.budget, warn=warn)
+    sources = Sources(spool=spool, budget=layers.budget, warn=warn, options=options)
     making = Making(layers, lease, sources=sources, warn=warn)
     with contextlib.closing(sources):
         if is_stored:
@@ -84,10 +87,12 @@ def prepare(
         return Prepared(image, _top(names))
 
 
-def bodies(lazy: Sequence[str], *, layers: Layers, spool: Callable[[], BinaryIO]) -> Fetching:
+def bodies(
+    lazy: Sequence[str], *, layers: Layers, spool: Callable[[], BinaryIO], options: Options | None
+) -> Fetching:
     """Give what gets the data that layers lack, by the driver's ids of them."""
     driver = layers.driver
-    sources = Sources(spool=spool, budget=layers.budget, warn=lambda text: None)
+    sources = Sources(spool=spool, budget=layers.budget, warn=lambda text: None, options=options)
     lacking = {}
     for layer in lazy:
         origin = Origin.unpack(layers.table.labels_of(layer)[LABEL])
@@ -108,7 +113,7 @@ def _top(names: Sequence[str]) -> str | None:
 
 
 def _absolute(place: Place) -> Place:
-    return replace(place, path=place.path.absolute())
+    return place if place.reference is not None else replace(place, path=place.path.absolute())
 
 
 def _names(source: Source, place: Place) -> list[str]:

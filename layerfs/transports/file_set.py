@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import BinaryIO, Final, Protocol, Self
 
 from layerfs import linux
-from layerfs.errors import ArchiveError, BudgetError, VerificationError, printable
+from layerfs.errors import ArchiveError, BudgetError, printable
 from layerfs.tree.entry import Kind
 from layerfs.tree.tar_reader import TarReader
 
@@ -46,17 +46,6 @@ class OpenFile:
         """Give between one and `size` bytes, none at the end."""
         data = os.pread(self._descriptor, min(size, self._end - self._position), self._position)
         self._position += len(data)
-        return data
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Give exactly `size` bytes from `offset` on; threads may share it.
-
-        Raises:
-            VerificationError: the file is shorter than it was.
-        """
-        data = os.pread(self._descriptor, size, self._end - self.size + offset)
-        if len(data) != size:
-            raise VerificationError(f"a blob of {self.size} bytes has none at byte {offset + len(data)}")
         return data
 
     def fileno(self) -> int:

@@ -27,8 +27,10 @@ ROWS: list[set[str]] = [
         "hashing",
         "worker",
         "similar",
+        "streams",
     },
     {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},
+    {"registry"},
     {
         "tree",
         "driver",
@@ -44,6 +46,7 @@ ROWS: list[set[str]] = [
     {"seekable", "layer_table", "contents", "assembly", "filling", "unpacking", "layers"},
     {
         "images",
+        "indexes",
         "instructions",
         "committing",
         "capture",

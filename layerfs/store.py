@@ -113,7 +113,7 @@ class Store:
         self._layers: dict[str, Layers] = {}
         self._asked_driver = driver
         # How those are spoken with from which the files of lazy layers come.
-        self._registry: Options | None = None
+        self._registry: Callable[[], Options] | None = None
         # Why the driver that was asked for does not work here; without it what there is can be looked at.
         self._unusable: UnsupportedError | None = None
         self._driver_name = self._choose_driver(driver)
@@ -159,6 +159,7 @@ class Store:
         budget: Budget = DEFAULT_BUDGET,
         warn: Callable[[str], None] | None = None,
         outside: Outside | None = None,
+        registry: Callable[[], Options] | None = None,
     ) -> Store:
         """Open the store at a directory, which is made when it is missing or empty.
 
@@ -173,6 +174,7 @@ class Store:
             warn: told, one sentence each, what was odd but has a defined result.
             outside: where `mount` mounts, for a process that entered a user namespace (see `runtime.userns`);
                 None: in the mount namespace of this process.
+            registry: says how registries are spoken with for files of lazy layers; asked when one is mounted.
 
         Raises:
             StoreError: the directory holds something else, or a store of another format.
@@ -189,6 +191,7 @@ class Store:
                 place, database, driver=driver, durability=durability, budget=budget,
                 warn=warn or (lambda message: None), outside=outside,
             )  # fmt: skip
+            store._registry = registry
             store._recover()
         except BaseException:
             database.close()
@@ -502,7 +505,8 @@ class Store:
             InUseError: the container is mounted already.
             OptionError: the driver has no such option.
         """
-        self._registry = registry
+        if registry is not None:
+            self._registry = lambda: registry
         # Before anything is made.
         self._any_layers().check_target(target)
         container = self.containers.find(what)
@@ -642,21 +646,26 @@ class Store:
     def _create_lazy(self, what: str, *, name: str | None, platform: Platform | None) -> Container:
         """Make a container on an image of which no more is here than is needed to show its tree."""
         from layerfs.lazy import preparing
+        from layerfs.seekable.tables import Tables
 
+        tables = Tables(self._database, self.blobs, budget=self._budget, warn=self._warn)
         layers = self.layers_of(self._asked_driver or _LAZY_DRIVER)
         with Lease(self._database) as lease:
             prepared = preparing.prepare(
-                what, layers=layers, images=self.images, lease=lease, spool=self._spool,
-                is_stored=self.has_image(what), platform=platform, options=self._registry, warn=self._warn,
+                what, layers=layers, images=self.images, lease=lease, tables=tables, spool=self._spool,
+                is_stored=self.has_image(what), platform=platform, options=self._registry_options(), warn=self._warn,
             )  # fmt: skip
             return self.containers.create(
                 str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
             )
 
+    def _registry_options(self) -> Options | None:
+        return None if self._registry is None else self._registry()
+
     def _bodies(self, layers: Layers, lazy: Sequence[str]) -> Bodies:
         from layerfs.lazy import preparing
 
-        return preparing.bodies(lazy, layers=layers, spool=self._spool, options=self._registry)
+        return preparing.bodies(lazy, layers=layers, spool=self._spool, options=self._registry_options())
 
     def _source(self) -> StoreSource:
         from layerfs.store_ends import StoreSource

@@ -10,8 +10,10 @@ import signal
 from pathlib import Path
 
 from layerfs import mounting
+from layerfs.cli import registry_options
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context, note
+from layerfs.cli.copy_options import add_platform, platform_of
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser, UsageError
 from layerfs.errors import NotFoundError, OptionError
@@ -30,6 +32,8 @@ def _configure_mount(parser: CommandParser) -> None:
         help="mount an image that is not here, too: the tree at once, each file's data when it is read",
     )
     parser.add_argument("--name", metavar="NAME", help="the name of the container that keeps the changes")
+    add_platform(parser)
+    registry_options.add(parser)
     parser.add_argument(
         "-o",
         metavar="OPTION[,OPTION...]",
@@ -55,6 +59,8 @@ def _mount(context: Context, arguments: argparse.Namespace) -> int:
                 name=arguments.name,
                 options=arguments.options,
                 lazy=arguments.lazy,
+                platform=platform_of(arguments) if arguments.lazy else None,
+                registry=registry_options.read(arguments) if arguments.lazy else None,
             )
         except OptionError as error:
             raise UsageError(str(error), hint=error.hint or "`layerfs mount --help` names options") from error

@@ -133,10 +133,15 @@ class LazyBlob:
     def read(self, extent: Extent, offset: int, size: int | None) -> Iterator[bytes]:
         """Give a part of a file, verified as far as its chunks have digests."""
         if self._table is not None:
-            return self._with_table(self._table).read(extent, offset, size)
+            return self.with_table(self._table).read(extent, offset, size)
         return read_body(pieces_of(self, self._budget), extent, offset=offset, size=size)
 
-    def _with_table(self, table: Path) -> IndexedLayer:
+    def with_table(self, table: Path) -> IndexedLayer:
+        """Open the layer by a table of seek points.
+
+        Raises:
+            StoreError: the table is of no use.
+        """
         with self._lock:
             if self._indexed is None:
                 # Open as long as the process, as the blob is.

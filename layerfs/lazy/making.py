@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from layerfs.digest import Digest
 from layerfs.driver import Applies, Lazy, Seals, Usage
-from layerfs.errors import UnsupportedError
+from layerfs.errors import NotFoundError, UnsupportedError
 from layerfs.files import Lock
+from layerfs.incoming import Incoming
 from layerfs.layer_table import Draft, Facts
 from layerfs.lazy.blob import LazyBlob, Sources
 from layerfs.lazy.bodies_list import BodiesWriter, Body
@@ -23,11 +24,13 @@ from layerfs.tree.entry import Entry
 from layerfs.tree.extract import outline
 from layerfs.tree.toc import TocWriter
 from layerfs.tree.whiteouts import WhiteoutFormat
+from layerfs.value import replace
 
 if TYPE_CHECKING:
     from layerfs.layers import Layers
     from layerfs.oci.config import ImageConfig
     from layerfs.oci.manifest import Manifest
+    from layerfs.seekable.tables import Tables
 
 # Indexes on their way at once: each takes some round trips and little else.
 _INDEXES_AT_ONCE: Final = 8
@@ -40,6 +43,7 @@ class Making:
         layers: of a driver that is `driver.Lazy`.
         lease: what protects new things until the image is there.
         sources: where blobs are read from.
+        tables: of seek points, of the store.
         warn: told what was odd.
     """
 
@@ -49,11 +53,13 @@ class Making:
         lease: Lease,
         *,
         sources: Sources,
+        tables: Tables,
         warn: Callable[[str], None],
     ) -> None:
         self._layers = layers
         self._lease = lease
         self._sources = sources
+        self._tables = tables
         self._warn = warn
         if not isinstance(layers.driver, Lazy) or not isinstance(layers.driver, Applies):
             raise UnsupportedError(
@@ -141,9 +147,30 @@ class Making:
         )
         if index is not None:
             return index, origin
-        raise UnsupportedError(
-            f"layer {origin.descriptor.digest} has no index", hint="pull the image, or push it as eStargz"
+        table = self._tables.find(origin.descriptor.digest)
+        if table is None:
+            if not stored.exists():
+                self._fetch(origin)
+            table = self._tables.build(origin.descriptor.digest)
+        return blob.with_table(layers.blobs.path(table)), replace(origin, table=table)
+
+    def _fetch(self, origin: Origin) -> None:
+        """Get the whole blob of a layer that cannot be read otherwise into the store."""
+        descriptor, blobs = origin.descriptor, self._layers.blobs
+        if not origin.places:
+            raise NotFoundError(f"nobody is known to have {descriptor.digest}", hint="name a registry")
+        self._warn(
+            f"layer {descriptor.digest.hex[:12]} has no table of contents: all of its {descriptor.size} bytes are"
+            " fetched"
         )
+        self._lease.add("blob", str(descriptor.digest))
+        with (
+            self._sources.open(origin.places[0]).open(descriptor) as stream,
+            Incoming(blobs, descriptor.digest, descriptor.size, stream) as incoming,
+        ):
+            incoming.finish()
+            assert incoming.ingest is not None
+            incoming.ingest.commit()
 
     def _fill(self, draft: Draft, indexed: IndexedLayer, write: Callable[[bytes], object]) -> Usage:
         """Make a layer's tree, the list of its bodies, and its table of contents."""

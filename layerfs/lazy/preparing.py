@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from layerfs.leases import Lease
     from layerfs.oci.platform import Platform
     from layerfs.registry.settings import Options
+    from layerfs.seekable.tables import Tables
     from layerfs.transports import Place
     from layerfs.transports.endpoint import Source
 
@@ -40,6 +41,7 @@ def prepare(
     layers: Layers,
     images: Images,
     lease: Lease,
+    tables: Tables,
     spool: Callable[[], BinaryIO],
     is_stored: bool,
     platform: Platform | None,
@@ -53,6 +55,7 @@ def prepare(
         layers: of the driver that is to show it.
         images: of the store.
         lease: protects what is new until the caller has recorded who needs it.
+        tables: of seek points, of the store.
         spool: makes an empty temporary file.
         platform: which image of several.
         options: how a registry is spoken with.
@@ -63,7 +66,7 @@ def prepare(
         NotFoundError, InvalidError, VerificationError: as `Store.pull` does.
     """
     sources = Sources(spool=spool, budget=layers.budget, warn=warn, options=options)
-    making = Making(layers, lease, sources=sources, warn=warn)
+    making = Making(layers, lease, sources=sources, tables=tables, warn=warn)
     with contextlib.closing(sources):
         if is_stored:
             image = images.get(what)

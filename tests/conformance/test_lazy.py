@@ -18,6 +18,7 @@ from layerfs.errors import BudgetError, LayerError, LayerfsError, NotFoundError,
 from layerfs.tree.budget import Budget
 from tests.support.estargz_images import EstargzImage
 from tests.support.lazy_images import absent, files, layout, lazily, logged, packed
+from tests.support.tiny_images import TinyImage
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
@@ -372,3 +373,24 @@ class _Refusable:
     def __exit__(self, *error: object) -> None:
         if self._what is not None:
             self._what.__exit__(None, None, None)
+
+
+def test_a_layer_without_an_index_is_fetched_whole_and_not_unpacked(tmp_path: Path) -> None:
+    image = TinyImage(tars=LAYERS)
+    place = layout(tmp_path / "layout", image)
+    told: list[str] = []
+    with Store.open(tmp_path / "store", warn=told.append) as store:
+        with Store.open(tmp_path / "whole", driver="fuse") as whole:
+            whole.pull(place, "app")
+            with whole.containers.create("app").mounted() as tree:
+                expected = seen(tree)
+        with lazily(store, place, tmp_path / "lazy", name="work") as tree:
+            assert [line for line in told if "has no table of contents" in line]
+            (tmp_path / "layout").rename(tmp_path / "gone")
+            assert {"big", "etc/passwd"} <= absent(store)
+            assert seen(tree) == expected
+        store.collect(grace=0)
+        assert store.check(contents=True).problems == ()
+        # All of it is here: a container can be made by any driver.
+        (found,) = store.images.list()
+        store.containers.create(found.names[0])

@@ -653,7 +653,8 @@ class Store:
         with Lease(self._database) as lease:
             prepared = preparing.prepare(
                 what, layers=layers, images=self.images, lease=lease, tables=tables, spool=self._spool,
-                is_stored=self.has_image(what), platform=platform, options=self._registry_options(), warn=self._warn,
+                is_stored=self.has_image(what), platform=platform, options=self._registry_options(),
+                warn=self._warn,
             )  # fmt: skip
             return self.containers.create(
                 str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)

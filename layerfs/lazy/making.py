@@ -160,8 +160,8 @@ class Making:
         if not origin.places:
             raise NotFoundError(f"nobody is known to have {descriptor.digest}", hint="name a registry")
         self._warn(
-            f"layer {descriptor.digest.hex[:12]} has no table of contents: all of its {descriptor.size} bytes are"
-            " fetched"
+            f"layer {descriptor.digest.hex[:12]} has no table of contents: all of its {descriptor.size} bytes"
+            " are fetched"
         )
         self._lease.add("blob", str(descriptor.digest))
         with (

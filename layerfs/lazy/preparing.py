@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from layerfs.errors import ArchiveError, InvalidError
 from layerfs.images import DOCUMENT_MAXIMUM, Image, Images, full_name
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from layerfs.seekable.tables import Tables
     from layerfs.transports import Place
     from layerfs.transports.endpoint import Source
+
+_ATTEMPTS: Final = 4
 
 
 @frozen
@@ -95,6 +97,9 @@ def bodies(
 ) -> Fetching:
     """Give what gets the data that layers lack, by the driver's ids of them."""
     driver = layers.driver
+    if options is not None:
+        # Somebody waits for a file, and can try again.
+        options = replace(options, attempts=min(_ATTEMPTS, options.attempts))
     sources = Sources(spool=spool, budget=layers.budget, warn=lambda text: None, options=options)
     lacking = {}
     for layer in lazy:

@@ -141,7 +141,9 @@ class Fetches:
                 self._alive = False
                 self._end()
                 return
-            fetch = self._asked.pop(found.number)
+            fetch = self._asked.pop(found.number, None)
+            if fetch is None:
+                continue  # given up, with all others
             if self._later:
                 self._ask(self._later.popleft())
             if found.errno:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from layerfs import linux
 from layerfs.errors import LayerfsError, StoreError, VerificationError
 from layerfs.lazy.bodies_list import Body, read_body_line
 from layerfs.tree.absent import PIECE, last_piece, read_mark
@@ -38,6 +39,8 @@ _IN_MEMORY: Final = 8 << 20
 _CHUNK: Final = 1 << 20
 # What a reader is told as it is; of everything else the log tells.
 _TOLD: Final = (errno.ENOSPC, errno.EDQUOT)
+# FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of <linux/falloc.h>.
+_PUNCH: Final = 2 | 1
 _FLOCK: Final = struct.Struct("hhqqi4x")
 # Locked while a mark is changed; no file has such a piece.
 _OF_MARK: Final = 1 << 62
@@ -132,9 +135,9 @@ class Fetching:
                 raise StoreError(f"the layer's list says {body.extent.size} bytes, the file has {size}")
             if body.in_parts:
                 for begin, end in mark.missing(first, last):
-                    offset = begin * PIECE
-                    data = lacking.blob.read(body.extent, offset, (end + 1) * PIECE - offset)
-                    _write(file, offset, data)
+                    offset, size_here = begin * PIECE, (end + 1 - begin) * PIECE
+                    with _emptied(file, offset, size_here):
+                        _write(file, offset, lacking.blob.read(body.extent, offset, size_here))
             else:
                 first, last = 0, last_piece(size)
                 self._bring_whole(file, lacking.blob, body)
@@ -159,7 +162,8 @@ class Fetching:
                         f" {body.digest}"
                     )
                 spooled.seek(0)
-                _write(file, 0, iter(lambda: spooled.read(_CHUNK), b""))
+                with _emptied(file, 0, body.extent.size):
+                    _write(file, 0, iter(lambda: spooled.read(_CHUNK), b""))
 
     def _note(self, file: int, first: int, last: int, size: int) -> bool:
         with _locked(file, _OF_MARK, 1):
@@ -183,6 +187,17 @@ def _write(file: int, offset: int, pieces: Iterator[bytes]) -> None:
             written = os.pwrite(file, view, offset)
             offset += written
             view = view[written:]
+
+
+@contextlib.contextmanager
+def _emptied(file: int, offset: int, size: int) -> Iterator[None]:
+    """Give the room of a part of a file back when the block fails, most of all for want of room."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            linux.fallocate(file, _PUNCH, offset, size)
+        raise
 
 
 @contextlib.contextmanager

@@ -59,6 +59,7 @@ ROWS: list[set[str]] = [
     },
     {"store_ends", "usage"},
     {"store"},
+    {"fsspec"},
     {"testing"},
     {"cli"},
 ]

@@ -23,8 +23,6 @@ from layerfs.tree.budget import Budget
 
 CHECKSUM: Final = "io.github.containers.zstd-chunked.manifest-checksum"
 POSITION: Final = "io.github.containers.zstd-chunked.manifest-position"
-TAR_SPLIT_CHECKSUM: Final = "io.github.containers.zstd-chunked.tarsplit-checksum"
-TAR_SPLIT_POSITION: Final = "io.github.containers.zstd-chunked.tarsplit-position"
 # Before containers/storage 1.38, and in stargz-snapshotter.
 OLD_CHECKSUM: Final = "io.containers.zstd-chunked.manifest-checksum"
 OLD_POSITION: Final = "io.containers.zstd-chunked.manifest-position"

@@ -63,6 +63,7 @@ ROWS: list[set[str]] = [
     },
     {"store_ends", "usage", "lazy"},
     {"store"},
+    {"fsspec"},
     {"testing"},
     {"cli"},
 ]

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 
 class StoreSource:
-    """Reads images out of the store; a Source with `Documents` that `Locates`. The lease of its images ends with `close`."""
+    """Reads images out of the store; a Source with `Documents` that `Locates`.
+
+    The lease of its images ends with `close`.
+    """
 
     def __init__(self, database: Database, blobs: Blobs, images: Images, indexes: Indexes) -> None:
         self._blobs = blobs

@@ -1,4 +1,4 @@
-"""One blob read from a registry as a stream: gone on with after a cut, by several connections where one is slow."""
+"""One blob out of a registry as a stream: gone on with after a cut, by several connections if one is slow."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from layerfs.registry.answer import Answer
     from layerfs.registry.repository import Repository
 
-# When one connection is not enough: after so many seconds of reading, slower than so many bytes a second, of which
-# the reader has waited for so large a part.
+# When one connection is not enough: after so many seconds of reading, slower than so many bytes a second, for
+# so large a part of which the reader has waited.
 _TRIAL: Final = 0.4
 _SLOW: Final = 64 << 20
 _WAITED: Final = 0.7

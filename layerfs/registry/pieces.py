@@ -1,4 +1,4 @@
-"""A part of a blob fetched by several connections at once, and read in order: for links on which one is slow."""
+"""A part of a blob fetched by several connections and read in order, for links on which one is slow."""
 
 from __future__ import annotations
 

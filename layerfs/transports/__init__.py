@@ -228,7 +228,7 @@ def send(
         progress.expect({part(descriptor): descriptor.size for descriptor in blobs})
     if isinstance(sink, Prepares):
         sink.prepare(blobs, source)
-    if isinstance(source, Expects):
+    elif isinstance(source, Expects):
         source.expect([descriptor for descriptor in blobs if not sink.has(descriptor)])
     sent = set()
     for _ in range(attempts):

@@ -112,8 +112,12 @@ class Decompressed:
         self.close()
 
 
+# Told (offset in the uncompressed bytes, offset in the stream) where a gzip member or a zstd frame begins.
+Mark = Callable[[int, int], object]
+
+
 def open_decompressed(
-    stream: Readable, *, budget: Limits | None = None, piece: int = 1 << 20
+    stream: Readable, *, budget: Limits | None = None, piece: int = 1 << 20, mark: Mark | None = None
 ) -> Decompressed:
     """Decompress a stream of tar, gzip or zstd, whichever its content is.
 
@@ -124,13 +128,14 @@ def open_decompressed(
         stream: stays the caller's, and is read to its end.
         budget: bounds the ratio; None for a stream that is trusted.
         piece: about how many bytes come at once at most.
+        mark: told where decompression can begin, as it gets there.
     """
     source = _Input(stream.read)
     compression = detect(source.peek(4))
     if compression is Compression.NONE:
         return Decompressed(compression, lambda size: source.take(min(size, piece)))
     unpack = _gunzip if compression is Compression.GZIP else _unzstd
-    return Decompressed(compression, _Pieces(unpack(source, piece), source, compression, budget).read)
+    return Decompressed(compression, _Pieces(unpack(source, piece, mark), source, compression, budget).read)
 
 
 class _Input:
@@ -231,11 +236,14 @@ class _Pieces:
             )
 
 
-def _gunzip(source: _Input, at_once: int) -> Iterator[bytes]:
+def _gunzip(source: _Input, at_once: int, mark: Mark | None = None) -> Iterator[bytes]:
     from isal.igzip_lib import DECOMP_DEFLATE, IgzipDecompressor, IsalError
     from isal.isal_zlib import crc32
 
+    given = 0
     while True:
+        if mark is not None:
+            mark(given, source.taken)
         _skip_gzip_header(source)
         # igzip reads headers itself, but loses its place in one that is cut between two calls.
         inflater = IgzipDecompressor(flag=DECOMP_DEFLATE)
@@ -268,6 +276,7 @@ def _gunzip(source: _Input, at_once: int) -> Iterator[bytes]:
         source.put_back(inflater.unused_data)
         if struct.unpack("<II", source.exactly(8, "a checksum")) != (crc, length & 0xFFFFFFFF):
             raise LayerError("a wrong checksum")
+        given += length
         if not _has_more_members(source):
             return
 
@@ -305,10 +314,11 @@ def _skip_gzip_header(source: _Input) -> None:
         raise LayerError("a wrong checksum of a header")
 
 
-def _unzstd(source: _Input, at_once: int) -> Iterator[bytes]:
+def _unzstd(source: _Input, at_once: int, mark: Mark | None = None) -> Iterator[bytes]:
     from zstandard import ZstdDecompressor, ZstdError
 
     decompressor = ZstdDecompressor(max_window_size=_MAXIMUM_WINDOW)
+    given = 0
     while head := source.peek(4):
         if _is_skippable(head):
             size = int.from_bytes(source.exactly(8, "a frame's header")[4:], "little")
@@ -317,6 +327,8 @@ def _unzstd(source: _Input, at_once: int) -> Iterator[bytes]:
             continue
         if head != _ZSTD_MAGIC:
             raise LayerError("data after the end of the compressed stream")
+        if mark is not None:
+            mark(given, source.taken)
         # What these blocks unpack to at most comes in one piece.
         frame = decompressor.decompressobj(write_size=max(at_once, _LARGEST_BLOCK))
         for data in _zstd_blocks(source, max(at_once // _LARGEST_BLOCK, 1)):
@@ -330,6 +342,7 @@ def _unzstd(source: _Input, at_once: int) -> Iterator[bytes]:
                     ) from error
                 raise LayerError(f"damaged data ({error})") from error
             if piece:
+                given += len(piece)
                 yield piece
         if not frame.eof:
             raise LayerError("a frame that does not end")

@@ -11,7 +11,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -180,6 +180,7 @@ class Container:
         author: str = "",
         message: str = "",
         changes: Sequence[str] = (),
+        annotations: Mapping[str, str] | None = None,
         compression: Compression = Compression.NONE,
         progress: Progress | None = None,
     ) -> Image:
@@ -192,6 +193,7 @@ class Container:
             author: who made it; kept in config and history.
             message: kept in the history.
             changes: Dockerfile instructions that change the config, such as ``CMD ["sh"]``.
+            annotations: of the manifest, which is OCI's then.
             compression: of the new layer; one without is on the disk once (see `assembly`).
             progress: told how it goes.
 
@@ -200,8 +202,8 @@ class Container:
             LayerError: a file cannot be stored in a layer, or changed while it was read.
         """
         return self._containers.commit(
-            self, name, author=author, message=message, changes=changes, compression=compression,
-            progress=progress or Silent(),
+            self, name, author=author, message=message, changes=changes,
+            annotations=annotations or {}, compression=compression, progress=progress or Silent(),
         )  # fmt: skip
 
     def export(self, write: Callable[[bytes], object]) -> None:
@@ -461,6 +463,7 @@ class Containers:
         author: str,
         message: str,
         changes: Sequence[str],
+        annotations: Mapping[str, str],
         compression: Compression,
         progress: Progress,
     ) -> Image:
@@ -492,6 +495,7 @@ class Containers:
             image = committing.build_image(
                 self._images, self._blobs, lease, layer, base=base, author=author, message=message,
                 created_by=" ".join(container.settings.command or ()) or "layerfs commit", changes=changes,
+                annotations=annotations,
                 unpack=None if is_unpacked else functools.partial(self.unpack, progress=progress),
             )  # fmt: skip
             # The name comes last, so that it never stands for a tree that cannot be unpacked.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 
+from layerfs.cli import registry_options
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context, warn
 from layerfs.cli.copy_options import add_platform, add_rewriting, platform_of, rewriting_of, spool
@@ -14,8 +15,8 @@ from layerfs.cli.transfer import PLACES, tell_pushed
 
 
 def _configure(parser: CommandParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="where the image is")
-    parser.add_argument("destination", metavar="DEST", help="where it goes, written like SOURCE")
+    parser.place("source", metavar="SOURCE", help="where the image is")
+    parser.place("destination", metavar="DEST", help="where it goes, written like SOURCE")
     parser.flag(
         "-a",
         "--all",
@@ -24,6 +25,9 @@ def _configure(parser: CommandParser) -> None:
     )
     add_platform(parser)
     add_rewriting(parser)
+    registry_options.add(parser, prefix="src-", of="the registry of SOURCE")
+    registry_options.add(parser, prefix="dest-", of="the registry of DEST")
+    registry_options.add(parser, of="both registries")
     parser.add_argument(
         "--digestfile", metavar="FILE", help="write the digest of what was put into this file"
     )
@@ -44,6 +48,8 @@ def _run(context: Context, arguments: argparse.Namespace) -> int:
     ):
         descriptor = copying.between(
             source, target, platform=platform, every=arguments.all, rewriting=rewriting, progress=progress,
+            options=registry_options.read(arguments, prefix="src-"),
+            target_options=registry_options.read(arguments, prefix="dest-"),
             spool=spool, warn=warn,
         )  # fmt: skip
     tell_pushed(context, descriptor, arguments.digestfile)

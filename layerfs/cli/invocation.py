@@ -106,7 +106,6 @@ _ELSEWHERE = {
     "build": "`layerfs run` a container, then `layerfs commit` it",
     "exec": "not supported yet; `layerfs mount` and `layerfs cp` reach a container's files",
     "kill": "`layerfs rm --force` ends a container and removes it",
-    "login": "registries are not supported yet; skopeo copies from one into oci:DIR",
     "logs": "nothing is kept; `layerfs start --attach` shows what a container writes",
     "search": "registries are not supported yet; skopeo copies from one into oci:DIR",
     "stop": "not supported yet; `layerfs rm --force` ends a container and removes it",

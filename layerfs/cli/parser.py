@@ -47,6 +47,8 @@ class CommandParser(argparse.ArgumentParser):
         )
         self.command = command
         self._switches: set[str] = set()
+        # Of positional arguments that are places of images; completion asks.
+        self.places: set[str] = set()
         command.configure(self)
         self.usage = f"{self.prog} [OPTIONS] {' '.join(self.positionals())}".rstrip()
         shared = self.add_argument_group("global options")
@@ -59,6 +61,11 @@ class CommandParser(argparse.ArgumentParser):
     def flag(self, *names: str, help: str) -> None:
         """Add an option without a value."""
         self.add_argument(*names, action="store_true", help=help)
+
+    def place(self, name: str, *, metavar: str, nargs: str | None = None, help: str) -> None:
+        """Add a positional argument that says where an image is, as `transports.parse` reads it."""
+        self.add_argument(name, metavar=metavar, nargs=nargs, help=help)
+        self.places.add(name)
 
     def switch(self, name: str, *, help: str) -> None:
         """Add an option that is true by itself, and takes a value only after ``=``, as Go's flags do."""

@@ -22,6 +22,7 @@ from layerfs.tree.budget import DEFAULT_BUDGET
 if TYPE_CHECKING:
     from layerfs.oci.platform import Platform
     from layerfs.progress import Progress
+    from layerfs.registry.settings import Options
     from layerfs.transports import Place
     from layerfs.transports.endpoint import Available, Sink, Source
     from layerfs.transports.rewriting import Rewriting
@@ -87,6 +88,8 @@ def between(
     every: bool = False,
     rewriting: Rewriting | None = None,
     progress: Progress | None = None,
+    options: Options | None = None,
+    target_options: Options | None = None,
     spool: Callable[[], BinaryIO],
     budget: Budget = DEFAULT_BUDGET,
     warn: Callable[[str], None],
@@ -96,6 +99,8 @@ def between(
     Where the target's name is not said, the image keeps its own.
 
     Args:
+        options: how the registry is spoken with that the image comes from.
+        target_options: and the one that it goes to.
         spool: makes an empty temporary file.
         budget: bounds the ratio of compression of what is unpacked on the way.
         warn: told of what is odd.
@@ -107,8 +112,8 @@ def between(
         TransportError: a place cannot be read or written.
     """
     with (
-        closing(origin.source(spool=spool, budget=budget, warn=warn)) as source,
-        closing(target.sink()) as sink,
+        closing(origin.source(spool=spool, budget=budget, warn=warn, options=options)) as source,
+        closing(target.sink(options=target_options, warn=warn)) as sink,
     ):
         names = [target.name] if target.name is not None else _own_names(source, origin, target)
         descriptor = copy_image(

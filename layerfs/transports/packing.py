@@ -10,7 +10,7 @@ from layerfs.compression import Compression, compressor, open_decompressed, read
 from layerfs.digest import Digest
 from layerfs.errors import InvalidError, VerificationError
 from layerfs.hashing import Hasher
-from layerfs.transports.endpoint import CHUNK, verified
+from layerfs.transports.endpoint import verified
 from layerfs.value import frozen
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from layerfs.oci.descriptor import Descriptor
     from layerfs.tree.budget import Budget
 
-# More make the output of zstd no other, and a layer seldom has the machine for itself.
-_THREADS = 2
+# Bytes that go from one thread to the next; several wait between each two.
+_PIECE = 1 << 18
 # The ends of what levels there are (`compression.compressor`).
 _LEVELS = {Compression.GZIP: (0, 9), Compression.ZSTD: (1, 22)}
 
@@ -70,6 +70,7 @@ def pack(
     *,
     diff_id: Digest,
     target: BinaryIO,
+    threads: int = 1,
     budget: Budget,
     check: Callable[[], object],
 ) -> Packed:
@@ -80,6 +81,7 @@ def pack(
         descriptor: what it has to be.
         diff_id: what its plain bytes have to be.
         target: an empty file, which stays the caller's.
+        threads: how many compress at once, where the compression can do so; the output is the same.
         budget: bounds the ratio.
         check: called now and then; what it raises ends the work.
 
@@ -97,12 +99,12 @@ def pack(
             hasher.update(outer, data)
             files.write_all(target.fileno(), data)
 
-        packer = compressor(write, packing.compression, level=packing.level, threads=_THREADS)
+        packer = compressor(write, packing.compression, level=packing.level, threads=threads)
         with (
-            open_decompressed(_Verified(verified(stream, descriptor)), budget=budget) as plain,
-            readahead(plain) as ahead,
+            open_decompressed(_Verified(verified(stream, descriptor)), budget=budget, piece=_PIECE) as plain,
+            readahead(plain, chunk=_PIECE) as ahead,
         ):
-            while data := ahead.read(CHUNK):
+            while data := ahead.read(_PIECE):
                 check()
                 hasher.update(inner, data)
                 packer.write(data)

@@ -38,6 +38,7 @@ _OF_THE_BLOB: Final = (
     "io.containers.estargz.",
     "io.github.containers.zstd-chunked.",
 )
+_MOST: Final = 8
 _COMPRESSIONS: Final = {
     media_types.layer_media_type(compression, docker=docker): compression
     for compression in Compression
@@ -79,7 +80,8 @@ class Rewriting:
         self._spool = spool
         self._budget = budget
         # One for each processor: packing is all that these do.
-        self._lanes: Lanes[Packed] = Lanes(os.cpu_count() or 1)
+        self._processors = min(os.cpu_count() or 1, _MOST)
+        self._lanes: Lanes[Packed] = Lanes(self._processors)
         self._files: list[BinaryIO] = []
 
     def __enter__(self) -> Rewriting:
@@ -115,9 +117,11 @@ class Rewriting:
             media_type = media_types.layer_media_type(self._packing.compression, docker=docker)
             described[digest] = Descriptor(media_type, packed.digest, packed.size)
             transports.send(_Spooled(packed), sink, (described[digest],), progress=progress)
-        if manifest.media_type != _manifest_type(docker):
-            members["mediaType"] = _manifest_type(docker)
-            members["config"] = {**members["config"], "mediaType": _config_type(manifest, docker)}
+        own_type = media_types.in_format(manifest.media_type, docker=docker)
+        if own_type != manifest.media_type:
+            members["mediaType"] = own_type
+            config_type = media_types.in_format(manifest.config.media_type, docker=docker)
+            members["config"] = {**members["config"], "mediaType": config_type}
             if docker:
                 members.pop("annotations", None)
         members["layers"] = [
@@ -126,7 +130,7 @@ class Rewriting:
         ]
         if members == document.load(manifest.raw, what="image manifest").value:
             return manifest.raw, manifest.media_type
-        return document.dump(members), _manifest_type(docker)
+        return document.dump(members), own_type
 
     def index(self, index: Index, changed: Mapping[Descriptor, Descriptor]) -> tuple[bytes, str]:
         """Write an index whose manifests became others; as it is where none did."""
@@ -165,12 +169,12 @@ class Rewriting:
         """Decide the format of a manifest."""
         docker = media_types.is_docker(manifest.media_type)
         if self._format == "docker" and not docker:
-            strange = [manifest.config.media_type] * (manifest.config.media_type != media_types.OCI_CONFIG)
-            for layer in manifest.layers:
-                packed = self._packing is not None and layer.media_type in _COMPRESSIONS
-                fits = _COMPRESSIONS.get(layer.media_type) in (Compression.NONE, Compression.GZIP)
-                if not (fits or packed or layer.media_type in _FOREIGN):
-                    strange.append(layer.media_type)
+            strange = [
+                part.media_type
+                for part in (manifest.config, *manifest.layers)
+                if not (self._packing is not None and part.media_type in _COMPRESSIONS)
+                and not media_types.is_docker(media_types.in_format(part.media_type, docker=True))
+            ]
             if strange:
                 raise UnsupportedError(
                     f"Docker's format cannot hold {strange[0][:100]!r}",
@@ -192,29 +196,36 @@ class Rewriting:
                 f"image {manifest.digest} has {len(manifest.layers)} layers, its config"
                 f" {len(config.diff_ids)} diff ids"
             )
-        begun = []
+        wanted = {}
         for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
             now = _COMPRESSIONS.get(layer.media_type)
-            if now is None or (now is self._packing.compression and not self._force):
-                continue
-            if layer.digest not in begun:
-                begun.append(layer.digest)
-                if not self._lanes.has(layer.digest):
-                    self._lanes.begin(layer.digest, _Job(self, layer, diff_id, source, progress).run)
-        return begun
+            if now is not None and (now is not self._packing.compression or self._force):
+                wanted[layer.digest] = (layer, diff_id)
+        threads = max(self._processors // max(len(wanted), 1), 1)
+        for digest, (layer, diff_id) in wanted.items():
+            if not self._lanes.has(digest):
+                self._lanes.begin(digest, _Job(self, layer, diff_id, source, progress, threads).run)
+        return list(wanted)
 
 
 class _Job:
     """The packing of one layer, in a thread of `Lanes`."""
 
     def __init__(
-        self, owner: Rewriting, layer: Descriptor, diff_id: Digest, source: Source, progress: Progress
+        self,
+        owner: Rewriting,
+        layer: Descriptor,
+        diff_id: Digest,
+        source: Source,
+        progress: Progress,
+        threads: int,
     ) -> None:
         self._owner = owner
         self._layer = layer
         self._diff_id = diff_id
         self._source = source
         self._progress = progress
+        self._threads = threads
 
     def run(self) -> Packed:
         from layerfs.progress import Counted
@@ -229,7 +240,7 @@ class _Job:
         ):
             return pack(
                 Counted(stream.read, advance), layer, owner._packing, diff_id=self._diff_id,
-                target=target, budget=owner._budget, check=self._check,
+                target=target, threads=self._threads, budget=owner._budget, check=self._check,
             )  # fmt: skip
 
     def _check(self) -> None:
@@ -247,12 +258,6 @@ class _Spooled:
         return OpenFile(self._packed.file.fileno(), size=descriptor.size, owned=False)
 
 
-_FOREIGN: Final = {
-    media_types.OCI_FOREIGN_LAYER: media_types.DOCKER_FOREIGN_LAYER,
-    f"{media_types.OCI_FOREIGN_LAYER}+gzip": media_types.DOCKER_FOREIGN_LAYER,
-}
-
-
 def _layer(item: dict[str, Any], old: Descriptor, new: Descriptor | None, *, docker: bool) -> dict[str, Any]:
     """Write a layer's place in the manifest."""
     item = dict(item)
@@ -267,25 +272,8 @@ def _layer(item: dict[str, Any], old: Descriptor, new: Descriptor | None, *, doc
         if annotations:
             item["annotations"] = annotations
         return item
-    if media_types.is_docker(old.media_type) is docker:
-        return item
-    if old.media_type in _COMPRESSIONS:
-        item["mediaType"] = media_types.layer_media_type(_COMPRESSIONS[old.media_type], docker=docker)
-    elif docker:
-        item["mediaType"] = _FOREIGN.get(old.media_type, old.media_type)
-    elif old.media_type == media_types.DOCKER_FOREIGN_LAYER:
-        item["mediaType"] = f"{media_types.OCI_FOREIGN_LAYER}+gzip"
+    item["mediaType"] = media_types.in_format(old.media_type, docker=docker)
     return item
-
-
-def _manifest_type(docker: bool) -> str:
-    return media_types.DOCKER_MANIFEST if docker else media_types.OCI_MANIFEST
-
-
-def _config_type(manifest: Manifest, docker: bool) -> str:
-    if not media_types.is_config(manifest.config.media_type):
-        return manifest.config.media_type
-    return media_types.DOCKER_CONFIG if docker else media_types.OCI_CONFIG
 
 
 def _pointer(descriptor: Descriptor) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class StoreSource:
             image = every[0]
         digest = image.descriptor.digest if isinstance(image, Available) else self._images.get(image).digest
         found = self._images.get(str(digest))
+        self._images.require_layers(found)
         self._lease.add("image", str(found.digest))
         return Resolved(found.manifest.descriptor, found.manifest.raw)
 

@@ -72,6 +72,8 @@ class FaultProxy:
         self.upstream = upstream
         self.rate = rate
         self.requests: list[Seen] = []
+        # Bytes of the registry's answers that were handed on, heads left out.
+        self.sent = 0
         self._faults: list[list[object]] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -93,6 +95,7 @@ class FaultProxy:
         with self._lock:
             self._faults.clear()
             self.requests.clear()
+            self.sent = 0
 
     def asked(self, where: str) -> list[Seen]:
         """Give the requests of which ``METHOD PATH`` has the pattern in it, in order."""
@@ -239,6 +242,8 @@ class _Handler(BaseHTTPRequestHandler):
                 data = data[: max(0, end - at)]
             self.wfile.write(data)
             at += len(data)
+            with self.owner._lock:
+                self.owner.sent += len(data)
             if self.owner.rate:
                 time.sleep(len(data) / self.owner.rate)
         if fault.promise:

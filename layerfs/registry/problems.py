@@ -92,7 +92,9 @@ def from_exception(error: Exception, host: str, *, proxy: str | None = None) -> 
                 lasting=True,
                 hint="is the registry running, and is the port the right one?",
             )
-        if isinstance(each, exceptions.ConnectTimeoutError):
+        if isinstance(each, exceptions.ConnectTimeoutError) and not isinstance(
+            each, exceptions.NewConnectionError
+        ):
             return UnreachableError(
                 f"{host} does not answer: the connection timed out",
                 lasting=True,

@@ -90,10 +90,12 @@ def rewriting_of(arguments: argparse.Namespace) -> Rewriting | None:
 
 
 def spool() -> BinaryIO:
-    """Make an empty temporary file, where TMPDIR says."""
+    """Make an empty temporary file, where TMPDIR says, else in /var/tmp: not in memory."""
+    import os
     import tempfile
 
-    return tempfile.TemporaryFile(buffering=0)
+    place = None if "TMPDIR" in os.environ or not os.path.isdir("/var/tmp") else "/var/tmp"
+    return tempfile.TemporaryFile(buffering=0, dir=place)
 
 
 def annotations_of(texts: list[str]) -> dict[str, str]:

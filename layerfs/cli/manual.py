@@ -40,14 +40,15 @@ CLOSING = """\
 With **--json** each of these prints one value; sizes are in bytes, digests and ids written `sha256:...`.
 
 **pull**
-:   an object with `id` (of the config), `names` and `digest` (of the manifest); with **--all-tags** a list of them
+:   an object with `id` (of the config), `names` and `digest` (of the manifest); with **--all-tags** a list
 
 **push**, **copy**, **attach**
-:   an object with `digest`, `media_type` and `size`, the descriptor of what was put; of **push --all-tags** a list
+:   an object with `digest`, `media_type` and `size`, the descriptor of what was put; of
+    **push --all-tags** a list
 
 **inspect**
-:   JSON in any case: a list of objects with all that is known; of a place with the `platforms` of an index, and
-    of a registry with its `tags`
+:   JSON in any case: a list of objects with all that is known; of a place with the `platforms` of an
+    index, and of a registry with its `tags`
 
 **tags**
 :   an object with `repository` and `tags`
@@ -56,8 +57,8 @@ With **--json** each of these prints one value; sizes are in bytes, digests and 
 :   an object with `repository` and `digest`
 
 **referrers**
-:   an object with `subject`, a digest, and `referrers`, a list of descriptors as the distribution specification
-    has them
+:   an object with `subject`, a digest, and `referrers`, a list of descriptors as the distribution
+    specification has them
 
 **load**, **commit**, **import**
 :   an object with `id` and `names`; of **load** a list of them

@@ -238,10 +238,11 @@ def _give_up(
     trace: TracebackType | None,
 ) -> None:
     """Wait for no more of the stream when something else than itself ends the work."""
-    if error is not None and not isinstance(error, (LayerError, VerificationError)):
-        if isinstance(stream, Stops):
-            stream.stop()
-            ahead.give_up()
+    # Of a stream that is wrong the rest is read, to say what is.
+    wrong = isinstance(error, (LayerError, VerificationError))
+    if error is not None and not wrong and isinstance(stream, Stops):
+        stream.stop()
+        ahead.give_up()
 
 
 def _after(ready: Callable[[], None], lower: Callable[[], int] | None) -> Callable[[], int] | None:

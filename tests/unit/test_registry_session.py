@@ -48,9 +48,12 @@ def test_a_token_is_fetched_once_for_all_requests_of_one_kind(
     repository = token_registry.repository("session/token", Options(creds=ALICE))
     token_server.requests.clear()
     put_artifact(repository)
-    assert [request.scopes for request in token_server.requests] == [("repository:session/token:pull,push",)]
+    manifests.get(repository, "1")
+    # The token for pushing pulls as well.
+    assert token_server.requests == [(USER, ("repository:session/token:pull,push",), "GET")]
+    again = token_registry.repository("session/token", Options(creds=ALICE))
     for _ in range(3):
-        manifests.get(repository, "1")
+        manifests.get(again, "1")
     assert token_server.requests[1:] == [(USER, ("repository:session/token:pull",), "GET")]
 
 
@@ -66,8 +69,8 @@ def test_everybody_gets_a_token_for_what_is_public(
 
 
 def test_a_token_is_renewed_before_it_ends(token_registry: Registry, token_server: TokenServer) -> None:
+    put_artifact(token_registry.repository("session/renewed", Options(creds=ALICE)))
     repository = token_registry.repository("session/renewed", Options(creds=ALICE))
-    put_artifact(repository)
     token_server.requests.clear()
     before, token_server.lifetime = token_server.lifetime, 1
     try:
@@ -177,8 +180,8 @@ def test_plain_http_is_not_spoken_when_tls_is_asked_for(registry: Registry) -> N
 
 
 def test_several_threads_share_a_session(token_registry: Registry, token_server: TokenServer) -> None:
+    manifest = put_artifact(token_registry.repository("session/threads", Options(creds=ALICE)))
     repository = token_registry.repository("session/threads", Options(creds=ALICE))
-    manifest = put_artifact(repository)
     token_server.requests.clear()
     found: list[bytes] = []
     threads = [

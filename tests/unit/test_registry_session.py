@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.errors import AuthenticationError, UnreachableError
+from layerfs.errors import AuthenticationError, NotFoundError, UnreachableError
+from layerfs.reference import Reference
 from layerfs.registry import manifests
 from layerfs.registry.credentials import Credentials
+from layerfs.registry.session import Session
 from layerfs.registry.settings import Options
 from tests.support.authority import Authority
+from tests.support.fault_proxy import FaultProxy
 from tests.support.registries import PASSWORD, USER, Registry, put_artifact
 from tests.support.token_server import TokenServer
 
@@ -193,3 +196,19 @@ def test_several_threads_share_a_session(token_registry: Registry, token_server:
         thread.join()
     assert found == [manifest.raw] * 8
     assert len(token_server.requests) == 1
+
+
+def test_one_connection_does_for_requests_of_all_kinds(token_registry: Registry) -> None:
+    with FaultProxy(token_registry.host) as proxy:
+        session = Session(Options(creds=ALICE))
+        repository = session.repository(Reference.parse(f"{proxy.host}/session/kept:1"))
+        manifest = put_artifact(repository)
+        for _ in range(3):
+            manifests.head(repository, "1")
+            manifests.get(repository, "1")
+        assert manifests.head(repository, "none") is None
+        with pytest.raises(NotFoundError):
+            manifests.get(repository, "none")
+        manifests.delete(repository, manifest.digest)
+        assert len(proxy.requests) > 15
+        assert proxy.connections == 1

@@ -20,6 +20,8 @@ _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _MAXIMUM_WINDOW: Final = 128 << 20
 _LARGEST_BLOCK: Final = 1 << 17
 _READ: Final = 1 << 18
+# Seconds for which a read that was told to fail is waited for.
+_PATIENCE: Final = 2.0
 _FIRST_FEED: Final = 1 << 14
 # What igzip is asked for at once: it makes room by doubling, which costs more the more it makes.
 _PIECE: Final = 1 << 18
@@ -110,8 +112,12 @@ class Decompressed:
         self.close()
 
 
+# Told (offset in the uncompressed bytes, offset in the stream) where a gzip member or a zstd frame begins.
+Mark = Callable[[int, int], object]
+
+
 def open_decompressed(
-    stream: Readable, *, budget: Limits | None = None, piece: int = 1 << 20
+    stream: Readable, *, budget: Limits | None = None, piece: int = 1 << 20, mark: Mark | None = None
 ) -> Decompressed:
     """Decompress a stream of tar, gzip or zstd, whichever its content is.
 
@@ -122,13 +128,14 @@ def open_decompressed(
         stream: stays the caller's, and is read to its end.
         budget: bounds the ratio; None for a stream that is trusted.
         piece: about how many bytes come at once at most.
+        mark: told where decompression can begin, as it gets there.
     """
     source = _Input(stream.read)
     compression = detect(source.peek(4))
     if compression is Compression.NONE:
         return Decompressed(compression, lambda size: source.take(min(size, piece)))
     unpack = _gunzip if compression is Compression.GZIP else _unzstd
-    return Decompressed(compression, _Pieces(unpack(source, piece), source, compression, budget).read)
+    return Decompressed(compression, _Pieces(unpack(source, piece, mark), source, compression, budget).read)
 
 
 class _Input:
@@ -229,11 +236,14 @@ class _Pieces:
             )
 
 
-def _gunzip(source: _Input, at_once: int) -> Iterator[bytes]:
+def _gunzip(source: _Input, at_once: int, mark: Mark | None = None) -> Iterator[bytes]:
     from isal.igzip_lib import DECOMP_DEFLATE, IgzipDecompressor, IsalError
     from isal.isal_zlib import crc32
 
+    given = 0
     while True:
+        if mark is not None:
+            mark(given, source.taken)
         _skip_gzip_header(source)
         # igzip reads headers itself, but loses its place in one that is cut between two calls.
         inflater = IgzipDecompressor(flag=DECOMP_DEFLATE)
@@ -266,6 +276,7 @@ def _gunzip(source: _Input, at_once: int) -> Iterator[bytes]:
         source.put_back(inflater.unused_data)
         if struct.unpack("<II", source.exactly(8, "a checksum")) != (crc, length & 0xFFFFFFFF):
             raise LayerError("a wrong checksum")
+        given += length
         if not _has_more_members(source):
             return
 
@@ -303,10 +314,11 @@ def _skip_gzip_header(source: _Input) -> None:
         raise LayerError("a wrong checksum of a header")
 
 
-def _unzstd(source: _Input, at_once: int) -> Iterator[bytes]:
+def _unzstd(source: _Input, at_once: int, mark: Mark | None = None) -> Iterator[bytes]:
     from zstandard import ZstdDecompressor, ZstdError
 
     decompressor = ZstdDecompressor(max_window_size=_MAXIMUM_WINDOW)
+    given = 0
     while head := source.peek(4):
         if _is_skippable(head):
             size = int.from_bytes(source.exactly(8, "a frame's header")[4:], "little")
@@ -315,6 +327,8 @@ def _unzstd(source: _Input, at_once: int) -> Iterator[bytes]:
             continue
         if head != _ZSTD_MAGIC:
             raise LayerError("data after the end of the compressed stream")
+        if mark is not None:
+            mark(given, source.taken)
         # What these blocks unpack to at most comes in one piece.
         frame = decompressor.decompressobj(write_size=max(at_once, _LARGEST_BLOCK))
         for data in _zstd_blocks(source, max(at_once // _LARGEST_BLOCK, 1)):
@@ -328,6 +342,7 @@ def _unzstd(source: _Input, at_once: int) -> Iterator[bytes]:
                     ) from error
                 raise LayerError(f"damaged data ({error})") from error
             if piece:
+                given += len(piece)
                 yield piece
         if not frame.eof:
             raise LayerError("a frame that does not end")
@@ -535,6 +550,7 @@ class ReadAhead:
         self._queue = _Queue(depth)
         self._rest = b""
         self._start = 0
+        self._given_up = False
         # The thread holds the queue, not this object: forgetting this object ends the thread.
         self._finalizer = weakref.finalize(self, self._queue.stop)
         self._thread = threading.Thread(
@@ -569,7 +585,14 @@ class ReadAhead:
     def close(self) -> None:
         """Stop reading ahead, and wait for the read that is under way: the stream may be closed then."""
         self._finalizer()
-        self._thread.join()
+        if not self._given_up:
+            self._thread.join()
+
+    def give_up(self) -> None:
+        """Stop reading ahead in a stream all of whose reads fail from now on; wait a moment at most."""
+        self._finalizer()
+        self._given_up = True
+        self._thread.join(_PATIENCE)
 
     def __enter__(self) -> Self:
         return self

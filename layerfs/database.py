@@ -27,7 +27,7 @@ from typing import Any, Final, Literal
 from layerfs.errors import StoreError
 from layerfs.reserve import Reserve
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 BUSY_SECONDS: Final = 30.0
 
 Durability = Literal["none", "commit", "full"]
@@ -35,6 +35,16 @@ Durability = Literal["none", "commit", "full"]
 # What opening takes on the disk, and a little more.
 _NEEDED: Final = 128 << 10
 RESERVE: Final = "layerfs.reserve"
+# The table of seek points of a layer's blob; it goes with the blob.
+_SEEK_TABLES: Final = (
+    """
+CREATE TABLE seek_tables (
+    blob TEXT PRIMARY KEY,
+    seek TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+""",
+    "CREATE INDEX seek_tables_seek ON seek_tables (seek)",
+)
 # An index that came with all of its platforms, the blobs that it needs, itself included, and the names that
 # it has; each is the name of an image, too, and goes with it.
 _INDEXES: Final = (
@@ -190,6 +200,7 @@ _UPGRADES: Final = {
         "CREATE INDEX layers_blob ON layers (blob) WHERE skeleton IS NOT NULL",
     ),
     2: _INDEXES,
+    3: _SEEK_TABLES,
 }
 
 
@@ -272,7 +283,7 @@ class Database:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             if connection.execute("PRAGMA user_version").fetchone() == (0,):
-                schema = f"{_SCHEMA} {'; '.join(_INDEXES)};"
+                schema = f"{_SCHEMA} {'; '.join(_INDEXES + _SEEK_TABLES)};"
                 connection.executescript(
                     f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )

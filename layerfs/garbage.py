@@ -268,12 +268,17 @@ class Garbage:
         for manifest, blob in self._database.rows("SELECT manifest, blob FROM links"):
             if manifest not in gone:
                 needed[blob] = f"of image {manifest}"
-        for held in self._blobs.list():
+        tables = dict(self._database.rows("SELECT seek, blob FROM seek_tables"))
+        # A table after its blob, with which it goes.
+        for held in sorted(self._blobs.list(), key=lambda each: str(each) in tables):
             try:
                 found = os.stat(self._blobs.path(held))
             except FileNotFoundError:
                 continue
             size, name = found.st_size, str(held)
+            blob = tables.get(name)
+            if blob is not None and (blob in needed or not self._gone(blob, items)):
+                needed[name] = f"of blob {blob}"
             if name in needed:
                 items.append(Item("blob", name, size, False, needed[name]))
             elif found.st_mtime >= before:
@@ -283,20 +288,38 @@ class Garbage:
             else:
                 items.append(Item("blob", name, size, False, "leased by a running operation"))
 
+    def _gone(self, blob: str, items: list[Item]) -> bool:
+        """Say whether a blob is here no more, or is to go."""
+        if not self._blobs.is_whole(Digest.parse(blob)):
+            return True
+        return any(item.kind == "blob" and item.name == blob and item.removed for item in items)
+
     def _remove_blob(self, digest: Digest) -> bool:
-        """Delete a blob that nothing refers to and no lease protects."""
+        """Delete a blob that nothing refers to and no lease protects, and its table of seek points."""
         name = str(digest)
+        table = self._database.row("SELECT seek FROM seek_tables WHERE blob = ?", name)
+        if not self._remove_one(name, digest):
+            return False
+        if table is not None:
+            seek = Digest.parse(table[0])
+            self._remove_one(str(seek), seek)
+        return True
+
+    def _remove_one(self, name: str, digest: Digest) -> bool:
         # Whoever is about to use the blob leases it first and looks for it then; so the file has to go, in
         # one rename, before this transaction ends; the freeing of its blocks comes after.
         with self._database.transaction() as connection:
             used = connection.execute(
                 "SELECT EXISTS (SELECT 1 FROM links WHERE blob = ?1)"
                 " OR EXISTS (SELECT 1 FROM index_links WHERE blob = ?1)"
-                " OR EXISTS (SELECT 1 FROM layers WHERE blob = ?1 OR toc = ?1 OR skeleton = ?1)",
+                " OR EXISTS (SELECT 1 FROM layers WHERE blob = ?1 OR toc = ?1 OR skeleton = ?1)"
+                " OR EXISTS (SELECT 1 FROM seek_tables WHERE seek = ?1 AND (blob IN (SELECT blob FROM links)"
+                " OR blob IN (SELECT blob FROM layers)))",
                 (name,),
             ).fetchone()
             if used != (0,) or leased(connection, "blob", name):
                 return False
+            connection.execute("DELETE FROM seek_tables WHERE blob = ?1 OR seek = ?1", (name,))
             trash = self._root / "trash" / f"blob-{os.urandom(8).hex()}"
             try:
                 os.rename(self._blobs.path(digest), trash)

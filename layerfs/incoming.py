@@ -9,7 +9,7 @@ from layerfs.blobs import CHUNK, Blobs, Ingest
 from layerfs.compression import Compression, detect
 from layerfs.digest import Digest
 from layerfs.errors import VerificationError
-from layerfs.streams import Portable, Skips, portable_descriptors
+from layerfs.streams import Portable, Skips, Stops, portable_descriptors
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
@@ -20,18 +20,18 @@ _MAGIC: Final = 4
 class Incoming:
     """A stream that stores what is read of it; a context manager whose end leaves nothing visible.
 
-    What an earlier attempt left of the blob is read from there, and left out of the stream. Nothing is read of
-    a stream that is `streams.Portable` before `begin`, which a forked process may call. Whoever has the
+    What an earlier attempt left of the blob is read from there, and left out of the stream. Nothing is read
+    of a stream that is `streams.Portable` before `begin`, which a forked process may call. Whoever has the
     `ingest` makes the blob visible, after `finish`.
 
     Args:
         digest: what the content must have.
         size: its length in bytes.
         stream: gives the content from its beginning; stays the caller's.
-        whole: store it even if it is not compressed; else such a blob is only verified, and `ingest` is None once
-            it is begun: the caller keeps what it needs of it. Only what has to come over a network is stored for
-            as long as it comes, so that it can be gone on with: then there is an `ingest` all the same, to be
-            dropped in the end.
+        whole: store it even if it is not compressed; else such a blob is only verified, and `ingest` is None
+            once it is begun: the caller keeps what it needs of it. Only what comes over a network is stored
+            for as long as it comes, so that it can be gone on with: then there is an `ingest` all the same,
+            to be dropped in the end.
     """
 
     def __init__(
@@ -103,6 +103,11 @@ class Incoming:
             OSError: it can only be read by this process.
         """
         return portable_descriptors(self._stream)
+
+    def stop(self) -> None:
+        """Give up reading a stream that can be told so (`streams.Stops`)."""
+        if isinstance(self._stream, Stops):
+            self._stream.stop()
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes, at least one before the end.

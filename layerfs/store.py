@@ -26,13 +26,14 @@ from layerfs.value import frozen
 if TYPE_CHECKING:
     from layerfs.check import Findings
     from layerfs.containers import Container, Containers
-    from layerfs.driver import Driver
+    from layerfs.driver import Bodies, Driver
     from layerfs.garbage import Garbage, Report
     from layerfs.indexes import Indexes
     from layerfs.layers import Layers
     from layerfs.oci.descriptor import Descriptor
     from layerfs.oci.platform import Platform
     from layerfs.outside import Outside
+    from layerfs.reading import OpenImage
     from layerfs.registry.settings import Options
     from layerfs.store_ends import StoreSink, StoreSource
     from layerfs.transports import Place
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from layerfs.usage import DiskUsage
 
 FORMAT_VERSION: Final = 1
+_LAZY_DRIVER: Final = "fuse"
 _FORMAT: Final = "format.json"
 _DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks")
 _OURS: Final = frozenset(
@@ -110,6 +112,8 @@ class Store:
         self._warn = warn
         self._layers: dict[str, Layers] = {}
         self._asked_driver = driver
+        # How those are spoken with from which the files of lazy layers come.
+        self._registry: Callable[[], Options] | None = None
         # Why the driver that was asked for does not work here; without it what there is can be looked at.
         self._unusable: UnsupportedError | None = None
         self._driver_name = self._choose_driver(driver)
@@ -155,6 +159,7 @@ class Store:
         budget: Budget = DEFAULT_BUDGET,
         warn: Callable[[str], None] | None = None,
         outside: Outside | None = None,
+        registry: Callable[[], Options] | None = None,
     ) -> Store:
         """Open the store at a directory, which is made when it is missing or empty.
 
@@ -169,6 +174,7 @@ class Store:
             warn: told, one sentence each, what was odd but has a defined result.
             outside: where `mount` mounts, for a process that entered a user namespace (see `runtime.userns`);
                 None: in the mount namespace of this process.
+            registry: says how registries are spoken with for files of lazy layers; asked when one is mounted.
 
         Raises:
             StoreError: the directory holds something else, or a store of another format.
@@ -185,6 +191,7 @@ class Store:
                 place, database, driver=driver, durability=durability, budget=budget,
                 warn=warn or (lambda message: None), outside=outside,
             )  # fmt: skip
+            store._registry = registry
             store._recover()
         except BaseException:
             database.close()
@@ -423,6 +430,48 @@ class Store:
             # The name comes last, so that it never stands for a tree that cannot be unpacked.
             return self.images.tag(str(image.digest), name)
 
+    # -- reading images
+
+    def has_image(self, what: str) -> bool:
+        """Say whether `Images.get` finds an image under this name or id."""
+        try:
+            self.images.get(what)
+        except (NotFoundError, InvalidError):
+            return False
+        return True
+
+    def read_image(self, image: str, *, platform: Platform | None = None) -> OpenImage:
+        """Open an image for reading its files, without unpacking it; the caller closes it.
+
+        Args:
+            image: what `Images.get` takes, or a place as `pull` takes them, with its transport:
+                ``oci:DIR[:TAG]``, ``docker://HOST/REPOSITORY[:TAG]``, ...
+            platform: which image of several that a place has; this machine's when None.
+
+        Raises:
+            NotFoundError: there is no such image.
+            LayerfsError: it cannot be read.
+        """
+        from layerfs import reading, transports
+        from layerfs.seekable.tables import Tables
+
+        if transports.has_transport(image) and not self.has_image(image):
+            place = transports.parse(image)
+            with contextlib.ExitStack() as opened:
+                source = opened.enter_context(
+                    closing(place.source(spool=self._spool, budget=self._budget, warn=self._warn))
+                )
+                found = reading.open_from(
+                    source, place.name, platform=platform, spool=self._spool, budget=self._budget,
+                    warn=self._warn,
+                )  # fmt: skip
+                found.closes(opened.pop_all())
+                return found
+        tables = Tables(self._database, self.blobs, budget=self._budget, warn=self._warn)
+        return reading.open_stored(
+            self.images.get(image), self.blobs, tables, self.all_layers, budget=self._budget, warn=self._warn
+        )
+
     # -- mounts
 
     def mount(
@@ -433,6 +482,9 @@ class Store:
         read_only: bool = False,
         name: str | None = None,
         options: Sequence[str] = (),
+        lazy: bool = False,
+        platform: Platform | None = None,
+        registry: Options | None = None,
     ) -> Container:
         """Mount a container, or an image with a fresh writable layer, on a directory until `unmount`.
 
@@ -442,6 +494,10 @@ class Store:
             read_only: refuse writes.
             name: of the container that is made for an image.
             options: as mount(8) takes them after -o; those of the driver are its `mount_options`.
+            lazy: let the files of an image come when they are read. It may be one that is not here, called as
+                `pull` takes it; the driver is fuse, unless the store was opened with another.
+            platform: which image of several; this machine's when None.
+            registry: how a registry is spoken with, as long as the mount lasts.
 
         Raises:
             NotFoundError: there is neither such a container nor such an image.
@@ -449,6 +505,8 @@ class Store:
             InUseError: the container is mounted already.
             OptionError: the driver has no such option.
         """
+        if registry is not None:
+            self._registry = lambda: registry
         # Before anything is made.
         self._any_layers().check_target(target)
         container = self.containers.find(what)
@@ -459,12 +517,16 @@ class Store:
                 )
             container.mount(target, read_only=read_only, options=options)
             return container
-        if container is not None and name is not None and not self._is_image(what):
+        if container is not None and name is not None and not self.has_image(what):
             raise ExistsError(f"container {container.name} has a name already")
         try:
-            made = self.containers.create(what, name=name)
+            made = (
+                self._create_lazy(what, name=name, platform=platform)
+                if lazy
+                else self.containers.create(what, name=name)
+            )
         except NotFoundError as error:
-            if self._is_image(what):
+            if self.has_image(what):
                 raise
             from layerfs import similar
 
@@ -569,14 +631,42 @@ class Store:
         return usable[0] if usable else self.layers
 
     def _add_layers(self, driver: Driver) -> Layers:
+        from layerfs.driver import Lazy
         from layerfs.layers import Layers
 
         layers = Layers(
             self.root, self._database, self.blobs, driver, durability=self.durability, budget=self._budget,
             warn=self._warn, outside=self._outside,
         )  # fmt: skip
+        if isinstance(driver, Lazy):
+            driver.fetching = functools.partial(self._bodies, layers)
         self._layers[driver.name] = layers
         return layers
+
+    def _create_lazy(self, what: str, *, name: str | None, platform: Platform | None) -> Container:
+        """Make a container on an image of which no more is here than is needed to show its tree."""
+        from layerfs.lazy import preparing
+        from layerfs.seekable.tables import Tables
+
+        tables = Tables(self._database, self.blobs, budget=self._budget, warn=self._warn)
+        layers = self.layers_of(self._asked_driver or _LAZY_DRIVER)
+        with Lease(self._database) as lease:
+            prepared = preparing.prepare(
+                what, layers=layers, images=self.images, lease=lease, tables=tables, spool=self._spool,
+                is_stored=self.has_image(what), platform=platform, options=self._registry_options(),
+                warn=self._warn,
+            )  # fmt: skip
+            return self.containers.create(
+                str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
+            )
+
+    def _registry_options(self) -> Options | None:
+        return None if self._registry is None else self._registry()
+
+    def _bodies(self, layers: Layers, lazy: Sequence[str]) -> Bodies:
+        from layerfs.lazy import preparing
+
+        return preparing.bodies(lazy, layers=layers, spool=self._spool, options=self._registry_options())
 
     def _source(self) -> StoreSource:
         from layerfs.store_ends import StoreSource
@@ -603,14 +693,11 @@ class Store:
 
     def _reclaim(self, image: Image) -> list[str]:
         blobs = [image.digest, image.id, *(layer.digest for layer in image.manifest.layers)]
-        return self._garbage().reclaim(image.chain_ids, blobs)
+        from layerfs.lazy.origin import layer_names
 
-    def _is_image(self, what: str) -> bool:
-        try:
-            self.images.get(what)
-        except (NotFoundError, InvalidError):
-            return False
-        return True
+        garbage = self._garbage()
+        lazy = layer_names(image.manifest.layers, image.config.diff_ids)
+        return garbage.reclaim(lazy, ()) + garbage.reclaim(image.chain_ids, blobs)
 
     def _recover(self) -> None:
         """Clear away what a crash left; one query says whether there is anything to do."""

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 
 class StoreSource:
-    """Reads images out of the store; a Source with `Documents` that `Locates`. The lease of its images ends with `close`."""
+    """Reads images out of the store; a Source with `Documents` that `Locates`.
+
+    The lease of its images ends with `close`.
+    """
 
     def __init__(self, database: Database, blobs: Blobs, images: Images, indexes: Indexes) -> None:
         self._blobs = blobs
@@ -60,6 +63,7 @@ class StoreSource:
             image = every[0]
         digest = image.descriptor.digest if isinstance(image, Available) else self._images.get(image).digest
         found = self._images.get(str(digest))
+        self._images.require_layers(found)
         self._lease.add("image", str(found.digest))
         return Resolved(found.manifest.descriptor, found.manifest.raw)
 

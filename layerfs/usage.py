@@ -103,6 +103,9 @@ def measure(database: Database, blobs: Blobs, images: Images, containers: Contai
     }
     for row in database.rows("SELECT blob, toc, skeleton FROM layers"):
         referred.update(blob for blob in row if blob is not None)
+    referred.update(
+        seek for blob, seek in database.rows("SELECT blob, seek FROM seek_tables") if blob in referred
+    )
     blob_sizes = {str(digest): blobs.size(digest) for digest in blobs.list()}
     return DiskUsage(
         tuple(image_usages),

@@ -177,6 +177,18 @@ class ImageConfig:
         """The name of each layer together with all below it, bottom first (config.md, "Layer ChainID")."""
         return chain_ids(self.diff_ids)
 
+    def with_diff_ids(self, diff_ids: Sequence[Digest]) -> ImageConfig:
+        """Give the config of an image whose layers are other streams of the same content.
+
+        Everything else stays, members unknown here included; the image's id is another.
+
+        Args:
+            diff_ids: one for each layer there is, bottom first.
+        """
+        found = dict(document.load(self.raw, what="image config").value)
+        found["rootfs"] = {**found["rootfs"], "diff_ids": [str(diff_id) for diff_id in diff_ids]}
+        return ImageConfig.parse(document.dump(found))
+
     def with_layer(
         self,
         diff_id: Digest | None,

@@ -1,4 +1,4 @@
-"""Parts of a blob in a registry, asked for by byte range (RFC 9110 section 14) and compared with what was asked."""
+"""Parts of a blob in a registry, by byte range (RFC 9110 section 14), compared with what was asked for."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def open_from(repository: Repository, descriptor: Descriptor, start: int) -> tup
     """Ask for a blob from byte `start` on to its end.
 
     Returns:
-        The answer, to be closed by the caller, and at which byte of the blob it begins: `start`, or 0 where the
-        server has no ranges.
+        The answer, to be closed by the caller, and at which byte of the blob it begins: `start`, or 0 where
+        the server has no ranges.
 
     Raises:
         VerificationError: the blob there has another size than promised.
@@ -84,7 +84,7 @@ def fetch(repository: Repository, descriptor: Descriptor, start: int, size: int)
 
 
 class Cuts:
-    """Counts cuts of one transfer, waits longer after each, and gives up after some without a byte between."""
+    """Counts the cuts of a transfer, waits longer after each, gives up after some without a byte between."""
 
     def __init__(self) -> None:
         self._count = 0

@@ -1,4 +1,4 @@
-"""One blob on its way into a registry (distribution-spec, "Push"): asked for, mounted, or sent and gone on with."""
+"""One blob on its way into a registry (distribution-spec, "Push"): mounted, or sent and gone on with."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Upload:
         """Send the blob: in one request where that is taken, and from where it was cut the next time.
 
         Raises:
-            VerificationError: the registry finds that the bytes do not have the digest, or there are fewer or more.
+            VerificationError: the bytes are fewer, or do not have the digest, as the registry finds.
             TransportError: it does not take them, or cannot be reached.
         """
         cuts = Cuts()
@@ -226,7 +226,7 @@ class Upload:
     def _explained(self, error: Exception) -> Exception:
         if isinstance(error, RegistryError) and "DIGEST_INVALID" in error.codes:
             return VerificationError(
-                f"{self._repository.reference.host} finds that {self._descriptor.digest} does not have its digest",
+                f"{self._repository.reference.host} finds that the bytes are not {self._descriptor.digest}",
                 hint="layerfs check --contents tells whether the store is damaged",
             )
         return error

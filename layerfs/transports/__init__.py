@@ -129,6 +129,11 @@ class Place:
         return f"{self.transport}:{self.path}" + ("" if self.name is None else f":{self.name}")
 
 
+def has_transport(text: str) -> bool:
+    """Say whether a place says which transport it is of, and so cannot be the name of an image."""
+    return text.partition(":")[0] in _FORMS or text.startswith("docker://")
+
+
 def parse(text: str) -> Place:
     """Read a place as skopeo writes it (containers-transports(5)); a path holds no colon.
 
@@ -223,7 +228,7 @@ def send(
         progress.expect({part(descriptor): descriptor.size for descriptor in blobs})
     if isinstance(sink, Prepares):
         sink.prepare(blobs, source)
-    if isinstance(source, Expects):
+    elif isinstance(source, Expects):
         source.expect([descriptor for descriptor in blobs if not sink.has(descriptor)])
     sent = set()
     for _ in range(attempts):

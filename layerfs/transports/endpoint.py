@@ -207,8 +207,8 @@ class Nests(Protocol):
 class Expects(Protocol):
     """A source at the other end of a network.
 
-    It fetches ahead, as each blob by itself would cost a round trip; and what came wrong may come right the next
-    time.
+    It fetches ahead, as each blob by itself would cost a round trip; and what came wrong may come right the
+    next time.
     """
 
     def expect(self, blobs: Sequence[Descriptor]) -> None:

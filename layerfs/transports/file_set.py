@@ -30,11 +30,13 @@ _RESOLVE: Final = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESO
 class OpenFile:
     """A run of bytes of an open file, read in order; a context manager.
 
-    `size` is its length in bytes. The descriptor is closed at the end if it is `owned`.
+    `size` is its length in bytes, `start` where it begins in the file. The descriptor is closed at the end if
+    it is `owned`.
     """
 
     def __init__(self, descriptor: int, *, offset: int = 0, size: int, owned: bool) -> None:
         self._descriptor = descriptor
+        self.start = offset
         self._position = offset
         self._end = offset + size
         self._owned = owned

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from layerfs.digest import Digest
 from layerfs.errors import ArchiveError, NotFoundError, UnsupportedError, VerificationError
+from layerfs.files import descriptor_of
 from layerfs.oci import document, media_types
 from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.index import Index, select
+from layerfs.seekable.ranges import FileRanges
 from layerfs.transports.endpoint import Available, Resolved
 from layerfs.transports.file_set import FileSet, OpenFile, read_file
 from layerfs.transports.layout_names import list_images
@@ -52,6 +55,8 @@ class LayoutSource:
             files.close()
             raise
         self._images = list_images(self.index.manifests)
+        # Descriptors of blobs that are read at random.
+        self._ranges: list[int] = []
 
     def images(self) -> Sequence[Available]:
         """List the images of ``index.json``; several names of one image are gathered."""
@@ -82,8 +87,27 @@ class LayoutSource:
         """Open a blob; see `Source.open`."""
         return open_sized(self.files, blob_name(descriptor.digest), descriptor)
 
+    def ranges(self, descriptor: Descriptor) -> FileRanges:
+        """Give a blob by offset, unverified, until the layout is closed; see `reading.GivesRanges`.
+
+        Raises:
+            ArchiveError, VerificationError: as `open`.
+            UnsupportedError: it is no file of its own.
+        """
+        file = self.open(descriptor)
+        try:
+            number = os.dup(descriptor_of(file))
+        except OSError as error:
+            raise UnsupportedError(f"{self.files.title} cannot be read at random") from error
+        finally:
+            file.close()
+        self._ranges.append(number)
+        return FileRanges(number, start=file.start, size=file.size)
+
     def close(self) -> None:
         """Close the layout."""
+        while self._ranges:
+            os.close(self._ranges.pop())
         self.files.close()
 
     def document(self, descriptor: Descriptor) -> bytes:

@@ -66,7 +66,7 @@ class RegistrySource:
         self._prefetch = Prefetch(
             functools.partial(fetch_whole, self._repository), threads=session.options.connections
         )
-        self._large = 1
+        self._large = _LARGE_AT_ONCE
 
     def images(self) -> Sequence[Available]:
         """Name the image that the reference means."""
@@ -98,8 +98,8 @@ class RegistrySource:
         raw, found = self._document(str(descriptor.digest))
         if found.size != descriptor.size or found.media_type != descriptor.media_type:
             raise VerificationError(
-                f"{self._repository.reference.name}: {descriptor.digest} is not the {descriptor.media_type} of"
-                f" {descriptor.size} bytes that its index promises"
+                f"{self._repository.reference.name}: {descriptor.digest} is not the {descriptor.size} bytes of"
+                f" {descriptor.media_type} that its index promises"
             )
         return raw
 
@@ -114,7 +114,7 @@ class RegistrySource:
             return contextlib.nullcontext(io.BytesIO(descriptor.data))
         if self._prefetch.has(descriptor.digest):
             take = functools.partial(self._prefetch.take, descriptor.digest)
-            return Prefetched(take, self._prefetch.pause)
+            return Prefetched(take, self._prefetch.pause, self._prefetch.close)
         share = -(-self._session.options.connections // min(self._large, _LARGE_AT_ONCE))
         return _Blob(self._repository, descriptor, connections=share, settle=self._prefetch.pause)
 

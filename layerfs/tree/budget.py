@@ -12,7 +12,8 @@ class Budget:
     `bytes` counts data written, holes not included. `depth` counts path components.
     `pax_bytes` bounds one extended header, `name_bytes` one GNU long name. `ratio` is unpacked
     bytes per compressed byte, and applies only after `ratio_floor` unpacked bytes: small layers
-    of zeros compress beyond any ratio and harm nobody.
+    of zeros compress beyond any ratio and harm nobody. `toc_bytes` bounds the table of contents that a
+    layer carries itself, compressed and not.
     """
 
     bytes: int = 1 << 40
@@ -23,6 +24,7 @@ class Budget:
     segments: int = 65_536
     ratio: float = 2000.0
     ratio_floor: int = 1 << 30
+    toc_bytes: int = 256 << 20
 
 
 DEFAULT_BUDGET = Budget()

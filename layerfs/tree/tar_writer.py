@@ -78,6 +78,14 @@ class TarWriter:
         if kind is Kind.FILE:
             self._put_body(entry, size, chunks)
 
+    def add_header(self, entry: Entry) -> None:
+        """Write the header of a file without holes, whose data and padding the caller writes himself.
+
+        Raises:
+            LayerError: tar cannot hold the entry.
+        """
+        self._put_header(entry, entry.path, entry.size, [])
+
     def flush(self) -> int:
         """Write what was held back; give how many bytes were written so far."""
         self._flush()

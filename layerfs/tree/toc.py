@@ -6,7 +6,9 @@ layer is unpacked and read as a stream, so that neither takes memory that grows 
 The members of a line, left out where they are the default: ``path`` (surrogate escapes for bytes that are
 not UTF-8), ``type`` (of the list in `_TYPES`), ``mode``, ``uid``, ``gid``, ``mtime`` (nanoseconds),
 ``size`` (bytes), ``link``, ``device`` ([major, minor]), ``xattrs`` (name to base64), ``segments``
-([[offset, length], ...] of a sparse file) and ``sha256`` of the data, holes left out.
+([[offset, length], ...] of a sparse file) and ``sha256`` of the data, holes left out. Where the table is
+part of an index of the layer's stream (`layerfs.seekable.table`) also ``at`` (where a file's data begins
+in the uncompressed stream, in bytes) and ``pieces`` (the SHA-256 of each piece of it, where that is not one).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import base64
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from layerfs.compression import Compression, Readable, compressor, open_decompressed
 from layerfs.errors import StoreError
@@ -41,6 +43,13 @@ _quote: Final = json.encoder.encode_basestring_ascii
 _READ: Final = 1 << 18
 
 
+class Place(NamedTuple):
+    """Where a file's data begins in the layer's uncompressed stream, and the SHA-256 (hex) of its pieces."""
+
+    at: int
+    pieces: tuple[str, ...] = ()
+
+
 class TocWriter:
     """Writes a table of contents, entry by entry; `close` ends it. `has_root` says if the root has one."""
 
@@ -51,7 +60,7 @@ class TocWriter:
         self._usual: dict[tuple[Kind, int, int, int], str] = {}
         self.has_root = False
 
-    def add(self, entry: Entry, digest: Hash | str | None) -> None:
+    def add(self, entry: Entry, digest: Hash | str | None, place: Place | None = None) -> None:
         """Add an entry; `digest` is the SHA-256 (hex) of a file's data, or will say it."""
         # By hand: a json.dumps for each line takes as long as making the file does.
         path, kind, mode, uid, gid, mtime_ns, size, target, device, xattrs, segments = entry
@@ -74,6 +83,10 @@ class TocWriter:
             line += f',"xattrs":{json.dumps(coded)}'
         if segments is not None:
             line += f',"segments":{json.dumps(segments)}'
+        if place is not None:
+            line += f',"at":{place.at}'
+            if place.pieces:
+                line += f',"pieces":{json.dumps(place.pieces)}'
         self._lines.append((line, digest))
         if len(self._lines) >= _LINES_AT_ONCE:
             self._flush()
@@ -113,9 +126,20 @@ def read_toc(stream: Readable) -> Iterator[tuple[Entry, str | None]]:
     Raises:
         StoreError: it is not one.
     """
+    return ((entry, digest) for entry, digest, _ in read_places(stream))
+
+
+def read_places(stream: Readable) -> Iterator[tuple[Entry, str | None, Place | None]]:
+    """Read a table of contents back, with what it says of places in the layer's stream.
+
+    Raises:
+        StoreError: it is not one.
+    """
     for number, line in enumerate(_lines(stream), 1):
         try:
-            yield _parse(json.loads(line))
+            members = json.loads(line)
+            place = Place(members["at"], tuple(members.get("pieces", ()))) if "at" in members else None
+            yield *_parse(members), place
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"line {number} of a table of contents cannot be read: {error}") from error
 

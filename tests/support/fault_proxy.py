@@ -74,6 +74,8 @@ class FaultProxy:
         self.rate = rate
         self.requests: list[Seen] = []
         self.connections = 0
+        # Bytes of the registry's answers that were handed on, heads left out.
+        self.sent = 0
         self._faults: list[list[object]] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -95,6 +97,7 @@ class FaultProxy:
         with self._lock:
             self._faults.clear()
             self.requests.clear()
+            self.sent = 0
 
     def asked(self, where: str) -> list[Seen]:
         """Give the requests of which ``METHOD PATH`` has the pattern in it, in order."""
@@ -248,6 +251,8 @@ class _Handler(BaseHTTPRequestHandler):
                 data = data[: max(0, end - at)]
             self.wfile.write(data)
             at += len(data)
+            with self.owner._lock:
+                self.owner.sent += len(data)
             if self.owner.rate:
                 time.sleep(len(data) / self.owner.rate)
         if fault.promise:

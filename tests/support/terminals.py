@@ -1,10 +1,11 @@
-"""Runs a program on a terminal, and answers what it asks there."""
+"""Terminals of programs: what they show is read, and what they ask is answered."""
 
 from __future__ import annotations
 
 import os
 import pty
 import select
+import time
 from collections.abc import Mapping, Sequence
 
 
@@ -40,3 +41,17 @@ def on_terminal(
     os.waitpid(child, 0)
     assert not waiting, f"{waiting[0][0]!r} was not asked: {shown!r}"
     return shown
+
+
+def read_until(terminal: int, text: bytes, seconds: float = 60.0) -> bytes:
+    """Read what is shown until `text` was."""
+    found = b""
+    end = time.monotonic() + seconds
+    while text not in found and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                found += os.read(terminal, 1 << 16)
+            except OSError:
+                break
+    assert text in found, found.decode(errors="replace")
+    return found

@@ -21,7 +21,11 @@ from layerfs.errors import (
     VerificationError,
 )
 from layerfs.oci import media_types
+from layerfs.oci.config import ImageConfig
+from layerfs.oci.manifest import Manifest
 from layerfs.oci.platform import Platform
+from layerfs.seekable.layer import open_layer
+from layerfs.seekable.ranges import MemoryRanges
 from layerfs.transports import parse
 from layerfs.transports.copying import between
 from layerfs.transports.layout_source import LayoutSource
@@ -175,6 +179,24 @@ class TestCompression:
                 assert (found.value, sha256(content)) == (name, diff_id)
         # The layer that both have went once.
         assert len(after) == 1 + 2 * 2 + 3
+
+    @pytest.mark.parametrize("name", ["estargz", "zstd:chunked"])
+    def test_with_an_index_of_its_own_is_read_by_it(self, layout: Path, tmp_path: Path, name: str) -> None:
+        with rewriting(name) as change:
+            digest = go(f"oci:{layout}:1", f"oci:{tmp_path}/to:1", rewriting=change)
+        after = blobs(tmp_path / "to")
+        manifest = Manifest.parse(after[digest.partition(":")[2]])
+        config = ImageConfig.parse(after[manifest.config.digest.hex])
+        assert (manifest.config.digest.hex in blobs(layout)) == (name != "estargz")
+        for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
+            data = after[layer.digest.hex]
+            assert sha256(plain(data)[1]) == str(diff_id)
+            opened = open_layer(MemoryRanges(data), layer)
+            assert opened is not None
+            assert any(one.entry.path.startswith(b"file") and one.extent for one in opened.entries())
+        with rewriting(name) as change:
+            again = go(f"oci:{tmp_path}/to:1", f"oci:{tmp_path}/again:1", rewriting=change)
+        assert again == digest
 
     def test_is_the_same_each_time(self, layout: Path, tmp_path: Path) -> None:
         digests = set()

@@ -1,0 +1,1 @@
+"""Random access to image layers that are not unpacked: eStargz, zstd:chunked, and tables of seek points."""

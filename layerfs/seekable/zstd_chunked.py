@@ -1,0 +1,174 @@
+"""zstd:chunked layers: zstd layers whose files' chunks are frames, with a table of contents behind them.
+
+As containers/storage writes them (pkg/chunked/internal/minimal), and stargz-snapshotter (its package
+zstdchunked): the table is the content of a skippable frame, compressed once more; where it lies say
+annotations of the layer's descriptor, and a footer in one more such frame.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from layerfs.compression import open_decompressed
+from layerfs.digest import Digest
+from layerfs.errors import BudgetError, LayerError, VerificationError
+from layerfs.seekable.bodies import pieces_of, read_body
+from layerfs.seekable.extent import Extent, Indexed
+from layerfs.seekable.ranges import Ranges
+from layerfs.seekable.toc_json import read_entries
+from layerfs.tree.budget import Budget
+
+CHECKSUM: Final = "io.github.containers.zstd-chunked.manifest-checksum"
+POSITION: Final = "io.github.containers.zstd-chunked.manifest-position"
+# Before containers/storage 1.38, and in stargz-snapshotter.
+OLD_CHECKSUM: Final = "io.containers.zstd-chunked.manifest-checksum"
+OLD_POSITION: Final = "io.containers.zstd-chunked.manifest-position"
+
+SKIPPABLE: Final = struct.Struct("<II")
+SKIPPABLE_MAGIC: Final = 0x184D2A50
+FOOTER: Final = struct.Struct("<7Q8s")
+MAGIC: Final = b"GNUlInUx"
+CRFS: Final = 1
+_OLD_FOOTER: Final = struct.Struct("<4Q8s")
+_OLD_MAGIC: Final = b"GnUlInUx"
+# Asked for first where no annotation says where the table is.
+_TAIL: Final = 128 << 10
+
+
+class Position(NamedTuple):
+    """Where the compressed table lies in the blob, and how long it is unpacked, in bytes."""
+
+    offset: int
+    length: int
+    unpacked: int
+    kind: int
+
+
+class ZstdChunkedLayer:
+    """A zstd:chunked layer (`layer.IndexedLayer`); `open_zstd_chunked` makes one."""
+
+    def __init__(
+        self,
+        ranges: Ranges,
+        position: Position,
+        table: bytes,
+        *,
+        budget: Budget,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._ranges = ranges
+        self._position = position
+        self._table = table
+        self._budget = budget
+        self._warn = warn
+        self.toc_digest = Digest.of(table)
+
+    def entries(self) -> Iterator[Indexed]:
+        """Give the entries of the layer; see `IndexedLayer`."""
+        with open_decompressed(io.BytesIO(self._table), budget=self._budget) as plain:
+            stream = _Bounded(plain.read, self._position.unpacked)
+            yield from read_entries(stream, limit=self._position.offset, budget=self._budget, warn=self._warn)
+
+    def read(self, extent: Extent, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+        """Give a part of a file; see `IndexedLayer`."""
+        return read_body(pieces_of(self._ranges, self._budget), extent, offset=offset, size=size)
+
+
+class _Bounded:
+    def __init__(self, read: Callable[[int], bytes], size: int) -> None:
+        self._read = read
+        self._left = size
+
+    def read(self, size: int, /) -> bytes:
+        data = self._read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise LayerError("a table of contents that is longer than its position says")
+        return data
+
+
+def is_promised(annotations: Mapping[str, str]) -> bool:
+    """Say whether a layer's descriptor says that it is zstd:chunked, and what its table's digest is."""
+    return _annotated(annotations) is not None
+
+
+def _annotated(annotations: Mapping[str, str]) -> tuple[str, str] | None:
+    for checksum, position in ((CHECKSUM, POSITION), (OLD_CHECKSUM, OLD_POSITION)):
+        if checksum in annotations and position in annotations:
+            return annotations[checksum], annotations[position]
+    return None
+
+
+def open_zstd_chunked(
+    ranges: Ranges, annotations: Mapping[str, str], *, budget: Budget, warn: Callable[[str], None]
+) -> ZstdChunkedLayer | None:
+    """Open a blob if it is a zstd:chunked layer; None when neither annotations nor a footer say so.
+
+    Without the annotations the caller trusts the blob.
+
+    Args:
+        ranges: the blob; read by one request, or two.
+        annotations: of the layer's descriptor.
+        budget: bounds the table.
+        warn: told what was odd.
+
+    Raises:
+        VerificationError: the table's digest is not the promised one.
+        LayerError: the annotations or the footer lead to no sound table.
+        BudgetError: the table is larger than the budget.
+    """
+    promised = None
+    tail = b""
+    annotated = _annotated(annotations)
+    if annotated is not None:
+        promised, text = annotated
+        position = _parse_position(text)
+    else:
+        size = min(_TAIL, ranges.size)
+        tail = ranges.read_at(ranges.size - size, size)
+        found = parse_footer(tail)
+        if found is None:
+            return None
+        position = found
+    _check(position, ranges.size, budget)
+    begin = position.offset - (ranges.size - len(tail))
+    if tail and begin >= 0:
+        table = tail[begin : begin + position.length]
+    else:
+        table = ranges.read_at(position.offset, position.length)
+    layer = ZstdChunkedLayer(ranges, position, table, budget=budget, warn=warn)
+    if promised is not None and str(layer.toc_digest) != promised:
+        raise VerificationError(
+            f"the layer's table of contents has {layer.toc_digest}, its descriptor promises {promised[:200]}"
+        )
+    return layer
+
+
+def parse_footer(tail: bytes) -> Position | None:
+    """Read where the table is out of the end of a blob; None when that is no footer."""
+    for footer, magics in ((FOOTER, (MAGIC,)), (_OLD_FOOTER, (_OLD_MAGIC, MAGIC))):
+        start = len(tail) - footer.size
+        if start < SKIPPABLE.size or tail[-8:] not in magics:
+            continue
+        if SKIPPABLE.unpack_from(tail, start - SKIPPABLE.size) == (SKIPPABLE_MAGIC, footer.size):
+            return Position(*footer.unpack_from(tail, start)[:4])
+    return None
+
+
+def _parse_position(text: str) -> Position:
+    parts = text.split(":")
+    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts):
+        raise LayerError(f"an annotation {text[:100]!r} that says no position of a table of contents")
+    return Position(*map(int, parts))
+
+
+def _check(position: Position, size: int, budget: Budget) -> None:
+    if position.kind != CRFS:
+        raise LayerError(f"a table of contents of the unknown type {position.kind}")
+    if not 0 < position.offset <= position.offset + position.length <= size:
+        raise LayerError("a table of contents that lies outside of its layer")
+    if max(position.length, position.unpacked) > budget.toc_bytes:
+        raise BudgetError(f"a table of contents of {max(position.length, position.unpacked)} bytes")

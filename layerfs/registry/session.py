@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from layerfs.errors import (
@@ -97,6 +98,7 @@ class Session:
         """
         self.options = options or Options()
         self.warn = warn
+        self._directories: dict[str, Path | None] = {}
         self._state = _State(self)
 
     def repository(self, reference: Reference) -> Repository:
@@ -167,7 +169,10 @@ class Session:
 
     def trust(self, endpoint: Endpoint, to: Origin) -> Trust:
         """Say how a server proves itself that a registry, or an answer of it, leads to."""
-        directory = certificates.directory_for(endpoint.host, self.options)
+        host = endpoint.host
+        if host not in self._directories:
+            self._directories[host] = certificates.directory_for(host, self.options)
+        directory = self._directories[host]
         own = split_host(HUB_SERVER if endpoint.host == HUB else endpoint.host)[0] == to.host
         return Trust(not self.is_lax(endpoint), directory, client=own)
 
@@ -210,7 +215,9 @@ class Session:
                         body=body,
                     )
                 except UnreachableError as error:
-                    if last or error.lasting:
+                    # Whoever needs the token must not begin all of this again.
+                    error.lasting = error.lasting or last
+                    if error.lasting:
                         raise
                     self.pause(attempt)
                     continue

@@ -1,83 +1,21 @@
-"""Manifests and tags of a repository, verified whoever sent them (distribution-spec, "Pulling manifests")."""
+"""Manifests, tags and referrers of a repository (distribution-spec 1.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
-from urllib.parse import urljoin
+import contextlib
+from collections.abc import Iterator
 
 from layerfs.digest import Digest
-from layerfs.errors import (
-    DocumentError,
-    InvalidError,
-    RegistryError,
-    UnsupportedError,
-    VerificationError,
-)
+from layerfs.errors import BudgetError, InvalidError, RegistryError, UnsupportedError, VerificationError
 from layerfs.oci import document, media_types
 from layerfs.oci.descriptor import Descriptor
-from layerfs.registry.answer import Answer
+from layerfs.oci.document import Members
+from layerfs.registry import documents
+from layerfs.registry import referrers as lists
+from layerfs.registry.documents import ACCEPT, get, head
 from layerfs.registry.repository import Repository
 
-ACCEPT: Final = (
-    media_types.OCI_INDEX,
-    media_types.OCI_MANIFEST,
-    media_types.DOCKER_MANIFEST_LIST,
-    media_types.DOCKER_MANIFEST,
-)
-_SCHEMA1: Final = (media_types.DOCKER_SCHEMA1, media_types.DOCKER_SCHEMA1_SIGNED)
-# Media types that say nothing: what a server sends that does not know what it stores.
-_VAGUE: Final = ("", "application/json", "application/octet-stream", "text/plain")
-
-
-def get(
-    repository: Repository, what: str | Digest, *, accept: Sequence[str] = ACCEPT
-) -> tuple[bytes, Descriptor]:
-    """Fetch a manifest or an index, byte for byte.
-
-    Args:
-        repository: where.
-        what: a tag, or a digest.
-        accept: the media types to ask for.
-
-    Returns:
-        The document, and the descriptor that points to it.
-
-    Raises:
-        NotFoundError: there is none.
-        BudgetError: it has more than 4 MiB.
-        VerificationError: it does not have the digest that was asked for, or that the registry promised.
-        DocumentError: it is none, is two kinds at once, or says another media type than its Content-Type.
-        UnsupportedError: it is of Docker's schema 1.
-    """
-    answer, raw = repository.fetch(
-        f"manifests/{what}", limit=document.MAXIMUM_BYTES, headers={"Accept": ", ".join(accept)}
-    )
-    if isinstance(what, str) and ":" in what:
-        what = Digest.parse(what)
-    wanted = what if isinstance(what, Digest) else _promised(answer)
-    if wanted is not None and Digest.of(raw, wanted.algorithm) != wanted:
-        raise VerificationError(
-            f"{repository.reference.name} gave a manifest that is not {wanted}",
-            hint="the registry, a mirror or a proxy before it is damaged, or somebody altered it on the way",
-        )
-    digest = wanted if wanted is not None else Digest.of(raw)
-    return raw, Descriptor(_media_type(raw, answer), digest, len(raw))
-
-
-def head(repository: Repository, what: str | Digest, *, accept: Sequence[str] = ACCEPT) -> Descriptor | None:
-    """Ask what a tag or a digest points to; None when there is none, or the registry does not tell.
-
-    The digest is the registry's word: nothing is verified.
-    """
-    with repository.send(
-        "HEAD", f"manifests/{what}", headers={"Accept": ", ".join(accept)}, expect=(200, 404)
-    ) as answer:
-        digest = _promised(answer)
-        length = answer.length
-        if answer.status == 404 or digest is None or length is None:
-            return None
-        return Descriptor(_content_type(answer), digest, length)
+__all__ = ["ACCEPT", "delete", "get", "head", "put", "referrers", "tags"]
 
 
 def put(repository: Repository, raw: bytes, media_type: str, what: str | Digest | None = None) -> Descriptor:
@@ -90,31 +28,30 @@ def put(repository: Repository, raw: bytes, media_type: str, what: str | Digest 
         VerificationError: the registry stored something else.
         RegistryError: it does not take it.
     """
-    descriptor = Descriptor.to(raw, media_type)
-    with repository.send(
-        "PUT", f"manifests/{what or descriptor.digest}", headers={"Content-Type": media_type}, body=raw,
-        actions=("pull", "push"), expect=(200, 201, 202),
-    ) as answer:  # fmt: skip
-        promised = _promised(answer)
-    if (
-        promised is not None
-        and promised.algorithm == descriptor.digest.algorithm
-        and promised != descriptor.digest
-    ):
-        raise VerificationError(
-            f"{repository.reference.name} stored {promised} in place of {descriptor.digest}"
-        )
+    descriptor, listed = documents.put(repository, raw, media_type, what)
+    members = document.load(raw, what="manifest")
+    subject = members.optional_members("subject")
+    if subject is not None and not listed:
+        lists.add(repository, subject.digest("digest"), _as_referrer(descriptor, members))
     return descriptor
 
 
 def delete(repository: Repository, what: str | Digest) -> None:
-    """Delete a manifest by its digest, or a tag where the registry can.
+    """Delete a manifest by its digest, or a tag where the registry can do that.
 
     Raises:
         NotFoundError: there is none.
         RegistryError: the registry does not allow it.
     """
+    subject = None
+    if ":" in str(what):
+        # What cannot be read can be deleted all the same.
+        with contextlib.suppress(BudgetError, InvalidError, UnsupportedError, VerificationError):
+            raw, _ = get(repository, what)
+            subject = document.load(raw, what="manifest").optional_members("subject")
     repository.send("DELETE", f"manifests/{what}", actions=("delete",), expect=(200, 202, 204)).close()
+    if subject is not None:
+        lists.discard(repository, subject.digest("digest"), Digest.parse(str(what)))
 
 
 def tags(repository: Repository) -> Iterator[str]:
@@ -127,64 +64,39 @@ def tags(repository: Repository) -> Iterator[str]:
     path = "tags/list"
     while path:
         answer, data = repository.fetch(path, limit=document.MAXIMUM_BYTES)
-        path = _next(answer)
+        path = lists.next_page(answer)
         try:
             found = document.load(data, what="list of tags").texts("tags")
-        except DocumentError as error:
+        except InvalidError as error:
             raise RegistryError(
-                f"{repository.reference.host} gave no list of tags: {error}", status=answer.status
+                f"{repository.reference.host} gave no list of tags: {error}",
+                status=answer.status,
+                hint="check host and port: is it a registry?",
             ) from error
         yield from found
 
 
-def _next(answer: Answer) -> str:
-    """Give the URL of the next page (RFC 8288), "" at the last one."""
-    for part in answer.headers.get("Link", "").split(","):
-        target, _, parameters = part.strip().partition(">")
-        if target.startswith("<") and 'rel="next"' in parameters.replace(" ", "").replace(
-            "rel=next", 'rel="next"'
-        ):
-            return urljoin(answer.url, target[1:])
-    return ""
+def referrers(
+    repository: Repository, digest: Digest, artifact_type: str | None = None
+) -> Iterator[Descriptor]:
+    """List what names a manifest as its subject, by the API or by the tag that stands in for it.
+
+    Raises:
+        DocumentError: what the registry gives is no index.
+    """
+    return lists.of(repository, digest, artifact_type)
 
 
-def _promised(answer: Answer) -> Digest | None:
-    try:
-        return Digest.parse(answer.headers.get("Docker-Content-Digest", ""))
-    except InvalidError:
-        return None
-
-
-def _content_type(answer: Answer) -> str:
-    return answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-
-
-def _media_type(raw: bytes, answer: Answer) -> str:
-    """Say what a document is: its own word, that of the Content-Type, and what stands in it must agree."""
-    told = _content_type(answer)
-    if told in _SCHEMA1:
-        raise UnsupportedError(
-            "the image is of Docker's schema 1, which is not supported",
-            hint="convert it: skopeo copy --format v2s2",
-        )
-    members = document.load(raw, what="manifest")
-    own = members.optional_text("mediaType")
-    if told in _VAGUE:
-        told = ""
-    if own and told and own != told:
-        members.fail("mediaType", f"{own[:100]!r} differs from the Content-Type {told[:100]!r}")
-    if members.has("manifests") and (members.has("layers") or members.has("config")):
-        members.fail("manifests", "a document is an index or an image manifest, not both")
-    if members.value.get("schemaVersion") == 1 and not members.has("config"):
-        raise UnsupportedError(
-            "the image is of Docker's schema 1, which is not supported",
-            hint="convert it: skopeo copy --format v2s2",
-        )
-    found = own or told
-    if not found:
-        found = media_types.OCI_INDEX if members.has("manifests") else media_types.OCI_MANIFEST
-    if members.has("manifests") and media_types.is_manifest(found):
-        members.fail("manifests", "an image manifest has no list of manifests")
-    if members.has("layers") and media_types.is_index(found):
-        members.fail("layers", "an image index has no layers")
-    return found
+def _as_referrer(descriptor: Descriptor, members: Members) -> Descriptor:
+    """Describe a manifest as lists of referrers do: with its type and annotations."""
+    kind = members.optional_text("artifactType")
+    config = members.optional_members("config")
+    if not kind and config is not None and not media_types.is_index(descriptor.media_type):
+        kind = config.text("mediaType")
+    return Descriptor(
+        descriptor.media_type,
+        descriptor.digest,
+        descriptor.size,
+        annotations=members.text_map("annotations"),
+        artifact_type=kind or None,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from layerfs.errors import BudgetError, LayerfsError, UntrustedError
+from layerfs.errors import BudgetError, LayerfsError, NotFoundError, UntrustedError
 from layerfs.registry import mirrors, problems
 from layerfs.registry.answer import Answer
 from layerfs.registry.origin import Origin, shown
@@ -26,6 +26,8 @@ class Repository:
         """Use `Session.repository`."""
         self.session = session
         self.reference = reference
+        # Mirrors that failed in another way than by not having it.
+        self._useless: set[Endpoint] = set()
         self._endpoints = mirrors.endpoints(reference, session.options)
 
     def send(
@@ -67,13 +69,18 @@ class Repository:
         absolute = path.startswith(("https://", "http://"))
         places = self._places(method, path, actions) if not absolute else self._endpoints[-1:]
         for place in places[:-1]:
+            if place in self._useless:
+                continue
             try:
                 return self._send_to(
                     place, method, path, query, headers, body, actions,
-                    tuple(status for status in expect if status < 400), also_from, retry,
+                    tuple(status for status in expect if status < 400), also_from, False,
                 )  # fmt: skip
+            except NotFoundError:
+                continue
             except LayerfsError as error:
-                self.session.warn(f"the mirror {place.host} does not help: {error}")
+                self._useless.add(place)
+                self.session.warn(f"the mirror {place.host} is not used: {error}")
         return self._send_to(
             places[-1], method, path, query, headers, body, actions, expect, also_from, retry
         )

@@ -21,6 +21,7 @@ from layerfs.registry.connections import Connections, Trust
 from layerfs.registry.origin import Origin, address, is_loopback, shown, split_host
 from layerfs.registry.settings import Options
 from layerfs.registry.tokens import Doorkeeper
+from layerfs.value import replace
 
 if TYPE_CHECKING:
     from layerfs.reference import Reference
@@ -69,9 +70,7 @@ class _State:
         self.connections = Connections(session.options)
         self.lock = threading.Lock()
         self.origins: dict[str, Origin] = dict(before.origins) if before else {}
-        self.credentials: dict[tuple[str, str], Credentials | None] = (
-            dict(before.credentials) if before else {}
-        )
+        self.credentials: dict[Endpoint, Credentials | None] = dict(before.credentials) if before else {}
         self.doors: dict[tuple[Origin, Credentials | None], Doorkeeper] = {}
         # Closed or collected in a child, its sockets' numbers could by then be another's.
         self.before = before
@@ -325,10 +324,12 @@ class Session:
         return Answer(response, url, host=host)
 
     def _credentials(self, endpoint: Endpoint) -> Credentials | None:
-        key = (endpoint.host, endpoint.repository)
+        key = endpoint
         known = self.state.credentials
         if key not in known:
-            known[key] = credential_files.find(endpoint.host, endpoint.repository, self.options)
+            # What was given on the command line is for the registry that was named.
+            options = replace(self.options, creds=None) if endpoint.is_mirror else self.options
+            known[key] = credential_files.find(endpoint.host, endpoint.repository, options, warn=self.warn)
         return known[key]
 
     # ---- pauses
@@ -342,7 +343,7 @@ class Session:
         return True
 
     def pause(self, attempt: int, least: float = 0.0) -> None:
-        """Wait before a request is made again, longer each time; `attempt` counts from 0, `least` is seconds."""
+        """Wait before a request is made again, longer each time (`attempt` from 0); `least` in seconds."""
         # Clients that failed together must not come back together.
         pause = self.options.backoff * 2**attempt * (0.75 + random.random() / 2)
         time.sleep(max(least, min(pause, self.options.patience)))

@@ -90,6 +90,11 @@ class Doorkeeper:
         return made
 
     @property
+    def was_asked(self) -> bool:
+        """Say whether the registry wanted to know who we are."""
+        return self._basic or self._bearer is not None
+
+    @property
     def secrets(self) -> set[str]:
         """What must not stand in any message."""
         own = self.credentials.secrets if self.credentials is not None else ()
@@ -151,7 +156,7 @@ class Doorkeeper:
         realm = challenge.parameters["realm"]
         self._check_realm(realm)
         bearer = _Bearer(realm, challenge.parameters.get("service", ""))
-        wanted = scopes | frozenset(challenge.parameters.get("scope", "").split())
+        wanted = _joined([*scopes, *challenge.parameters.get("scope", "").split()])
         with self._lock:
             self._bearer = bearer
             held = self._tokens.get(scopes)
@@ -260,6 +265,19 @@ def _read_token(data: bytes, server: Origin) -> _Token:
     lasts = found.get("expires_in")
     seconds = float(lasts) if isinstance(lasts, int | float) and lasts > 0 else _LIFETIME
     return _Token(text, time.monotonic() + max(seconds - _MARGIN, seconds / 2))
+
+
+def _joined(scopes: Iterable[str]) -> frozenset[str]:
+    """Join the scopes of one resource, whose actions servers write in any order.
+
+    >>> _joined(["repository:a:pull,push", "repository:a:push,pull"])
+    frozenset({'repository:a:pull,push'})
+    """
+    found: dict[str, set[str]] = {}
+    for each in scopes:
+        resource, _, actions = each.rpartition(":")
+        found.setdefault(resource, set()).update(actions.split(","))
+    return frozenset(f"{resource}:{','.join(sorted(actions))}" for resource, actions in found.items())
 
 
 def scope(repository: str, actions: Iterable[str]) -> str:

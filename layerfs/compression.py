@@ -20,6 +20,8 @@ _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _MAXIMUM_WINDOW: Final = 128 << 20
 _LARGEST_BLOCK: Final = 1 << 17
 _READ: Final = 1 << 18
+# Seconds for which a read that was told to fail is waited for.
+_PATIENCE: Final = 2.0
 _FIRST_FEED: Final = 1 << 14
 # What igzip is asked for at once: it makes room by doubling, which costs more the more it makes.
 _PIECE: Final = 1 << 18
@@ -548,6 +550,7 @@ class ReadAhead:
         self._queue = _Queue(depth)
         self._rest = b""
         self._start = 0
+        self._given_up = False
         # The thread holds the queue, not this object: forgetting this object ends the thread.
         self._finalizer = weakref.finalize(self, self._queue.stop)
         self._thread = threading.Thread(
@@ -582,7 +585,14 @@ class ReadAhead:
     def close(self) -> None:
         """Stop reading ahead, and wait for the read that is under way: the stream may be closed then."""
         self._finalizer()
-        self._thread.join()
+        if not self._given_up:
+            self._thread.join()
+
+    def give_up(self) -> None:
+        """Stop reading ahead in a stream all of whose reads fail from now on; wait a moment at most."""
+        self._finalizer()
+        self._given_up = True
+        self._thread.join(_PATIENCE)
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ Files alone are touched here, nothing that a process shares with those that it f
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -19,7 +20,7 @@ from layerfs.hashing import Hasher
 from layerfs.incoming import Incoming
 from layerfs.layer_table import Step
 from layerfs.progress import Counted
-from layerfs.streams import portable_descriptors
+from layerfs.streams import Stops, portable_descriptors
 from layerfs.tree.budget import Budget
 from layerfs.tree.extract import extract
 from layerfs.tree.merge import unpack_in_place
@@ -28,7 +29,9 @@ from layerfs.tree.toc import TocWriter
 from layerfs.tree.whiteouts import WhiteoutFormat
 
 if TYPE_CHECKING:
-    from layerfs.compression import Readable
+    from types import TracebackType
+
+    from layerfs.compression import ReadAhead, Readable
     from layerfs.driver import Unpack
     from layerfs.layers import Layers
 
@@ -192,7 +195,9 @@ class Filling:
             layer: Readable = hashed or plain
             if threaded:
                 # Inflating and hashing in threads of their own overlap with making files here.
-                layer = threads.enter_context(compression.readahead(layer, chunk=_PIECE, depth=_AHEAD))
+                ahead = threads.enter_context(compression.readahead(layer, chunk=_PIECE, depth=_AHEAD))
+                threads.push(functools.partial(_give_up, stream, ahead))
+                layer = ahead
             bones = None if skeleton is None else SkeletonWriter(layer, skeleton.write)
             layer = layer if bones is None else bones
 
@@ -223,6 +228,20 @@ class Filling:
             unpack_in_place(root, unpack)
         finally:
             os.close(root)
+
+
+def _give_up(
+    stream: object,
+    ahead: ReadAhead,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> None:
+    """Wait for no more of the stream when something else than itself ends the work."""
+    if error is not None and not isinstance(error, (LayerError, VerificationError)):
+        if isinstance(stream, Stops):
+            stream.stop()
+            ahead.give_up()
 
 
 def _after(ready: Callable[[], None], lower: Callable[[], int] | None) -> Callable[[], int] | None:

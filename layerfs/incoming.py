@@ -9,7 +9,7 @@ from layerfs.blobs import CHUNK, Blobs, Ingest
 from layerfs.compression import Compression, detect
 from layerfs.digest import Digest
 from layerfs.errors import VerificationError
-from layerfs.streams import Portable, Skips, portable_descriptors
+from layerfs.streams import Portable, Skips, Stops, portable_descriptors
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
@@ -103,6 +103,11 @@ class Incoming:
             OSError: it can only be read by this process.
         """
         return portable_descriptors(self._stream)
+
+    def stop(self) -> None:
+        """Give up reading a stream that can be told so (`streams.Stops`)."""
+        if isinstance(self._stream, Stops):
+            self._stream.stop()
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes, at least one before the end.

@@ -28,6 +28,15 @@ class Portable(Protocol):
         ...
 
 
+@runtime_checkable
+class Stops(Protocol):
+    """A stream that may wait for long, and can be told to give up."""
+
+    def stop(self) -> None:
+        """Let the read that is under way, and every later one, fail soon; in any thread."""
+        ...
+
+
 def portable_descriptors(stream: object) -> list[int]:
     """Name the descriptors that a forked process needs to read a stream.
 

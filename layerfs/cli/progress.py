@@ -82,6 +82,8 @@ class Lines:
 
         began = time.monotonic()
         yield advance
+        if total is not None and done < total:
+            return  # given up
         seconds = max(time.monotonic() - (started or began), 1e-9)
         with self._lock:
             self._told.add(label)

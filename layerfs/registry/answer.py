@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urljoin
@@ -82,6 +83,12 @@ class Answer:
             raise BudgetError(f"{self._host} gave an answer of over {limit} bytes, which is not read")
         self.close()
         return b"".join(parts)
+
+    def stop(self) -> None:
+        """Let a read that waits in another thread see the end of the connection at once."""
+        # Refused when the answer was read to its end, or has no socket.
+        with contextlib.suppress(ValueError, OSError):
+            self._response.shutdown()
 
     def close(self) -> None:
         """Let go of the connection; idempotent."""

@@ -52,6 +52,7 @@ class Download:
         self._began_at = start
         # Bytes of the answer that come before those that are wanted.
         self._behind = 0
+        self._stopped = False
 
     def descriptors(self) -> list[int]:
         """Name the descriptors that a forked process needs: none (`streams.Portable`)."""
@@ -74,6 +75,8 @@ class Download:
             self.close()
             return b""
         while True:
+            if self._stopped:
+                raise Interrupted(f"the download of {self._descriptor.digest} was given up")
             if self._pieces is not None:
                 data = self._read_pieces(self._pieces, size)
             else:
@@ -81,6 +84,15 @@ class Download:
             if data:
                 self._position += len(data)
                 return data
+
+    def stop(self) -> None:
+        """Give up, whatever a read in another thread waits for (`streams.Stops`)."""
+        self._stopped = True
+        answer, pieces = self._answer, self._pieces
+        if answer is not None:
+            answer.stop()
+        if pieces is not None:
+            pieces.stop()
 
     def close(self) -> None:
         """Let go of what is open; idempotent."""
@@ -120,7 +132,8 @@ class Download:
                 raise self._ended_early()
         except Interrupted as error:
             self.close()
-            self._cuts.note(error)
+            if not self._stopped:
+                self._cuts.note(error)
             return b""
         self._cuts.progress()
         return data

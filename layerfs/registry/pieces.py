@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from layerfs.errors import Interrupted
+
 # Bytes of one request: long beside what its round trip takes, short beside what may wait in memory.
 PIECE: Final = 2 << 20
 # Pieces that are here or under way, for each connection.
@@ -50,6 +52,13 @@ class Pieces:
         with self._changed:
             self._closed = True
             self._here.clear()
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let a read that waits in another thread fail."""
+        with self._changed:
+            self._error = self._error or Interrupted("the download was given up")
+            self._closed = True
             self._changed.notify_all()
 
     def _take(self) -> bytes:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
+from layerfs.errors import Interrupted
+
 if TYPE_CHECKING:
     from layerfs.digest import Digest
     from layerfs.oci.descriptor import Descriptor
@@ -37,6 +39,7 @@ class Prefetch:
         self._threads = 0
         self._waiting = 0
         self._paused = False
+        self._closed = False
 
     def expect(self, blobs: Iterable[Descriptor]) -> None:
         """Begin to fetch those that are small, in this order."""
@@ -64,6 +67,8 @@ class Prefetch:
             return self._fetch(late)
         with self._changed:
             while digest not in self._done:
+                if self._closed:
+                    raise Interrupted(f"the download of {digest} was given up")
                 self._changed.wait()
             found = self._done.pop(digest)
             self._waiting -= self._sizes.pop(digest)
@@ -80,10 +85,11 @@ class Prefetch:
                 self._changed.wait()
 
     def close(self) -> None:
-        """Begin nothing more, without waiting; idempotent."""
+        """Begin nothing more, without waiting, and let those fail who wait; idempotent."""
         with self._changed:
             self._line.clear()
-            self._paused = True
+            self._paused = self._closed = True
+            self._changed.notify_all()
 
     def _go_on(self) -> None:
         self._paused = False
@@ -121,11 +127,15 @@ class Prefetched:
     Args:
         take: waits for its bytes.
         settle: makes it safe to fork.
+        stop: lets those fail who wait.
     """
 
-    def __init__(self, take: Callable[[], bytes], settle: Callable[[], object]) -> None:
+    def __init__(
+        self, take: Callable[[], bytes], settle: Callable[[], object], stop: Callable[[], object]
+    ) -> None:
         self._take = take
         self._settle = settle
+        self.stop = stop
         self._stream: io.BytesIO | None = None
         self._skipped = 0
 

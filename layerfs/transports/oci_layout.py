@@ -17,6 +17,7 @@ from layerfs.oci import document, media_types
 from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.index import Index
 from layerfs.progress import Counted
+from layerfs.streams import Stops
 from layerfs.transports.endpoint import verified
 from layerfs.transports.file_set import DirectoryFiles, open_beneath, read_file
 from layerfs.transports.lanes import Lanes, Stopped
@@ -67,6 +68,8 @@ class LayoutSink:
         self._partial = f".layerfs-{os.urandom(8).hex()}"
         self._lanes: Lanes[None] = Lanes(_AT_ONCE)
         self._later: list[Callable[[], object]] = []
+        # Those that are not read to their ends.
+        self._streams: dict[Digest, Readable] = {}
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._files = DirectoryFiles(path)
         self._title = str(path)
@@ -117,9 +120,11 @@ class LayoutSink:
         """Write a blob in a thread of its own; see `Overlaps`."""
         ending = _Once(done)
         self._later.append(ending)
+        self._streams[descriptor.digest] = stream
 
         def write() -> None:
             self.put_blob(descriptor, Counted(stream.read, advance))
+            del self._streams[descriptor.digest]
             ending()
 
         self._lanes.begin(descriptor.digest, write)
@@ -153,6 +158,9 @@ class LayoutSink:
 
     def close(self) -> None:
         """Close the directory; what was put since the last `commit` stays unlisted."""
+        for stream in list(self._streams.values()):
+            if isinstance(stream, Stops):
+                stream.stop()
         self._lanes.close()
         for done in self._later:
             done()

@@ -114,7 +114,7 @@ class RegistrySource:
             return contextlib.nullcontext(io.BytesIO(descriptor.data))
         if self._prefetch.has(descriptor.digest):
             take = functools.partial(self._prefetch.take, descriptor.digest)
-            return Prefetched(take, self._prefetch.pause)
+            return Prefetched(take, self._prefetch.pause, self._prefetch.close)
         share = -(-self._session.options.connections // min(self._large, _LARGE_AT_ONCE))
         return _Blob(self._repository, descriptor, connections=share, settle=self._prefetch.pause)
 

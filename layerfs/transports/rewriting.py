@@ -18,6 +18,7 @@ from layerfs.errors import ArchiveError, UnsupportedError
 from layerfs.oci import document, media_types
 from layerfs.oci.config import ImageConfig
 from layerfs.oci.descriptor import Descriptor
+from layerfs.streams import Stops
 from layerfs.transports.file_set import OpenFile
 from layerfs.transports.lanes import Lanes, Stopped
 from layerfs.transports.packing import Packed, Packing, pack
@@ -83,11 +84,15 @@ class Rewriting:
         self._processors = min(os.cpu_count() or 1, _MOST)
         self._lanes: Lanes[Packed] = Lanes(self._processors)
         self._files: list[BinaryIO] = []
+        self._streams: list[Readable] = []
 
     def __enter__(self) -> Rewriting:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        for stream in list(self._streams):
+            if isinstance(stream, Stops):
+                stream.stop()
         self._lanes.close()
         for file in self._files:
             file.close()
@@ -238,6 +243,7 @@ class _Job:
             self._progress.task(f"compress {layer.digest.hex[:12]}", layer.size) as advance,
             self._source.open(layer) as stream,
         ):
+            owner._streams.append(stream)
             return pack(
                 Counted(stream.read, advance), layer, owner._packing, diff_id=self._diff_id,
                 target=target, threads=self._threads, budget=owner._budget, check=self._check,

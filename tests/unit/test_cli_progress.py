@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from layerfs.cli import progress
 from layerfs.cli.progress import PULL, Lines, Meter, Rows, duration
+from tests.support.terminals import read_until
 
 A, B, C = "blob aaaaaaaaaaaa", "blob bbbbbbbbbbbb", "blob cccccccccccc"
 
@@ -125,19 +124,6 @@ class TestLines:
 )
 def test_lengths_of_time_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-def read_until(terminal: int, text: bytes, seconds: float = 30.0) -> bytes:
-    found = b""
-    end = time.monotonic() + seconds
-    while text not in found and time.monotonic() < end:
-        if select.select([terminal], [], [], 0.1)[0]:
-            try:
-                found += os.read(terminal, 1 << 16)
-            except OSError:
-                break
-    assert text in found
-    return found
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")

@@ -31,7 +31,7 @@ from layerfs.tree.whiteouts import WhiteoutFormat
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from layerfs.compression import ReadAhead, Readable
+    from layerfs.compression import Readable, ReadAhead
     from layerfs.driver import Unpack
     from layerfs.layers import Layers
 
@@ -238,10 +238,11 @@ def _give_up(
     trace: TracebackType | None,
 ) -> None:
     """Wait for no more of the stream when something else than itself ends the work."""
-    if error is not None and not isinstance(error, (LayerError, VerificationError)):
-        if isinstance(stream, Stops):
-            stream.stop()
-            ahead.give_up()
+    # Of a stream that is wrong the rest is read, to say what is.
+    wrong = isinstance(error, (LayerError, VerificationError))
+    if error is not None and not wrong and isinstance(stream, Stops):
+        stream.stop()
+        ahead.give_up()
 
 
 def _after(ready: Callable[[], None], lower: Callable[[], int] | None) -> Callable[[], int] | None:

@@ -36,8 +36,9 @@ def add_rewriting(parser: CommandParser) -> None:
     parser.add_argument(
         "--compression",
         metavar="NAME",
-        choices=["gzip", "zstd", "none"],
-        help="compress layers so, gzip, zstd or none; those that are already go byte for byte",
+        choices=["gzip", "zstd", "none", "estargz", "zstd:chunked"],
+        help="compress layers so, gzip, zstd, none, or estargz or zstd:chunked, of which parts can be read;"
+        " those that are already go byte for byte",
     )
     parser.add_argument(
         "--compression-level", metavar="N", type=int, help="for gzip 0 to 9, for zstd 1 to 22"
@@ -73,6 +74,7 @@ def rewriting_of(arguments: argparse.Namespace) -> Rewriting | None:
     annotations = annotations_of(arguments.annotation)
     if packing is None and arguments.format is None and not annotations:
         return None
+    from layerfs.cli.context import warn
     from layerfs.transports.rewriting import Rewriting
     from layerfs.tree.budget import DEFAULT_BUDGET
 
@@ -83,14 +85,17 @@ def rewriting_of(arguments: argparse.Namespace) -> Rewriting | None:
         annotations=annotations,
         spool=spool,
         budget=DEFAULT_BUDGET,
+        warn=warn,
     )
 
 
 def spool() -> BinaryIO:
-    """Make an empty temporary file, where TMPDIR says."""
+    """Make an empty temporary file, where TMPDIR says, else in /var/tmp: not in memory."""
+    import os
     import tempfile
 
-    return tempfile.TemporaryFile(buffering=0)
+    place = None if "TMPDIR" in os.environ or not os.path.isdir("/var/tmp") else "/var/tmp"
+    return tempfile.TemporaryFile(buffering=0, dir=place)
 
 
 def annotations_of(texts: list[str]) -> dict[str, str]:

@@ -107,7 +107,7 @@ _ELSEWHERE = {
     "build": "`layerfs run` a container, then `layerfs commit` it",
     "logs": "nothing is kept; `layerfs start --attach` shows what a container writes",
     "restart": "`layerfs stop` a container, then `layerfs start` it",
-    "search": "registries are not supported yet; skopeo copies from one into oci:DIR",
+    "search": "registries share no way to search; `layerfs tags` lists the tags of a repository",
     "unmount": "did you mean umount?",
 }
 

@@ -122,7 +122,10 @@ def _push(context: Context, arguments: argparse.Namespace) -> int:
     options = registry_options.read(arguments)
     if arguments.all_tags and arguments.destination is not None:
         raise UsageError("--all-tags keeps the images' own names", hint="leave DEST out")
+    if arguments.all_tags and arguments.digestfile is not None:
+        raise UsageError("--digestfile is for one image", hint="leave --all-tags out, or use --json")
     rewriting = rewriting_of(arguments)
+    pushed = []
     with context.open_store() as store, rewriting or contextlib.nullcontext():
         images = _tags_here(store, arguments.image) if arguments.all_tags else [arguments.image]
         for image in images:
@@ -142,7 +145,12 @@ def _push(context: Context, arguments: argparse.Namespace) -> int:
                     options=options,
                     progress=progress,
                 )
-            tell_pushed(context, descriptor, arguments.digestfile)
+            if arguments.all_tags and context.json:
+                pushed.append(described(descriptor))
+            else:
+                tell_pushed(context, descriptor, arguments.digestfile)
+    if arguments.all_tags and context.json:
+        document(pushed)
     return 0
 
 
@@ -165,15 +173,18 @@ def tell_pushed(context: Context, descriptor: Descriptor, digestfile: str | None
     if digestfile is not None:
         Path(digestfile).write_text(str(descriptor.digest))
     if context.json:
-        document(
-            {
-                "digest": str(descriptor.digest),
-                "media_type": descriptor.media_type,
-                "size": descriptor.size,
-            }
-        )
+        document(described(descriptor))
     else:
         line(str(descriptor.digest))
+
+
+def described(descriptor: Descriptor) -> dict[str, object]:
+    """Give the JSON of what was put."""
+    return {
+        "digest": str(descriptor.digest),
+        "media_type": descriptor.media_type,
+        "size": descriptor.size,
+    }
 
 
 COMMANDS = {

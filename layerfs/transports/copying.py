@@ -165,7 +165,9 @@ class _Walk:
                 raw, media_type = self.manifest(below)
             else:
                 raise UnsupportedError(f"the index names {member.digest}, a {member.media_type[:100]!r}")
-            changed[member] = sink.put_member(raw, media_type)
+            changed[member] = put = sink.put_member(raw, media_type)
+            if self._rewriting is None and put.digest != member.digest:
+                raise UnsupportedError(f"the index names {member.digest}, and only sha256 is written")
         if self._rewriting is None:
             return found.raw, index.media_type
         return self._rewriting.index(index, changed)

@@ -1,7 +1,7 @@
 """What may change in an image on its way: compression of layers, format of documents, annotations.
 
-Configs stay, byte for byte, and with them the diff ids and the image's id; what a document holds that is
-not known here stays, too.
+Configs stay, byte for byte, and with them the diff ids and the image's id, unless layers become eStargz.
+What a document holds that is not known here stays, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
-from layerfs import transports
+from layerfs import files, transports
 from layerfs.compression import Compression
 from layerfs.digest import Digest
 from layerfs.errors import ArchiveError, UnsupportedError
@@ -58,6 +58,7 @@ class Rewriting:
         annotations: of the topmost document: the manifest, or the index where all platforms go.
         spool: makes an empty temporary file, for a packed layer.
         budget: bounds the ratio of what is unpacked.
+        warn: told of what is odd in a layer.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Rewriting:
         annotations: Mapping[str, str] | None = None,
         spool: Callable[[], BinaryIO],
         budget: Budget,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         if format == "docker" and packing is not None and packing.compression is Compression.ZSTD:
             raise UnsupportedError("Docker's format has no zstd layers", hint="--format oci has")
@@ -80,6 +82,7 @@ class Rewriting:
         self.annotations = dict(annotations or {})
         self._spool = spool
         self._budget = budget
+        self._warn = warn
         # One for each processor: packing is all that these do.
         self._processors = min(os.cpu_count() or 1, _MOST)
         self._lanes: Lanes[Packed] = Lanes(self._processors)
@@ -111,17 +114,15 @@ class Rewriting:
             UnsupportedError: the format cannot hold it.
         """
         docker = self._is_docker(manifest)
-        new = self._pack(manifest, source, progress)
+        config = self._config(manifest, source)
+        new = [] if config is None else self._pack(manifest, config, source, progress)
         kept = [layer for layer in manifest.layers if layer.digest not in new]
-        transports.send(source, sink, (manifest.config, *kept), progress=progress)
+        transports.send(source, sink, kept, progress=progress)
         members = dict(document.load(manifest.raw, what="image manifest").value)
-        described = {}
+        changed: dict[Digest, Packed] = {}
         for digest in new:
-            packed = self._lanes.wait(digest)
-            assert self._packing is not None
-            media_type = media_types.layer_media_type(self._packing.compression, docker=docker)
-            described[digest] = Descriptor(media_type, packed.digest, packed.size)
-            transports.send(_Spooled(packed), sink, (described[digest],), progress=progress)
+            changed[digest] = packed = self._lanes.wait(digest)
+            transports.send(_Spooled(packed.file), sink, (self._describe(packed, docker),), progress=progress)
         own_type = media_types.in_format(manifest.media_type, docker=docker)
         if own_type != manifest.media_type:
             members["mediaType"] = own_type
@@ -130,12 +131,47 @@ class Rewriting:
             if docker:
                 members.pop("annotations", None)
         members["layers"] = [
-            _layer(item, layer, described.get(layer.digest), docker=docker)
+            _layer(item, layer, self._described(changed.get(layer.digest), docker), docker=docker)
             for item, layer in zip(members["layers"], manifest.layers, strict=True)
         ]
+        members["config"] |= self._send_config(manifest, config, changed, source, sink, progress)
         if members == document.load(manifest.raw, what="image manifest").value:
             return manifest.raw, manifest.media_type
         return document.dump(members), own_type
+
+    def _describe(self, packed: Packed, docker: bool) -> Descriptor:
+        assert self._packing is not None
+        media_type = media_types.layer_media_type(self._packing.compression, docker=docker)
+        return Descriptor(media_type, packed.digest, packed.size, annotations=packed.annotations)
+
+    def _described(self, packed: Packed | None, docker: bool) -> Descriptor | None:
+        return None if packed is None else self._describe(packed, docker)
+
+    def _send_config(
+        self,
+        manifest: Manifest,
+        config: ImageConfig | None,
+        changed: Mapping[Digest, Packed],
+        source: Source,
+        sink: Sink,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """Send the config, with the diff ids that layers have now; give what changes in its descriptor."""
+        diff_ids = () if config is None else config.diff_ids
+        found = tuple(
+            changed[layer.digest].diff_id if layer.digest in changed else diff_id
+            for layer, diff_id in zip(manifest.layers, diff_ids, strict=False)
+        )
+        if config is None or found == diff_ids:
+            transports.send(source, sink, (manifest.config,), progress=progress)
+            return {}
+        new = config.with_diff_ids(found)
+        file = self._spool()
+        self._files.append(file)
+        files.write_all(file.fileno(), new.raw)
+        descriptor = Descriptor.to(new.raw, manifest.config.media_type)
+        transports.send(_Spooled(file), sink, (descriptor,), progress=progress)
+        return {"digest": str(descriptor.digest), "size": descriptor.size}
 
     def index(self, index: Index, changed: Mapping[Descriptor, Descriptor]) -> tuple[bytes, str]:
         """Write an index whose manifests became others; as it is where none did."""
@@ -190,21 +226,28 @@ class Rewriting:
         zstd = self._packing is not None and self._packing.compression is Compression.ZSTD
         return docker and not zstd and not self.annotations
 
-    def _pack(self, manifest: Manifest, source: Source, progress: Progress) -> list[Digest]:
-        """Begin to pack those layers that are to be compressed otherwise; give their digests."""
+    def _config(self, manifest: Manifest, source: Source) -> ImageConfig | None:
+        """Read the config of an image whose layers may be packed."""
         if self._packing is None or not media_types.is_config(manifest.config.media_type):
-            return []
+            return None
         with source.open(manifest.config) as stream:
             config = ImageConfig.parse(_whole(stream, manifest.config))
-        if len(config.diff_ids) != len(manifest.layers):
-            raise ArchiveError(
-                f"image {manifest.digest} has {len(manifest.layers)} layers, its config"
-                f" {len(config.diff_ids)} diff ids"
-            )
+        if len(config.diff_ids) == len(manifest.layers):
+            return config
+        raise ArchiveError(
+            f"image {manifest.digest} has {len(manifest.layers)} layers, its config"
+            f" {len(config.diff_ids)} diff ids"
+        )
+
+    def _pack(
+        self, manifest: Manifest, config: ImageConfig, source: Source, progress: Progress
+    ) -> list[Digest]:
+        """Begin to pack those layers that are to be compressed otherwise; give their digests."""
+        assert self._packing is not None
         wanted = {}
         for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
             now = _COMPRESSIONS.get(layer.media_type)
-            if now is not None and (now is not self._packing.compression or self._force):
+            if now is not None and (self._force or not self._packing.made(layer, now)):
                 wanted[layer.digest] = (layer, diff_id)
         threads = max(self._processors // max(len(wanted), 1), 1)
         for digest, (layer, diff_id) in wanted.items():
@@ -246,7 +289,8 @@ class _Job:
             owner._streams.append(stream)
             return pack(
                 Counted(stream.read, advance), layer, owner._packing, diff_id=self._diff_id,
-                target=target, threads=self._threads, budget=owner._budget, check=self._check,
+                target=target, threads=self._threads, budget=owner._budget, warn=owner._warn,
+                check=self._check,
             )  # fmt: skip
 
     def _check(self) -> None:
@@ -255,13 +299,13 @@ class _Job:
 
 
 class _Spooled:
-    """A packed layer as a source of that one blob."""
+    """A temporary file as a source of the one blob that it is."""
 
-    def __init__(self, packed: Packed) -> None:
-        self._packed = packed
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
 
     def open(self, descriptor: Descriptor) -> AbstractContextManager[Readable]:
-        return OpenFile(self._packed.file.fileno(), size=descriptor.size, owned=False)
+        return OpenFile(self._file.fileno(), size=descriptor.size, owned=False)
 
 
 def _layer(item: dict[str, Any], old: Descriptor, new: Descriptor | None, *, docker: bool) -> dict[str, Any]:
@@ -274,6 +318,7 @@ def _layer(item: dict[str, Any], old: Descriptor, new: Descriptor | None, *, doc
         annotations = {
             name: text for name, text in old.annotations.items() if not name.startswith(_OF_THE_BLOB)
         }
+        annotations |= new.annotations
         item.pop("annotations", None)
         if annotations:
             item["annotations"] = annotations

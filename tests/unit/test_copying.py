@@ -21,7 +21,11 @@ from layerfs.errors import (
     VerificationError,
 )
 from layerfs.oci import media_types
+from layerfs.oci.config import ImageConfig
+from layerfs.oci.manifest import Manifest
 from layerfs.oci.platform import Platform
+from layerfs.seekable.layer import open_layer
+from layerfs.seekable.ranges import MemoryRanges
 from layerfs.transports import parse
 from layerfs.transports.copying import between
 from layerfs.transports.layout_source import LayoutSource
@@ -128,6 +132,25 @@ class TestAllPlatforms:
             go(f"oci:{place}:1", f"oci:{tmp_path}/to:1", every=True)
         assert not (tmp_path / "to" / "index.json").exists()
 
+    def test_an_index_of_other_digests_than_sha256_is_refused(self, tmp_path: Path) -> None:
+        index, images = multi_platform("linux/amd64")
+        digest = Digest.of(images[0].manifest, "sha512")
+        other = index.replace(sha256(images[0].manifest).encode(), str(digest).encode())
+        place = layout_of_index(tmp_path / "from", other, images, name="1")
+        write_files(place, {f"blobs/sha512/{digest.hex}": images[0].manifest})
+        with pytest.raises(UnsupportedError, match="sha256"):
+            go(f"oci:{place}:1", f"oci:{tmp_path}/to:1", every=True)
+
+    def test_layers_that_are_not_to_be_handed_on_stay_where_they_are(self, tmp_path: Path) -> None:
+        image = TinyImage(b"x")
+        manifest = json.loads(image.manifest)
+        manifest["layers"][0]["mediaType"] = media_types.DOCKER_FOREIGN_LAYER
+        manifest["layers"][0]["urls"] = ["https://example.org/layer"]
+        raw = document(manifest)
+        entry = TinyImage.describe(raw, media_types.OCI_MANIFEST)
+        write_files(tmp_path / "from", layout_files([entry], [image.config, raw]))
+        assert go(f"oci:{tmp_path}/from", f"oci:{tmp_path}/to") == sha256(raw)
+
     def test_one_platform_goes_alone(self, layout: Path, tmp_path: Path) -> None:
         digest = go(f"oci:{layout}:1", f"oci:{tmp_path}/to:1", platform=Platform.parse("linux/arm64"))
         assert len(blobs(tmp_path / "to")) == 4
@@ -175,6 +198,24 @@ class TestCompression:
                 assert (found.value, sha256(content)) == (name, diff_id)
         # The layer that both have went once.
         assert len(after) == 1 + 2 * 2 + 3
+
+    @pytest.mark.parametrize("name", ["estargz", "zstd:chunked"])
+    def test_with_an_index_of_its_own_is_read_by_it(self, layout: Path, tmp_path: Path, name: str) -> None:
+        with rewriting(name) as change:
+            digest = go(f"oci:{layout}:1", f"oci:{tmp_path}/to:1", rewriting=change)
+        after = blobs(tmp_path / "to")
+        manifest = Manifest.parse(after[digest.partition(":")[2]])
+        config = ImageConfig.parse(after[manifest.config.digest.hex])
+        assert (manifest.config.digest.hex in blobs(layout)) == (name != "estargz")
+        for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
+            data = after[layer.digest.hex]
+            assert sha256(plain(data)[1]) == str(diff_id)
+            opened = open_layer(MemoryRanges(data), layer)
+            assert opened is not None
+            assert any(one.entry.path.startswith(b"file") and one.extent for one in opened.entries())
+        with rewriting(name) as change:
+            again = go(f"oci:{tmp_path}/to:1", f"oci:{tmp_path}/again:1", rewriting=change)
+        assert again == digest
 
     def test_is_the_same_each_time(self, layout: Path, tmp_path: Path) -> None:
         digests = set()

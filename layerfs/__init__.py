@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from layerfs.driver import Driver
     from layerfs.errors import (
         ArchiveError,
+        AuthenticationError,
         BudgetError,
         DocumentError,
         ExistsError,
+        Interrupted,
         InUseError,
         InvalidError,
         LayerError,
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
         NotFoundError,
         OptionError,
         ProcessError,
+        RateLimitError,
+        RegistryError,
         StoreError,
         TransportError,
+        UnreachableError,
         UnsupportedError,
+        UntrustedError,
         VerificationError,
     )
     from layerfs.images import Image
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from layerfs.oci.platform import Platform
     from layerfs.progress import Progress, Silent
     from layerfs.reference import Reference
+    from layerfs.registry.credentials import Credentials
     from layerfs.store import Store
     from layerfs.tree.budget import Budget
     from layerfs.tree.change import Change, ChangeKind
@@ -51,10 +58,12 @@ _MODULES = {
     "layerfs.driver": ["Driver"],
     "layerfs.errors": [
         "ArchiveError",
+        "AuthenticationError",
         "BudgetError",
         "DocumentError",
         "ExistsError",
         "InUseError",
+        "Interrupted",
         "InvalidError",
         "LayerError",
         "LayerfsError",
@@ -62,9 +71,13 @@ _MODULES = {
         "NotFoundError",
         "OptionError",
         "ProcessError",
+        "RateLimitError",
+        "RegistryError",
         "StoreError",
         "TransportError",
+        "UnreachableError",
         "UnsupportedError",
+        "UntrustedError",
         "VerificationError",
     ],
     "layerfs.images": ["Image"],
@@ -76,6 +89,7 @@ _MODULES = {
     "layerfs.oci.platform": ["Platform"],
     "layerfs.progress": ["Progress", "Silent"],
     "layerfs.reference": ["Reference"],
+    "layerfs.registry.credentials": ["Credentials"],
     "layerfs.store": ["Store"],
     "layerfs.tree.budget": ["Budget"],
     "layerfs.tree.change": ["Change", "ChangeKind"],
@@ -85,6 +99,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "ArchiveError",
+    "AuthenticationError",
     "Bind",
     "Budget",
     "BudgetError",
@@ -92,6 +107,7 @@ __all__ = [
     "ChangeKind",
     "Compression",
     "Container",
+    "Credentials",
     "Descriptor",
     "Digest",
     "DocumentError",
@@ -102,6 +118,7 @@ __all__ = [
     "ImageConfig",
     "InUseError",
     "Index",
+    "Interrupted",
     "InvalidError",
     "Kind",
     "LayerError",
@@ -115,12 +132,16 @@ __all__ = [
     "Platform",
     "ProcessError",
     "Progress",
+    "RateLimitError",
     "Reference",
+    "RegistryError",
     "Silent",
     "Store",
     "StoreError",
     "TransportError",
+    "UnreachableError",
     "UnsupportedError",
+    "UntrustedError",
     "VerificationError",
     "__version__",
 ]

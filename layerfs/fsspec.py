@@ -24,7 +24,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from layerfs.errors import LayerfsError
 from layerfs.reading import OpenImage
-from layerfs.seekable.merged import Node
+from layerfs.seekable.overlaying import Node
 from layerfs.store import Store
 from layerfs.tree.entry import Kind
 

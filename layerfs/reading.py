@@ -29,7 +29,8 @@ from layerfs.oci.manifest import Manifest
 from layerfs.oci.platform import Platform
 from layerfs.seekable.extent import Extent, Indexed
 from layerfs.seekable.layer import IndexedLayer, open_layer
-from layerfs.seekable.merged import Contents, MergedTree, Node
+from layerfs.seekable.merged import Contents, MergedTree
+from layerfs.seekable.overlaying import Node
 from layerfs.seekable.ranges import FileRanges, Ranges
 from layerfs.seekable.table import build_table
 from layerfs.seekable.tables import Tables

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from layerfs.reading import OpenImage
-    from layerfs.seekable.merged import Node
+    from layerfs.seekable.overlaying import Node
     from layerfs.store import Store
 
 _WHERE = "an image's name or id, or oci:DIR:TAG and the like; then a colon and the path"
@@ -128,7 +128,7 @@ def _ls(context: Context, arguments: argparse.Namespace) -> int:
     def show(image: OpenImage, name: str, path: bytes) -> None:
         nonlocal blocks
         lists = _Lists(image, arguments)
-        node = image.tree.find(path, follow=not (arguments.l or arguments.directory or arguments.recursive))
+        node = image.tree.find(path, follow=not (lists.long or arguments.directory))
         if node.children is None or arguments.directory:
             if context.json:
                 rows.append(_described(path, node))

@@ -259,7 +259,7 @@ class Ingest:
     def __exit__(self, *exception: object) -> None:
         if self._descriptor >= 0:
             if not self._resumable or self.offset == 0:
-                self._discard()
+                self.discard()
             else:
                 self._close()
 
@@ -324,7 +324,7 @@ class Ingest:
         """
         found = self.verify()
         if self._blobs.is_whole(found):
-            self._discard()
+            self.discard()
             return found
         if self._blobs.durability != "none" and not synced:
             os.fdatasync(self._descriptor)
@@ -351,13 +351,13 @@ class Ingest:
             # A stream that ended early may be resumed; it is not proven wrong.
             raise VerificationError(f"{self._name()} ended after {self.offset} of {self._size} bytes")
         if self._digest is not None and found != self._digest:
-            self._discard()
+            self.discard()
             raise VerificationError(f"{self._digest} was promised, the content has {found}")
         return found
 
     def _check_length(self) -> None:
         if self._size is not None and self.offset > self._size:
-            self._discard()
+            self.discard()
             raise VerificationError(f"{self._name()} is longer than the promised {self._size} bytes")
 
     def _open(self, path: str) -> bool:
@@ -381,7 +381,8 @@ class Ingest:
             self._hasher.update(data)
             self.offset += len(data)
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Remove what was written; idempotent."""
         if self._descriptor < 0:
             return
         with contextlib.suppress(FileNotFoundError):

@@ -17,7 +17,7 @@ from layerfs.blobs import Blobs
 from layerfs.contents import digest_of_data
 from layerfs.database import Database
 from layerfs.digest import Digest
-from layerfs.driver import Logs
+from layerfs.driver import Lazy, Logs
 from layerfs.errors import InUseError, LayerfsError, NotFoundError, VerificationError, printable
 from layerfs.layers import Layer, Layers, State
 from layerfs.progress import Progress, Silent
@@ -163,7 +163,9 @@ class Check:
     def _check_links(self) -> None:
         rows = self._database.rows(
             "SELECT l.blob, COALESCE((SELECT name FROM tags t WHERE t.manifest = l.manifest), l.manifest)"
-            " FROM links l"
+            " FROM links l UNION"
+            " SELECT l.blob, COALESCE((SELECT name FROM index_tags t WHERE t.digest = l.digest), l.digest)"
+            " FROM index_links l"
         )
         for blob, image in rows:
             if not self._blobs.has(Digest.parse(blob)):
@@ -249,6 +251,9 @@ class Check:
     def _compare(self, layers: Layers, layer: Layer, toc: Digest) -> str | None:
         wrong: dict[bytes, str] = {}
         contents = self._contents or layer.row in self._altered
+        lazy = layers.driver if isinstance(layers.driver, Lazy) else None
+        if lazy is not None and not lazy.bodies_list(layer.driver_id).exists():
+            lazy = None
         with layers.opened(layer.name) as root, self._blobs.open(toc) as file:
             for entry, digest in read_toc(file):
                 path = entry.path
@@ -259,7 +264,11 @@ class Check:
                     wrong.pop(path, None)
                     if entry.kind is not Kind.DIRECTORY:
                         wrong = {p: w for p, w in wrong.items() if not p.startswith(path + b"/")}
-                what = self._compare_entry(root, entry, digest, contents=contents)
+                # What is not here is verified when it comes.
+                read = contents and entry.kind is Kind.FILE and entry.size > 0
+                if read and lazy is not None and lazy.lacks(layer.driver_id, path):
+                    read = False
+                what = self._compare_entry(root, entry, digest, contents=read)
                 if what is not None:
                     wrong[path] = what
         if not wrong:

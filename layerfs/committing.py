@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +25,7 @@ from layerfs.progress import Progress
 from layerfs.tree.archive import write_layer
 from layerfs.tree.change import Change
 from layerfs.tree.diff import changes_between
-from layerfs.value import frozen
+from layerfs.value import frozen, replace
 
 _CHUNK = 1 << 20
 # What a layer without entries is: two zero blocks.
@@ -122,12 +122,14 @@ def build_image(
     message: str,
     created_by: str,
     changes: Sequence[str],
+    annotations: Mapping[str, str] | None = None,
     unpack: Callable[[Manifest, ImageConfig], object] | None,
 ) -> Image:
     """Put a new image together: the base's layers and one more, or none more when `layer` is None.
 
     The config keeps all that the base's has, members unknown to us too. There is no image before `unpack` has
-    returned, which is None when all layers are unpacked already.
+    returned, which is None when all layers are unpacked already. The manifest is of the base's format; with
+    `annotations`, which Docker's has not, of OCI's.
     """
     if base is None and layer is None:
         raise InvalidError("an image has a base or a layer")
@@ -140,10 +142,13 @@ def build_image(
         history,
         config={**dict.fromkeys(old.keys() - new.keys()), **new},
     )
-    docker = base is not None and media_types.is_docker(base.manifest.media_type)
+    docker = base is not None and media_types.is_docker(base.manifest.media_type) and not annotations
     lease.add("blob", str(config.digest))
     blobs.put(config.raw)
-    layers = list(base.manifest.layers) if base else []
+    layers = [
+        replace(layer, media_type=media_types.in_format(layer.media_type, docker=docker))
+        for layer in (base.manifest.layers if base else ())
+    ]
     if layer is not None:
         media_type = media_types.layer_media_type(layer.compression, docker=docker)
         layers.append(Descriptor(media_type=media_type, digest=layer.blob, size=layer.size))
@@ -155,6 +160,7 @@ def build_image(
         ),
         layers,
         media_type=media_types.DOCKER_MANIFEST if docker else media_types.OCI_MANIFEST,
+        annotations=annotations,
     )
     lease.add("blob", str(manifest.digest))
     lease.add("image", str(manifest.digest))

@@ -11,7 +11,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -223,6 +223,7 @@ class Container:
         author: str = "",
         message: str = "",
         changes: Sequence[str] = (),
+        annotations: Mapping[str, str] | None = None,
         compression: Compression = Compression.NONE,
         progress: Progress | None = None,
     ) -> Image:
@@ -235,6 +236,7 @@ class Container:
             author: who made it; kept in config and history.
             message: kept in the history.
             changes: Dockerfile instructions that change the config, such as ``CMD ["sh"]``.
+            annotations: of the manifest, which is OCI's then.
             compression: of the new layer; one without is on the disk once (see `assembly`).
             progress: told how it goes.
 
@@ -243,8 +245,8 @@ class Container:
             LayerError: a file cannot be stored in a layer, or changed while it was read.
         """
         return self._containers.commit(
-            self, name, author=author, message=message, changes=changes, compression=compression,
-            progress=progress or Silent(),
+            self, name, author=author, message=message, changes=changes,
+            annotations=annotations or {}, compression=compression, progress=progress or Silent(),
         )  # fmt: skip
 
     def export(self, write: Callable[[bytes], object]) -> None:
@@ -303,6 +305,7 @@ class Containers:
         name: str | None = None,
         command: Sequence[str] | None = None,
         settings: RunSettings | None = None,
+        on: tuple[str, str | None] | None = None,
         progress: Progress | None = None,
     ) -> Container:
         """Make a container: a fresh writable layer on an image, which is unpacked first if it is not yet.
@@ -312,6 +315,7 @@ class Containers:
             name: made up when None.
             command: in place of the image's own Cmd.
             settings: how its process is to run; `command` wins over the one in it.
+            on: a driver, and the layer of it that shows the image's tree; found out when None.
             progress: told how unpacking goes.
 
         Raises:
@@ -331,14 +335,20 @@ class Containers:
         if command is not None:
             settings = replace(settings, command=tuple(command))
         found = self._images.get(image)
-        parent = self.unpack(found.manifest, found.config, progress=progress)
-        layers = self.layers_of(self._driver)
+        if on is None:
+            try:
+                on = self._driver, self.unpack(found.manifest, found.config, progress=progress)
+            except NotFoundError:
+                self._images.require_layers(found)
+                raise
+        driver, parent = on
+        layers = self.layers_of(driver)
         container_id = os.urandom(32).hex()
         # Until the container is recorded, only the lease tells that its layer is needed.
         with Lease(self._database) as lease:
             layers.prepare(container_id, parent, labels={CONTAINER_LABEL: "1"}, lease=lease)
             try:
-                self._insert(container_id, name, found, image, settings)
+                self._insert(container_id, name, found, image, settings, driver)
             except BaseException:
                 lease.__exit__()
                 layers.remove(container_id)
@@ -583,6 +593,7 @@ class Containers:
         author: str,
         message: str,
         changes: Sequence[str],
+        annotations: Mapping[str, str],
         compression: Compression,
         progress: Progress,
     ) -> Image:
@@ -593,6 +604,7 @@ class Containers:
         if name is not None:
             full_name(name)
         base = self._images.get(container.image_digest)
+        self._images.require_layers(base)
         committing.check_instructions(changes)
         with Lease(self._database) as lease:
             layer = None
@@ -614,6 +626,7 @@ class Containers:
             image = committing.build_image(
                 self._images, self._blobs, lease, layer, base=base, author=author, message=message,
                 created_by=" ".join(container.settings.command or ()) or "layerfs commit", changes=changes,
+                annotations=annotations,
                 unpack=None if is_unpacked else functools.partial(self.unpack, progress=progress),
             )  # fmt: skip
             # The name comes last, so that it never stands for a tree that cannot be unpacked.
@@ -644,11 +657,17 @@ class Containers:
             time.sleep(0.01)
 
     def _insert(
-        self, container_id: str, name: str | None, image: Image, called: str, settings: RunSettings
+        self,
+        container_id: str,
+        name: str | None,
+        image: Image,
+        called: str,
+        settings: RunSettings,
+        driver: str,
     ) -> None:
         chosen = name or names.make_up()
         values = (
-            container_id, self._driver, str(image.digest), image.names[0] if image.names else called,
+            container_id, driver, str(image.digest), image.names[0] if image.names else called,
             settings.to_json(), now_ns(),
         )  # fmt: skip
         attempt = 0

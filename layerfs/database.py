@@ -27,7 +27,7 @@ from typing import Any, Final, Literal
 from layerfs.errors import StoreError
 from layerfs.reserve import Reserve
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 BUSY_SECONDS: Final = 30.0
 
 Durability = Literal["none", "commit", "full"]
@@ -44,6 +44,32 @@ CREATE TABLE seek_tables (
 ) STRICT, WITHOUT ROWID
 """,
     "CREATE INDEX seek_tables_seek ON seek_tables (seek)",
+)
+# An index that came with all of its platforms, the blobs that it needs, itself included, and the names that
+# it has; each is the name of an image, too, and goes with it.
+_INDEXES: Final = (
+    """
+CREATE TABLE indexes (
+    digest TEXT PRIMARY KEY,
+    media_type TEXT NOT NULL,
+    created_ns INTEGER NOT NULL
+) STRICT, WITHOUT ROWID
+""",
+    """
+CREATE TABLE index_links (
+    digest TEXT NOT NULL REFERENCES indexes (digest) ON DELETE CASCADE,
+    blob TEXT NOT NULL,
+    PRIMARY KEY (digest, blob)
+) STRICT, WITHOUT ROWID
+""",
+    "CREATE INDEX index_links_blob ON index_links (blob)",
+    """
+CREATE TABLE index_tags (
+    name TEXT PRIMARY KEY REFERENCES tags (name) ON DELETE CASCADE,
+    digest TEXT NOT NULL REFERENCES indexes (digest)
+) STRICT, WITHOUT ROWID
+""",
+    "CREATE INDEX index_tags_digest ON index_tags (digest)",
 )
 _SCHEMA: Final = """
 CREATE TABLE meta (
@@ -173,7 +199,8 @@ _UPGRADES: Final = {
         "ALTER TABLE layers ADD COLUMN blob_size INTEGER",
         "CREATE INDEX layers_blob ON layers (blob) WHERE skeleton IS NOT NULL",
     ),
-    2: _SEEK_TABLES,
+    2: _INDEXES,
+    3: _SEEK_TABLES,
 }
 
 
@@ -256,7 +283,7 @@ class Database:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             if connection.execute("PRAGMA user_version").fetchone() == (0,):
-                schema = f"{_SCHEMA} {'; '.join(_SEEK_TABLES)};"
+                schema = f"{_SCHEMA} {'; '.join(_INDEXES + _SEEK_TABLES)};"
                 connection.executescript(
                     f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )

@@ -13,21 +13,26 @@ The life of a layer as the driver sees it::
 
 What a driver can do beyond the five methods it says by having the methods of a capability protocol
 (`Applies`, `Drafts`, `Copies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `FallsBack`, `Sweeps`, `Configures`,
-`Logs`); what it leaves out is done through its mount, or not at all.
+`Lazy`, `Logs`); what it leaves out is done through its mount, or not at all.
 """
+
+from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from layerfs.mount import Mount
 from layerfs.tree.change import Change
 from layerfs.tree.unpack import Unpack
 
+if TYPE_CHECKING:
+    from socket import socket
+
 __all__ = [
-    "Applies", "Change", "Configures", "Copies", "Diffs", "Drafts", "Driver", "FallsBack", "Logs", "Measures",
-    "Quotas", "Seals", "Sweeps", "Unpack", "Usage",
+    "Applies", "Bodies", "Change", "Configures", "Copies", "Diffs", "Drafts", "Driver", "FallsBack", "Lazy",
+    "Logs", "Measures", "Quotas", "Seals", "Sweeps", "Unpack", "Usage",
 ]  # fmt: skip
 
 
@@ -222,6 +227,41 @@ class Configures(Protocol):
         Raises:
             OptionError: options are unknown, or their values make no sense.
         """
+
+
+class Bodies(Protocol):
+    """Gets the data that files of some layers lack."""
+
+    @property
+    def layers(self) -> Mapping[str, int]:
+        """The layers whose files may lack data, by the driver's ids, with the numbers that requests have."""
+
+    def serve(self, connection: socket) -> None:
+        """Answer requests until the other end of the connection is closed; see `Lazy`."""
+
+
+@runtime_checkable
+class Lazy(Protocol):
+    """Can show layers whose files get their data when somebody reads it (`tree.absent`).
+
+    Such a layer is filled by `Applies.apply` with an outline of itself. `fetching` gives, for layers of
+    one mount, what gets the data; the driver has it `serve` in a process of its own, which has the files and
+    the network of whoever mounts. A request comes with a file open for writing, and is answered when that has
+    the data, safely on disk, or with the reason why it has not; the process keeps the data of other
+    files, or of nobody's, from being written twice.
+    """
+
+    fetching: Callable[[Sequence[str]], Bodies] | None
+    """Set by the store before the first mount."""
+
+    def bodies_list(self, layer: str) -> Path:
+        """Name the file that describes the bodies of a layer; one that has it is shown as lacking them."""
+
+    def lacks(self, layer: str, path: bytes) -> bool:
+        """Say whether the data of a layer's own file is not here, or not all of it."""
+
+    def absent_mark(self) -> bytes:
+        """Give the name of the attribute that marks a file whose data is not here."""
 
 
 @runtime_checkable

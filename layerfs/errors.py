@@ -19,6 +19,12 @@ pass through as `OSError`; everything else is one of these::
     ├── ProcessError            a container's process that could not be started
     ├── StoreError              the store on disk is damaged or of another format
     └── TransportError          a source or a destination of images failed
+        ├── UnreachableError      no answer: the registry's name, the network, TLS, a proxy, a time-out
+        │   └── Interrupted         an answer that was cut; the rest can be asked for again
+        ├── RegistryError         an answer of a registry that is no success
+        │   ├── AuthenticationError   it wants credentials, other ones, or does not let these do it
+        │   └── RateLimitError        it wants to be asked less often
+        └── UntrustedError        where an answer sends us, or our credentials, and we do not go
 """
 
 from __future__ import annotations
@@ -137,6 +143,59 @@ class StoreError(LayerfsError):
 
 class TransportError(LayerfsError):
     """A source or a destination of images that failed."""
+
+
+class UnreachableError(TransportError):
+    """A registry that gave no answer: its name, the network, TLS, a proxy or a time-out stood before it.
+
+    `lasting` says that asking again at once would end the same way.
+    """
+
+    def __init__(self, message: str, *, lasting: bool = False, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.lasting = lasting
+
+
+class Interrupted(UnreachableError):
+    """An answer whose connection was cut, or stood still, before its end; the rest can be asked for again."""
+
+
+class RegistryError(TransportError):
+    """A registry's answer that is no success.
+
+    `status` is that of HTTP, `codes` are the error codes of its document (distribution-spec, "Error Codes").
+    """
+
+    def __init__(
+        self, message: str, *, status: int, codes: tuple[str, ...] = (), hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.codes = codes
+
+
+class AuthenticationError(RegistryError):
+    """A registry that wants credentials, or other ones, or does not let the given ones do this."""
+
+
+class RateLimitError(RegistryError):
+    """A registry that wants to be asked less often; `seconds` is how long, if it tells."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        codes: tuple[str, ...] = (),
+        seconds: float | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, status=status, codes=codes, hint=hint)
+        self.seconds = seconds
+
+
+class UntrustedError(TransportError):
+    """An answer that sends us, or our credentials, to a place where we do not go."""
 
 
 def printable(name: bytes) -> str:

@@ -6,6 +6,7 @@ Files alone are touched here, nothing that a process shares with those that it f
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -15,11 +16,11 @@ from layerfs.blobs import Ingest
 from layerfs.digest import Digest
 from layerfs.driver import Applies, Usage
 from layerfs.errors import LayerError, VerificationError
-from layerfs.files import descriptor_of
 from layerfs.hashing import Hasher
 from layerfs.incoming import Incoming
 from layerfs.layer_table import Step
 from layerfs.progress import Counted
+from layerfs.streams import Stops, portable_descriptors
 from layerfs.tree.budget import Budget
 from layerfs.tree.extract import extract
 from layerfs.tree.merge import unpack_in_place
@@ -28,7 +29,9 @@ from layerfs.tree.toc import TocWriter
 from layerfs.tree.whiteouts import WhiteoutFormat
 
 if TYPE_CHECKING:
-    from layerfs.compression import Readable
+    from types import TracebackType
+
+    from layerfs.compression import ReadAhead, Readable
     from layerfs.driver import Unpack
     from layerfs.layers import Layers
 
@@ -61,7 +64,7 @@ class Filling:
         layer: the driver's id of it, and of those `below`.
         stream: the layer's blob, an entered `Incoming` if it is not in the store yet; stays the caller's.
         toc: takes the table of contents; entered.
-        skeleton: takes what is not in the layer's files; None where the blob is kept whole.
+        skeleton: takes what is not in the layer's files, if the blob is not kept whole; None where it is.
     """
 
     def __init__(
@@ -127,14 +130,13 @@ class Filling:
         if incoming is not None:
             incoming.finish()
         usage = self._layers.measure(self._layer, self._below)
-        kept = None if incoming is None else incoming.ingest
-        return Filled(
-            usage,
-            has_root,
-            self.toc.digest,
-            self.skeleton.digest if self.skeleton is not None and whole else None,
-            None if kept is None else kept.digest,
-        )
+        skeleton = self.skeleton.digest if self.skeleton is not None and whole else None
+        blob = None
+        if incoming is not None:
+            # What is neither kept nor can be put together is kept after all, if it was stored.
+            kept = incoming.ingest if skeleton is None else incoming.kept
+            blob = None if kept is None else kept.digest
+        return Filled(usage, has_root, self.toc.digest, skeleton, blob)
 
     def descriptors(self) -> list[int]:
         """Give what a forked process needs to `run` this.
@@ -142,7 +144,9 @@ class Filling:
         Raises:
             OSError: the blob is read from something that it cannot read.
         """
-        return [descriptor_of(self.stream), *(ingest.fileno() for ingest in self._ingests())]
+        stream = self.stream
+        needed = stream.descriptors() if isinstance(stream, Incoming) else portable_descriptors(stream)
+        return [*needed, *(ingest.fileno() for ingest in self._ingests())]
 
     def catch_up(self, filled: Filled | None) -> None:
         """Note what a forked process has made of this; None if it came to no end."""
@@ -171,8 +175,12 @@ class Filling:
     ) -> tuple[bool, bool]:
         """Unpack the stream; say whether the skeleton is of use, and whether the root had an entry."""
         stream = self.stream
-        # What comes in as it is unpacked compares itself with its digest.
-        known = isinstance(stream, Incoming) and stream.ingest is None and self._step.diff_id == stream.digest
+        skeleton, known = self.skeleton, False
+        if isinstance(stream, Incoming):
+            stream.begin()
+            # What comes in as it is unpacked compares itself with its digest.
+            known = stream.plain and self._step.diff_id == stream.digest
+            skeleton = skeleton if stream.kept is None else None
         with contextlib.ExitStack() as threads:
             contents = TocWriter(self.toc.write)
             hasher = threads.enter_context(Hasher()) if threaded else None
@@ -187,8 +195,10 @@ class Filling:
             layer: Readable = hashed or plain
             if threaded:
                 # Inflating and hashing in threads of their own overlap with making files here.
-                layer = threads.enter_context(compression.readahead(layer, chunk=_PIECE, depth=_AHEAD))
-            bones = None if self.skeleton is None else SkeletonWriter(layer, self.skeleton.write)
+                ahead = threads.enter_context(compression.readahead(layer, chunk=_PIECE, depth=_AHEAD))
+                threads.push(functools.partial(_give_up, stream, ahead))
+                layer = ahead
+            bones = None if skeleton is None else SkeletonWriter(layer, skeleton.write)
             layer = layer if bones is None else bones
 
             def unpack(directory: int, *, lower: Callable[[], int] | None, whiteouts: WhiteoutFormat) -> None:
@@ -218,6 +228,21 @@ class Filling:
             unpack_in_place(root, unpack)
         finally:
             os.close(root)
+
+
+def _give_up(
+    stream: object,
+    ahead: ReadAhead,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> None:
+    """Wait for no more of the stream when something else than itself ends the work."""
+    # Of a stream that is wrong the rest is read, to say what is.
+    wrong = isinstance(error, (LayerError, VerificationError))
+    if error is not None and not wrong and isinstance(stream, Stops):
+        stream.stop()
+        ahead.give_up()
 
 
 def _after(ready: Callable[[], None], lower: Callable[[], int] | None) -> Callable[[], int] | None:

@@ -89,10 +89,11 @@ class Garbage:
                     gone += layers.driver.sweep()
                 items += [Item("layer", "half-made or half-removed", 0, True, "left behind")] * gone
         gone_images = self._images(items, before, dry_run=dry_run)
+        gone_indexes = self._indexes(items, before, dry_run=dry_run)
         gone_layers: set[int] = set()
         for layers in drivers:
             gone_layers |= self._layers(layers, items, gone_images, before, dry_run=dry_run)
-        self._unused_blobs(items, gone_images, gone_layers, before, dry_run=dry_run)
+        self._unused_blobs(items, gone_images | gone_indexes, gone_layers, before, dry_run=dry_run)
         for layers in drivers:
             self._orphans(layers, items, dry_run=dry_run)
         if not dry_run:
@@ -110,7 +111,7 @@ class Garbage:
             blobs: its manifest, config and layers.
         """
         lines = []
-        candidates = set(blobs)
+        candidates = set(blobs) | self._unnamed_indexes()
         names = list(chain_ids)[::-1]
         for layers in self._all_layers():
             for name in names:
@@ -126,6 +127,16 @@ class Garbage:
         for blob in candidates:
             self._remove_blob(blob)
         return lines
+
+    def _unnamed_indexes(self) -> set[Digest]:
+        """Remove the indexes that have no name any more; give the blobs that they needed."""
+        unnamed = "SELECT digest FROM indexes WHERE digest NOT IN (SELECT digest FROM index_tags)"
+        blobs = set()
+        for (digest,) in self._database.rows(unnamed):
+            rows = self._database.rows("SELECT blob FROM index_links WHERE digest = ?", digest)
+            if self._delete_index(digest):
+                blobs |= {Digest.parse(blob) for (blob,) in rows}
+        return blobs
 
     def _images(self, items: list[Item], before: float, *, dry_run: bool) -> set[str]:
         rows = self._database.rows(
@@ -156,6 +167,30 @@ class Garbage:
                 " AND NOT EXISTS (SELECT 1 FROM containers WHERE image = ?1)"
                 " AND NOT EXISTS (SELECT 1 FROM lease_items WHERE kind = 'image' AND item = ?1)",
                 (manifest,),
+            )
+        return cursor.rowcount == 1
+
+    def _indexes(self, items: list[Item], before: float, *, dry_run: bool) -> set[str]:
+        rows = self._database.rows(
+            "SELECT digest, created_ns, (SELECT name FROM index_tags WHERE digest = i.digest) FROM indexes i"
+        )
+        gone = set()
+        for digest, created_ns, tag in rows:
+            if tag is not None:
+                items.append(Item("index", digest, 0, False, f"named {tag}"))
+            elif created_ns / 1e9 >= before:
+                items.append(Item("index", digest, 0, False, "younger than the grace period"))
+            elif dry_run or self._delete_index(digest):
+                gone.add(digest)
+                items.append(Item("index", digest, 0, True, "no name"))
+        return gone
+
+    def _delete_index(self, digest: str) -> bool:
+        with self._database.transaction(durable=True) as connection:
+            cursor = connection.execute(
+                "DELETE FROM indexes WHERE digest = ?1"
+                " AND NOT EXISTS (SELECT 1 FROM index_tags WHERE digest = ?1)",
+                (digest,),
             )
         return cursor.rowcount == 1
 
@@ -221,23 +256,26 @@ class Garbage:
         return gone
 
     def _unused_blobs(
-        self, items: list[Item], gone_images: set[str], gone_layers: set[int], before: float, *, dry_run: bool
+        self, items: list[Item], gone: set[str], gone_layers: set[int], before: float, *, dry_run: bool
     ) -> None:
         needed: dict[str, str] = {}
         for name, number, *blobs in self._database.rows("SELECT name, id, blob, toc, skeleton FROM layers"):
             if number not in gone_layers:
                 needed.update({blob: f"of layer {name}" for blob in blobs if blob is not None})
+        for digest, blob in self._database.rows("SELECT digest, blob FROM index_links"):
+            if digest not in gone:
+                needed[blob] = f"of index {digest}"
         for manifest, blob in self._database.rows("SELECT manifest, blob FROM links"):
-            if manifest not in gone_images:
+            if manifest not in gone:
                 needed[blob] = f"of image {manifest}"
         tables = dict(self._database.rows("SELECT seek, blob FROM seek_tables"))
         # A table after its blob, with which it goes.
-        for digest in sorted(self._blobs.list(), key=lambda each: str(each) in tables):
+        for held in sorted(self._blobs.list(), key=lambda each: str(each) in tables):
             try:
-                found = os.stat(self._blobs.path(digest))
+                found = os.stat(self._blobs.path(held))
             except FileNotFoundError:
                 continue
-            size, name = found.st_size, str(digest)
+            size, name = found.st_size, str(held)
             blob = tables.get(name)
             if blob is not None and (blob in needed or not self._gone(blob, items)):
                 needed[name] = f"of blob {blob}"
@@ -245,7 +283,7 @@ class Garbage:
                 items.append(Item("blob", name, size, False, needed[name]))
             elif found.st_mtime >= before:
                 items.append(Item("blob", name, size, False, "younger than the grace period"))
-            elif dry_run or self._remove_blob(digest):
+            elif dry_run or self._remove_blob(held):
                 items.append(Item("blob", name, size, True, "nothing refers to it"))
             else:
                 items.append(Item("blob", name, size, False, "leased by a running operation"))
@@ -273,6 +311,7 @@ class Garbage:
         with self._database.transaction() as connection:
             used = connection.execute(
                 "SELECT EXISTS (SELECT 1 FROM links WHERE blob = ?1)"
+                " OR EXISTS (SELECT 1 FROM index_links WHERE blob = ?1)"
                 " OR EXISTS (SELECT 1 FROM layers WHERE blob = ?1 OR toc = ?1 OR skeleton = ?1)"
                 " OR EXISTS (SELECT 1 FROM seek_tables WHERE seek = ?1 AND (blob IN (SELECT blob FROM links)"
                 " OR blob IN (SELECT blob FROM layers)))",

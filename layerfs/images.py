@@ -142,6 +142,51 @@ class Images:
                 _name(connection, name, digest)
         return self._load(digest)
 
+    def put_lazy(
+        self, raw: bytes, media_type: str, layers: Sequence[str], names: Sequence[str] = ()
+    ) -> Image:
+        """Add an image of which the manifest and the config are here, and `layers` stand for its own.
+
+        One that is all here already stays so. Raises as `put` does.
+        """
+        manifest = Manifest.parse(raw, media_type)
+        full = [full_name(name) for name in names]
+        digest = str(self._blobs.put(raw))
+        with self._database.transaction(durable=True) as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO images (manifest, media_type, config, created_ns) VALUES (?, ?, ?, ?)",
+                (digest, manifest.media_type, str(manifest.config.digest), now_ns()),
+            )
+            connection.executemany(
+                "INSERT OR IGNORE INTO links VALUES (?, ?)",
+                [(digest, digest), (digest, str(manifest.config.digest))],
+            )
+            connection.executemany(
+                "INSERT OR IGNORE INTO image_layers VALUES (?, ?)", [(digest, layer) for layer in layers]
+            )
+            for name in full:
+                _name(connection, name, digest)
+        return self._load(digest)
+
+    def lacks_layers(self, image: Image) -> bool:
+        """Say whether an image was only mounted lazily, so that not all of its layers are here."""
+        query = "SELECT 1 FROM image_layers WHERE manifest = ? AND chain_id GLOB 'lazy:*' LIMIT 1"
+        return self._database.row(query, str(image.digest)) is not None and not all(
+            self._blobs.has(layer.digest) for layer in image.manifest.layers
+        )
+
+    def require_layers(self, image: Image) -> None:
+        """Refuse what needs the layers of an image whole.
+
+        Raises:
+            NotFoundError: it was only mounted lazily.
+        """
+        if self.lacks_layers(image):
+            name = image.names[0] if image.names else image.digest
+            raise NotFoundError(
+                f"image {name} is not all here: it was mounted with --lazy", hint="pull the image first"
+            )
+
     def parse(self, raw: bytes, media_type: str | None = None) -> tuple[Manifest, ImageConfig]:
         """Read a manifest and its config, which fit each other and whose blobs are all here.
 
@@ -162,7 +207,7 @@ class Images:
         return manifest, config
 
     def tag(self, ref: str, name: str) -> Image:
-        """Give an image a further name, which moves here from the image that has it.
+        """Give an image a further name, which moves here from the image that has it; an index goes along.
 
         Raises:
             NotFoundError: there is no such image.
@@ -170,9 +215,14 @@ class Images:
         """
         full = full_name(name)
         digest = self._resolve(ref)
+        known = self.name_of(ref)
         with self._database.transaction(durable=True) as connection:
+            query = "SELECT digest FROM index_tags WHERE name = ?"
+            index = connection.execute(query, (known,)).fetchone()
             try:
                 _name(connection, full, digest)
+                if index is not None:
+                    connection.execute("INSERT OR REPLACE INTO index_tags VALUES (?, ?)", (full, *index))
             except sqlite3.IntegrityError:
                 raise NotFoundError(f"image {ref} was removed meanwhile") from None
         return self._load(digest)
@@ -225,6 +275,15 @@ class Images:
         for history in image.config.history:
             stages.append(Stage(history, 0 if history.empty_layer else next(sizes, 0)))
         return tuple(stages[::-1])
+
+    def names_with(self, blob: Digest) -> _Lines:
+        """Give the stored names of the images that need a blob, the one that was named last first."""
+        rows = self._database.rows(
+            "SELECT t.name FROM links l JOIN tags t ON t.manifest = l.manifest WHERE l.blob = ?"
+            " ORDER BY t.updated_ns DESC",
+            str(blob),
+        )
+        return [name for (name,) in rows]
 
     def raw_manifest(self, digest: Digest) -> bytes:
         """Read a manifest as it came in."""

@@ -9,7 +9,7 @@ from layerfs.blobs import CHUNK, Blobs, Ingest
 from layerfs.compression import Compression, detect
 from layerfs.digest import Digest
 from layerfs.errors import VerificationError
-from layerfs.files import descriptor_of
+from layerfs.streams import Portable, Skips, Stops, portable_descriptors
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
@@ -20,15 +20,18 @@ _MAGIC: Final = 4
 class Incoming:
     """A stream that stores what is read of it; a context manager whose end leaves nothing visible.
 
-    What an earlier attempt left of the blob is read from there; the stream is read all the same, as it
-    may not be able to begin in the middle. Whoever has the `ingest` makes the blob visible, after `finish`.
+    What an earlier attempt left of the blob is read from there, and left out of the stream. Nothing is read
+    of a stream that is `streams.Portable` before `begin`, which a forked process may call. Whoever has the
+    `ingest` makes the blob visible, after `finish`.
 
     Args:
         digest: what the content must have.
         size: its length in bytes.
         stream: gives the content from its beginning; stays the caller's.
-        whole: store it even if it is not compressed; else `ingest` is None for such a blob once
-            this is entered, and it is only verified: the caller keeps what it needs of it.
+        whole: store it even if it is not compressed; else such a blob is only verified, and `ingest` is None
+            once it is begun: the caller keeps what it needs of it. Only what comes over a network is stored
+            for as long as it comes, so that it can be gone on with: then there is an `ingest` all the same,
+            to be dropped in the end.
     """
 
     def __init__(
@@ -39,37 +42,72 @@ class Incoming:
         self.ingest: Ingest | None = blobs.ingest(digest, size)
         self._whole = whole
         self._stream = stream
+        self._portable = isinstance(stream, Portable)
         self._open = contextlib.ExitStack()
         self._hasher = digest.hasher()
         self._head = b""
         self._known = 0
         self._position = 0
+        self.begun = False
+        self._plain = False
 
     def __enter__(self) -> Incoming:
         assert self.ingest is not None
         self._open.enter_context(self.ingest)
         self._known = self.ingest.offset
-        if not self._whole and not self._known:
-            self._peek()
+        if not self._portable:
+            self.begin()
         return self
 
-    def _peek(self) -> None:
+    def begin(self) -> None:
+        """Read as much as tells how it is compressed; idempotent, and done by `read` at the latest."""
+        if self.begun:
+            return
+        self.begun = True
+        assert self.ingest is not None
+        if self._known:
+            self._skip(self._known)
+            self._plain = detect(self.ingest.read_back(_MAGIC, 0)) is Compression.NONE
+            return
         while len(self._head) < _MAGIC and (data := self._stream.read(CHUNK)):
             self._head += data
-        if detect(self._head[:_MAGIC]) is Compression.NONE:
+        self._plain = detect(self._head[:_MAGIC]) is Compression.NONE
+        if self._plain and not self._whole and not self._portable:
             self._open.close()
             self.ingest = None
+
+    def _skip(self, count: int) -> None:
+        if isinstance(self._stream, Skips):
+            self._stream.skip(count)
+            return
+        while count and (skipped := self._stream.read(min(CHUNK, count))):
+            count -= len(skipped)
 
     def __exit__(self, *exception: object) -> None:
         self._open.close()
 
-    def fileno(self) -> int:
-        """Give the descriptor of the file that is read, as `files.descriptor_of` does.
+    @property
+    def plain(self) -> bool:
+        """Whether it is not compressed; known when it is begun."""
+        return self._plain
+
+    @property
+    def kept(self) -> Ingest | None:
+        """Where the blob is stored that is kept as such; None, once it is begun, where it is not to be."""
+        return self.ingest if self._whole or not (self.begun and self._plain) else None
+
+    def descriptors(self) -> list[int]:
+        """Name the descriptors that a forked process needs to read the stream.
 
         Raises:
-            OSError: it is no file.
+            OSError: it can only be read by this process.
         """
-        return descriptor_of(self._stream)
+        return portable_descriptors(self._stream)
+
+    def stop(self) -> None:
+        """Give up reading a stream that can be told so (`streams.Stops`)."""
+        if isinstance(self._stream, Stops):
+            self._stream.stop()
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes, at least one before the end.
@@ -77,12 +115,11 @@ class Incoming:
         Raises:
             VerificationError: the stream is longer than promised.
         """
+        self.begin()
         if self.ingest is not None and self._position < self._known:
             data = self.ingest.read_back(min(size, self._known - self._position), self._position)
             self._position += len(data)
             return data
-        while self._known and (skipped := self._stream.read(min(CHUNK, self._known))):
-            self._known -= len(skipped)
         if self._head:
             data, self._head = self._head[:size], self._head[size:]
         else:

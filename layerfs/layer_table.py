@@ -19,7 +19,7 @@ from layerfs.driver import Usage
 from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError
 from layerfs.leases import Lease, leased
 from layerfs.liveness import boot_id
-from layerfs.value import frozen
+from layerfs.value import field, frozen
 
 
 class State(enum.Enum):
@@ -76,6 +76,7 @@ class Facts:
     durable: bool = True
     skeleton: Digest | None = None
     blob_size: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @frozen
@@ -158,6 +159,19 @@ class LayerTable:
             value
             for (value,) in self.database.rows("SELECT driver_id FROM layers WHERE driver = ?", self.driver)
         }
+
+    def labels_of(self, driver_id: str) -> Mapping[str, str]:
+        """Give the labels of a layer by the driver's id of it.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        row = self.database.row(
+            "SELECT labels FROM layers WHERE driver = ? AND driver_id = ?", self.driver, driver_id
+        )
+        if row is None:
+            raise _missing(driver_id)
+        return MappingProxyType(json.loads(row[0]))
 
     def add(
         self, key: str, state: State, parent: str | None, labels: Mapping[str, str], lease: Lease | None
@@ -244,15 +258,22 @@ class LayerTable:
                     return count
         return 0
 
-    def add_draft(self, name: str, parent: str | Draft | None, lease: Lease) -> Draft:
+    def add_draft(
+        self,
+        name: str,
+        parent: str | Draft | None,
+        lease: Lease,
+        *,
+        labels: Mapping[str, str] = MappingProxyType({}),
+    ) -> Draft:
         """Add a layer that is about to be unpacked, on a committed layer or on another draft."""
-        driver_id, now = _new_id(), now_ns()
+        driver_id, now, text = _new_id(), now_ns(), json.dumps(dict(labels), sort_keys=True)
         with self.database.transaction() as connection:
             if isinstance(parent, Draft):
                 base: int | None = parent.row
             else:
                 base = None if parent is None else self._committed(connection, parent)
-            values = (self.driver, f"~draft:{driver_id}", "draft", driver_id, base, "{}", now, now, lease.id)
+            values = (self.driver, f"~draft:{driver_id}", "draft", driver_id, base, text, now, now, lease.id)
             cursor = connection.execute(_INSERT, values)
             lease.add_in(connection, "layer", driver_id)
         return Draft(name, driver_id, int(cursor.lastrowid or 0))
@@ -274,7 +295,7 @@ class LayerTable:
                     spare.append(draft)
                     below = int(theirs[0])
                 else:
-                    self._commit(connection, draft.row, "draft", draft.name, facts, {})
+                    self._commit(connection, draft.row, "draft", draft.name, facts, facts.labels)
                     below = draft.row
         return spare
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from layerfs.digest import Digest
@@ -21,6 +21,19 @@ class Progress(Protocol):
             label: what is being done, in a few words.
             total: how many bytes or entries there will be, None when that is not known.
         """
+        ...
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """Progress that shows the parts of a whole, and the whole: each part is a task of the same label."""
+
+    def expect(self, parts: Mapping[str, int]) -> None:
+        """Hear which parts are next, by label, and their sizes in bytes; what was heard before stays."""
+        ...
+
+    def exists(self, part: str) -> None:
+        """Hear that a part is there already."""
         ...
 
 

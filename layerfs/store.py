@@ -26,19 +26,23 @@ from layerfs.value import frozen
 if TYPE_CHECKING:
     from layerfs.check import Findings
     from layerfs.containers import Container, Containers
-    from layerfs.driver import Driver
+    from layerfs.driver import Bodies, Driver
     from layerfs.garbage import Garbage, Report
+    from layerfs.indexes import Indexes
     from layerfs.layers import Layers
     from layerfs.oci.descriptor import Descriptor
     from layerfs.oci.platform import Platform
     from layerfs.outside import Outside
     from layerfs.reading import OpenImage
+    from layerfs.registry.settings import Options
     from layerfs.store_ends import StoreSink, StoreSource
     from layerfs.transports import Place
     from layerfs.transports.endpoint import Source
+    from layerfs.transports.rewriting import Rewriting
     from layerfs.usage import DiskUsage
 
 FORMAT_VERSION: Final = 1
+_LAZY_DRIVER: Final = "fuse"
 _FORMAT: Final = "format.json"
 _DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks")
 _OURS: Final = frozenset(
@@ -108,6 +112,8 @@ class Store:
         self._warn = warn
         self._layers: dict[str, Layers] = {}
         self._asked_driver = driver
+        # How those are spoken with from which the files of lazy layers come.
+        self._registry: Callable[[], Options] | None = None
         # Why the driver that was asked for does not work here; without it what there is can be looked at.
         self._unusable: UnsupportedError | None = None
         self._driver_name = self._choose_driver(driver)
@@ -126,6 +132,12 @@ class Store:
     def layers(self) -> Layers:
         """The layers of that driver."""
         return self.layers_of(self._driver_name)
+
+    @functools.cached_property
+    def _indexes(self) -> Indexes:
+        from layerfs.indexes import Indexes
+
+        return Indexes(self._database, self.blobs)
 
     @functools.cached_property
     def containers(self) -> Containers:
@@ -147,6 +159,7 @@ class Store:
         budget: Budget = DEFAULT_BUDGET,
         warn: Callable[[str], None] | None = None,
         outside: Outside | None = None,
+        registry: Callable[[], Options] | None = None,
     ) -> Store:
         """Open the store at a directory, which is made when it is missing or empty.
 
@@ -161,6 +174,7 @@ class Store:
             warn: told, one sentence each, what was odd but has a defined result.
             outside: where `mount` mounts, for a process that entered a user namespace (see `runtime.userns`);
                 None: in the mount namespace of this process.
+            registry: says how registries are spoken with for files of lazy layers; asked when one is mounted.
 
         Raises:
             StoreError: the directory holds something else, or a store of another format.
@@ -177,6 +191,7 @@ class Store:
                 place, database, driver=driver, durability=durability, budget=budget,
                 warn=warn or (lambda message: None), outside=outside,
             )  # fmt: skip
+            store._registry = registry
             store._recover()
         except BaseException:
             database.close()
@@ -221,43 +236,65 @@ class Store:
         name: str | None = None,
         *,
         platform: Platform | None = None,
+        all_platforms: bool = False,
+        options: Options | None = None,
         progress: Progress | None = None,
     ) -> Image:
         """Copy an image into the store and unpack it.
 
         Args:
-            source: as skopeo writes it: ``oci:DIR[:TAG]``, ``oci-archive:FILE[:TAG]`` or
-                ``docker-archive:FILE[:NAME]``.
+            source: as skopeo writes it: ``docker://HOST/REPOSITORY:TAG``, ``oci:DIR[:TAG]``,
+                ``oci-archive:FILE[:TAG]`` or ``docker-archive:FILE[:NAME]``; no prefix means ``docker://``.
             name: what it is called here; when None what the source calls it, or else as `source` looks.
             platform: which image of several; this machine's when None.
+            all_platforms: keep those of the other platforms, too, and the index that names them all, for
+                `push`; they are not unpacked.
+            options: how a registry is spoken with.
             progress: told how it goes.
 
         Raises:
-            UnsupportedError: the source is a registry.
             NotFoundError: there is no such image.
             InvalidError: something in it is malformed.
             VerificationError: a part of it is not what its digest promises.
+            TransportError: the registry cannot be reached, or refuses.
         """
         from layerfs import transports
+        from layerfs.transports.copying import copy_index
 
         if name is not None:
             full_name(name)
         place = transports.parse(source)
         with (
-            closing(place.source(spool=self._spool, budget=self._budget, warn=self._warn)) as origin,
+            closing(
+                place.source(spool=self._spool, budget=self._budget, warn=self._warn, options=options)
+            ) as origin,
             closing(self._sink(progress or Silent())) as sink,
         ):
             names = [name] if name is not None else _names_of(origin, place)
             transports.copy(origin, sink, image=place.name, names=names, platform=platform, progress=progress)
+            if all_platforms:
+                copy_index(origin, sink, image=place.name, names=names, progress=progress)
             sink.commit()
             return sink.stored[0]
 
-    def push(self, image: str, destination: str, *, progress: Progress | None = None) -> Descriptor:
+    def push(
+        self,
+        image: str,
+        destination: str,
+        *,
+        all_platforms: bool = False,
+        rewriting: Rewriting | None = None,
+        options: Options | None = None,
+        progress: Progress | None = None,
+    ) -> Descriptor:
         """Copy an image out of the store: its blobs and its manifest exactly as they came in.
 
         Args:
             image: what `Images.get` takes.
             destination: as for `pull`; without a tag or name there the image keeps its own.
+            all_platforms: send the index that was kept with this name, and all that it names.
+            rewriting: what changes on the way; nothing when None.
+            options: how a registry is spoken with.
             progress: told how it goes.
 
         Raises:
@@ -265,14 +302,24 @@ class Store:
             TransportError: the destination is something else.
         """
         from layerfs import transports
+        from layerfs.transports.copying import copy_image
 
         place = transports.parse(destination)
         found = self.images.get(image)
         names = [place.name] if place.name is not None else _own_names(found, place.transport)
-        with closing(self._source()) as origin, closing(place.sink()) as sink:
-            descriptor = transports.copy(
-                origin, sink, image=str(found.digest), names=names, progress=progress
-            )
+        with (
+            closing(self._source()) as origin,
+            closing(place.sink(options=options, warn=self._warn)) as sink,
+        ):
+            wanted = str(found.digest)
+            if all_platforms:
+                wanted = self.images.name_of(image) or wanted
+                if self._indexes.of(wanted) is None:
+                    self._warn(f"{image} was kept for one platform only, which is what goes")
+            descriptor = copy_image(
+                origin, sink, image=wanted, names=names, every=all_platforms, rewriting=rewriting,
+                progress=progress,
+            )  # fmt: skip
             sink.commit()
             return descriptor
 
@@ -435,6 +482,9 @@ class Store:
         read_only: bool = False,
         name: str | None = None,
         options: Sequence[str] = (),
+        lazy: bool = False,
+        platform: Platform | None = None,
+        registry: Options | None = None,
     ) -> Container:
         """Mount a container, or an image with a fresh writable layer, on a directory until `unmount`.
 
@@ -444,6 +494,10 @@ class Store:
             read_only: refuse writes.
             name: of the container that is made for an image.
             options: as mount(8) takes them after -o; those of the driver are its `mount_options`.
+            lazy: let the files of an image come when they are read. It may be one that is not here, called as
+                `pull` takes it; the driver is fuse, unless the store was opened with another.
+            platform: which image of several; this machine's when None.
+            registry: how a registry is spoken with, as long as the mount lasts.
 
         Raises:
             NotFoundError: there is neither such a container nor such an image.
@@ -451,6 +505,8 @@ class Store:
             InUseError: the container is mounted already.
             OptionError: the driver has no such option.
         """
+        if registry is not None:
+            self._registry = lambda: registry
         # Before anything is made.
         self._any_layers().check_target(target)
         container = self.containers.find(what)
@@ -464,7 +520,11 @@ class Store:
         if container is not None and name is not None and not self.has_image(what):
             raise ExistsError(f"container {container.name} has a name already")
         try:
-            made = self.containers.create(what, name=name)
+            made = (
+                self._create_lazy(what, name=name, platform=platform)
+                if lazy
+                else self.containers.create(what, name=name)
+            )
         except NotFoundError as error:
             if self.has_image(what):
                 raise
@@ -571,26 +631,55 @@ class Store:
         return usable[0] if usable else self.layers
 
     def _add_layers(self, driver: Driver) -> Layers:
+        from layerfs.driver import Lazy
         from layerfs.layers import Layers
 
         layers = Layers(
             self.root, self._database, self.blobs, driver, durability=self.durability, budget=self._budget,
             warn=self._warn, outside=self._outside,
         )  # fmt: skip
+        if isinstance(driver, Lazy):
+            driver.fetching = functools.partial(self._bodies, layers)
         self._layers[driver.name] = layers
         return layers
+
+    def _create_lazy(self, what: str, *, name: str | None, platform: Platform | None) -> Container:
+        """Make a container on an image of which no more is here than is needed to show its tree."""
+        from layerfs.lazy import preparing
+        from layerfs.seekable.tables import Tables
+
+        tables = Tables(self._database, self.blobs, budget=self._budget, warn=self._warn)
+        layers = self.layers_of(self._asked_driver or _LAZY_DRIVER)
+        with Lease(self._database) as lease:
+            prepared = preparing.prepare(
+                what, layers=layers, images=self.images, lease=lease, tables=tables, spool=self._spool,
+                is_stored=self.has_image(what), platform=platform, options=self._registry_options(),
+                warn=self._warn,
+            )  # fmt: skip
+            return self.containers.create(
+                str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
+            )
+
+    def _registry_options(self) -> Options | None:
+        return None if self._registry is None else self._registry()
+
+    def _bodies(self, layers: Layers, lazy: Sequence[str]) -> Bodies:
+        from layerfs.lazy import preparing
+
+        return preparing.bodies(lazy, layers=layers, spool=self._spool, options=self._registry_options())
 
     def _source(self) -> StoreSource:
         from layerfs.store_ends import StoreSource
 
-        return StoreSource(self._database, self.blobs, self.images)
+        return StoreSource(self._database, self.blobs, self.images, self._indexes)
 
     def _sink(self, progress: Progress) -> StoreSink:
         from layerfs.store_ends import StoreSink
 
         return StoreSink(
-            self._database, self.blobs, self.images, self.containers, self.layers, progress=progress
-        )
+            self._database, self.blobs, self.images, self._indexes, self.containers, self.layers,
+            progress=progress,
+        )  # fmt: skip
 
     def _spool(self) -> BinaryIO:
         import tempfile
@@ -604,7 +693,11 @@ class Store:
 
     def _reclaim(self, image: Image) -> list[str]:
         blobs = [image.digest, image.id, *(layer.digest for layer in image.manifest.layers)]
-        return self._garbage().reclaim(image.chain_ids, blobs)
+        from layerfs.lazy.origin import layer_names
+
+        garbage = self._garbage()
+        lazy = layer_names(image.manifest.layers, image.config.diff_ids)
+        return garbage.reclaim(lazy, ()) + garbage.reclaim(image.chain_ids, blobs)
 
     def _recover(self) -> None:
         """Clear away what a crash left; one query says whether there is anything to do."""
@@ -645,6 +738,9 @@ class Store:
 
 def _names_of(source: Source, place: Place) -> list[str]:
     """Decide what a pulled image is called here when the user did not say."""
+    if place.reference is not None:
+        # As with docker, what is asked for by its digest gets no name.
+        return [] if place.reference.digest is not None else [str(place.reference)]
     for available in source.images():
         if place.name is None or available.is_called(place.name):
             if available.references:

@@ -15,13 +15,17 @@ from layerfs.containers import Containers
 from layerfs.database import Database
 from layerfs.digest import Digest
 from layerfs.errors import NotFoundError, VerificationError
+from layerfs.files import Lock
 from layerfs.images import DOCUMENT_MAXIMUM, Image, Images, full_name
 from layerfs.incoming import Incoming
+from layerfs.indexes import Indexes
 from layerfs.layers import Layers, Step
 from layerfs.leases import Lease
+from layerfs.oci import media_types
 from layerfs.oci.config import ImageConfig
 from layerfs.oci.descriptor import Descriptor
 from layerfs.progress import Counted, Progress
+from layerfs.reference import Reference
 from layerfs.transports.endpoint import Available, Resolved
 
 if TYPE_CHECKING:
@@ -32,11 +36,15 @@ if TYPE_CHECKING:
 
 
 class StoreSource:
-    """Reads images out of the store; a Source. The lease of its images ends with `close`."""
+    """Reads images out of the store; a Source with `Documents` that `Locates`.
 
-    def __init__(self, database: Database, blobs: Blobs, images: Images) -> None:
+    The lease of its images ends with `close`.
+    """
+
+    def __init__(self, database: Database, blobs: Blobs, images: Images, indexes: Indexes) -> None:
         self._blobs = blobs
         self._images = images
+        self._indexes = indexes
         self._lease = Lease(database)
 
     def images(self) -> Sequence[Available]:
@@ -55,8 +63,22 @@ class StoreSource:
             image = every[0]
         digest = image.descriptor.digest if isinstance(image, Available) else self._images.get(image).digest
         found = self._images.get(str(digest))
+        self._images.require_layers(found)
         self._lease.add("image", str(found.digest))
         return Resolved(found.manifest.descriptor, found.manifest.raw)
+
+    def root(self, image: Available | str | None = None) -> Resolved:
+        """Find the index that a name came with, else its image's manifest; see `Documents.root`."""
+        name = self._images.name_of(image) if isinstance(image, str) else None
+        index = None if name is None else self._indexes.of(name)
+        if index is None:
+            return self.manifest(image)
+        self._lease.add("blob", *self._indexes.blobs(index))
+        return Resolved(index.descriptor, index.raw)
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """Read a manifest, or an index, that an index names; see `Documents.document`."""
+        return self._blobs.read(descriptor.digest, limit=DOCUMENT_MAXIMUM)
 
     def open(self, descriptor: Descriptor) -> AbstractContextManager[Readable]:
         """Open a blob."""
@@ -69,19 +91,24 @@ class StoreSource:
             )
         return file
 
+    def places(self, digest: Digest) -> Sequence[Reference]:
+        """Name repositories that images here with this blob are called by; see `Locates`."""
+        return [Reference.parse(name) for name in self._images.names_with(digest)]
+
     def close(self) -> None:
         """Let the images go."""
         self._lease.__exit__()
 
 
 class StoreSink:
-    """Takes images into the store and unpacks them; a Sink that `Plans` and `Overlaps`.
+    """Takes images into the store and unpacks them; a Sink that `Plans`, `Overlaps` and `Nests`.
 
     Blobs are stored as they come, verified, and leased until `close`; a layer is unpacked in the same pass,
     into a draft, so that its bytes are read once. Of one that is not compressed only a skeleton is kept
     beside its files (see `assembly`). A broken transfer of a large blob goes on where it ended the next
     time. `commit` unpacks what is left, and gives the names last of all: a name never
-    stands for an image that cannot be used. `stored` holds the images then.
+    stands for an image that cannot be used. `stored` holds the images then. An index is put under names
+    that one of its images was put under before, which alone is unpacked.
     """
 
     def __init__(
@@ -89,6 +116,7 @@ class StoreSink:
         database: Database,
         blobs: Blobs,
         images: Images,
+        indexes: Indexes,
         containers: Containers,
         layers: Layers,
         *,
@@ -96,29 +124,39 @@ class StoreSink:
     ) -> None:
         self._blobs = blobs
         self._images = images
+        self._indexes = indexes
         self._containers = containers
         self._layers = layers
         self._progress = progress
         self._lease = Lease(database)
         self._manifest: Manifest | None = None
+        # What is held for as long as its image is planned.
+        self._planned = contextlib.ExitStack()
         self._chain: Chain | None = None
         # Blobs that are here, but only become visible together with the layers made of them.
         self._arrived: set[Digest] = set()
         # Layers that are being unpacked, and which of the image's they are.
         self._coming: dict[Digest, int] = {}
         self._pending: list[tuple[Descriptor, bytes, tuple[str, ...]]] = []
+        self._pending_indexes: list[tuple[Descriptor, bytes, tuple[str, ...]]] = []
         self.stored: list[Image] = []
 
     def plan(self, manifest: Manifest) -> None:
-        """Hear of an image whose blobs come next; see `Plans.plan`."""
+        """Hear of an image whose blobs come next; see `Plans.plan`.
+
+        Waits for another process that takes in the same image.
+        """
         self._end_chain()
+        lock = self._planned.enter_context(Lock(self._layers.root / "locks" / f"image-{manifest.digest.hex}"))
+        self._planned.callback(lock.path.unlink, missing_ok=True)
         self._manifest = manifest
 
     def has(self, descriptor: Descriptor) -> bool:
         """Say whether a blob is here already; it stays then."""
         self._arrive(descriptor.digest)
-        if descriptor.digest in self._arrived:
-            return True
+        return descriptor.digest in self._arrived or self._is_stored(descriptor)
+
+    def _is_stored(self, descriptor: Descriptor) -> bool:
         # Leased first, so that it cannot go between the question and its use.
         self._lease.add("blob", str(descriptor.digest))
         try:
@@ -145,6 +183,9 @@ class StoreSink:
             self._lease.add("blob", str(descriptor.digest))
             number = self._position(descriptor)
             chain = None if number is None else self._begin_chain()
+            if chain is not None and self._is_stored(descriptor):
+                # It came while we waited for a process that unpacks the same layers.
+                return
             if number is not None and chain is not None and chain.lacks(number):
                 later = ending.pop_all()
                 self._begin_layer(chain, number, descriptor, stream, advance, later.close)
@@ -155,10 +196,19 @@ class StoreSink:
                 assert incoming.ingest is not None
                 incoming.ingest.commit()
 
+    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
+        """Keep a manifest that an index names; see `Nests`."""
+        self._lease.add("blob", str(Digest.of(raw)))
+        self._blobs.put(raw)
+        return Descriptor.to(raw, media_type)
+
     def put_manifest(self, raw: bytes, media_type: str, *, names: Sequence[str] = ()) -> Descriptor:
-        """Note an image whose blobs are all here; it comes into being with `commit`."""
+        """Note an image, or an index, whose blobs are all here; it comes into being with `commit`."""
         descriptor = Descriptor.to(raw, media_type)
         self._lease.add("blob", str(Digest.of(raw)))
+        if media_types.is_index(media_type):
+            self._pending_indexes.append((descriptor, raw, tuple(map(full_name, names))))
+            return descriptor
         self._lease.add("image", str(descriptor.digest))
         self._pending.append((descriptor, raw, tuple(map(full_name, names))))
         return descriptor
@@ -173,6 +223,9 @@ class StoreSink:
         for image, (_, _, names) in zip(added, self._pending, strict=True):
             for name in names:
                 self._images.tag(str(image.digest), name)
+        for descriptor, raw, names in self._pending_indexes:
+            self._indexes.put(raw, descriptor.media_type, names)
+        self._pending_indexes.clear()
         self.stored += [self._images.get(str(image.digest)) for image in added]
         self._pending.clear()
 
@@ -247,5 +300,6 @@ class StoreSink:
         self._manifest = None
         self._arrived.clear()
         self._coming.clear()
-        if chain is not None:
-            chain.__exit__()
+        with self._planned:
+            if chain is not None:
+                chain.__exit__()

@@ -84,6 +84,8 @@ class Unpacking:
         self._finished = 0
         # Whole and verified, to be made visible after a sync of them all.
         self._ingests: list[Ingest] = []
+        # Stored for as long as they came, and not to be kept.
+        self._passing: list[Ingest] = []
         self._begun: list[Draft] = []
         self._flusher: Flusher | None = None
 
@@ -203,7 +205,7 @@ class Unpacking:
         skeleton = None
         if incoming is not None:
             job.incoming = self._open.enter_context(incoming)
-            whole = incoming.ingest is not None
+            whole = incoming.begun and incoming.kept is not None
             stream: Readable = incoming
         else:
             stream = job.open.enter_context(self._blobs.open(job.step.blob))
@@ -232,15 +234,18 @@ class Unpacking:
             self._lease.add("blob", str(filled.skeleton))
             self._ingests.append(filling.skeleton)
             facts = replace(facts, skeleton=filled.skeleton, blob_size=self._size(job))
-        elif filling.skeleton is not None and job.incoming is None:
-            self._keep_whole(job)
+        elif filling.skeleton is not None:
+            filling.skeleton.discard()
+            if job.incoming is None:
+                self._keep_whole(job)
         if job.incoming is not None and job.incoming.ingest is not None:
-            self._ingests.append(job.incoming.ingest)
+            kept = filled.blob is not None
+            (self._ingests if kept else self._passing).append(job.incoming.ingest)
         job.facts = facts
         job.kept = job.incoming is None or filled.blob is not None or filled.skeleton is not None
         job.open.close()
         self._finish_lowest()
-        if len(self._ingests) >= _OPEN_INGESTS:
+        if len(self._ingests) + len(self._passing) >= _OPEN_INGESTS:
             self._commit_blobs()
 
     def _keep_whole(self, job: _Job) -> None:
@@ -274,6 +279,9 @@ class Unpacking:
         for algorithm in {ingest.digest.algorithm for ingest in self._ingests}:
             self._blobs.sync_names(algorithm)
         self._ingests.clear()
+        for ingest in self._passing:
+            ingest.discard()
+        self._passing.clear()
 
     # -- processes
 

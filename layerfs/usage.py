@@ -98,7 +98,9 @@ def measure(database: Database, blobs: Blobs, images: Images, containers: Contai
             else used.bytes
         )
         container_usages.append(ContainerUsage(container, used.bytes, used.inodes, free))
-    referred = {blob for (blob,) in database.rows("SELECT blob FROM links")}
+    referred = {
+        blob for (blob,) in database.rows("SELECT blob FROM links UNION SELECT blob FROM index_links")
+    }
     for row in database.rows("SELECT blob, toc, skeleton FROM layers"):
         referred.update(blob for blob in row if blob is not None)
     referred.update(

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.authority import Authority
+from tests.support.registries import PROGRAM, Registry, htpasswd, installed
+from tests.support.token_server import TokenServer
+
 EXPECTED = Path(__file__).with_name("expected_skips.txt")
 
 
@@ -62,3 +66,51 @@ class SkipWatch:
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("CI") == "true":
         config.pluginmanager.register(SkipWatch(expected_skips(EXPECTED.read_text())), "layerfs-skip-watch")
+
+
+@pytest.fixture(scope="session")
+def registries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the directory below which registries of the whole run live; skip where there can be none."""
+    if not installed():
+        pytest.skip(f"{PROGRAM} is not installed")
+    return tmp_path_factory.mktemp("registries")
+
+
+@pytest.fixture(scope="session")
+def registry(registries: Path) -> Iterator[Registry]:
+    """Run a registry that lets everybody do everything by plain HTTP; each test has its repositories."""
+    with Registry(registries / "plain") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def basic_registry(registries: Path) -> Iterator[Registry]:
+    """Run a registry that lets in who knows the password of `tests.support.registries.USER`."""
+    with Registry(registries / "basic", auth=htpasswd(registries / "basic")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def token_server(registries: Path) -> Iterator[TokenServer]:
+    with TokenServer(registries / "tokens") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def token_registry(registries: Path, token_server: TokenServer) -> Iterator[Registry]:
+    """Run a registry that lets in whom `token_server` gave a token."""
+    with Registry(registries / "token", auth=token_server.settings()) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def authority(registries: Path) -> Authority:
+    """Make the authority of `tls_registry`, which nothing on this machine knows."""
+    return Authority(registries / "authority")
+
+
+@pytest.fixture(scope="session")
+def tls_registry(registries: Path, authority: Authority) -> Iterator[Registry]:
+    """Run a registry that speaks TLS, as localhost and 127.0.0.1."""
+    with Registry(registries / "tls", tls=authority.issue("localhost", "127.0.0.1")) as started:
+        yield started

@@ -73,6 +73,8 @@ class WritableUnion(Union):
     def _copy_up_one(self, node: Node, *, data: bool) -> None:
         found = self.stat(node)
         copied = b""
+        if data:
+            self.require_data(node)
         if self.fetch and data and stat.S_ISREG(found.st_mode) and found.st_size >= LARGE:
             copied = self.fetch(node, found.st_size)
         temporary = copied or self.temporary()

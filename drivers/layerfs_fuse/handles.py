@@ -106,7 +106,8 @@ class Readers:
                 return found
             self.close(node)
         # As overlayfs does: reading changes nothing in a layer that others share.
-        descriptor = _open(self._union, node, os.O_RDONLY | (0 if node.upper else os.O_NOATIME))
+        flags = os.O_RDONLY | (0 if node.upper else os.O_NOATIME)
+        descriptor = _open(self._union, node, flags, partly=True)
         found = self._opened[node] = _Reader(descriptor, upper=node.upper)
         if len(self._opened) > _MOST_READ:
             self.close(next(iter(self._opened)))
@@ -125,15 +126,15 @@ class Readers:
         return bool(opened)
 
 
-def _open(union: Union, node: Node, flags: int) -> int:
+def _open(union: Union, node: Node, flags: int, *, partly: bool = False) -> int:
     if not node.upper:
         flags |= os.O_NOATIME  # nothing changes in lower layers
     try:
-        return union.open(node, flags)
+        return union.open(node, flags, partly=partly)
     except PermissionError:
         if not flags & os.O_NOATIME:
             raise
-        return union.open(node, flags & ~os.O_NOATIME)
+        return union.open(node, flags & ~os.O_NOATIME, partly=partly)
 
 
 class Listings:

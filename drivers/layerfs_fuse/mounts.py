@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from layerfs import fusermount, linux, mounting
+from layerfs.driver import Bodies
 from layerfs.errors import MountError, UnsupportedError
 from layerfs.mount import Mount
 from layerfs.value import frozen, replace
@@ -43,7 +44,8 @@ class FuseMount(Mount):
     """Layers merged by a server of our own; the first fields are those of `layerfs.mount.Overlay`.
 
     `front` says which of the two ways the server speaks with the kernel: the protocol itself, or libfuse 2.
-    The other fields are for the first way: `log` is where the server writes down errors of its own.
+    The other fields are for the first way: `log` is where the server writes down errors of its own, `bodies`
+    gets what files of lower layers lack of their data.
     """
 
     lower: tuple[Path, ...]
@@ -53,6 +55,7 @@ class FuseMount(Mount):
     front: Front = "kernel"
     options: Options = Options()
     log: Path | None = None
+    bodies: Bodies | None = None
 
 
 @mounting.attach.register(FuseMount)
@@ -218,6 +221,7 @@ class _Parts:
         self.roots: list[int] = []
         self.work: int | None = None
         self._log: int | None = None
+        self._lazy: dict[int, int] = {}
 
     def __enter__(self) -> _Parts:
         mount = self._mount
@@ -225,9 +229,16 @@ class _Parts:
             opened.enter_context(_room_for(1 + len(mount.lower)))
             if mount.upper is not None:
                 self.roots.append(_open_directory(mount.upper, opened))
+            numbers = {} if mount.bodies is None else mount.bodies.layers
             for directory in mount.lower:
-                self.roots.append(lowers.open(directory))
-                opened.callback(os.close, self.roots[-1])
+                number = numbers.get(directory.parent.name)
+                if number is None:
+                    self.roots.append(lowers.open(directory))
+                    opened.callback(os.close, self.roots[-1])
+                else:
+                    self._lazy[len(self.roots)] = number
+                    # Their files are written when the data comes.
+                    self.roots.append(_open_directory(directory, opened))
             if mount.work is not None:
                 # Copies are made in a directory of the work directory's, as overlayfs does.
                 with contextlib.suppress(FileExistsError):
@@ -245,7 +256,10 @@ class _Parts:
         """Start the server; it has what it needs when this returns."""
         mount = self._mount
         log = None if self._log is None or mount.log is None else process.Log(self._log, mount.log.name)
-        process.start(device, self.roots, self.work, dialect=mount.dialect, options=mount.options, log=log)
+        process.start(
+            device, self.roots, self.work, dialect=mount.dialect, options=mount.options, log=log,
+            bodies=mount.bodies, lazy=self._lazy,
+        )  # fmt: skip
 
 
 def _open_directory(directory: Path, opened: contextlib.ExitStack) -> int:

@@ -21,7 +21,7 @@ class Node:
 
     __slots__ = (
         "at", "at_name", "children", "descriptor", "id", "large", "linked", "lookups", "name", "names",
-        "number", "parent", "partial", "places", "upper", "users",
+        "number", "parent", "partial", "places", "upper", "users", "whole",
     )  # fmt: skip
 
     def __init__(self, identity: int, parent: Node | None, name: bytes) -> None:
@@ -39,6 +39,8 @@ class Node:
         self.upper = False
         # Whether it is a regular file of `LARGE` bytes or more in a lower layer.
         self.large = False
+        # Whether it is known to have its data: files of lazy layers may lack it.
+        self.whole = True
         # Whether the upper layer has the file's metadata only.
         self.partial = False
         # How `Nodes` finds it by its file, when that has several names.
@@ -158,6 +160,7 @@ class Nodes:
         else:
             node.at, node.at_name = found.parent, name
             node.large = not upper and status.st_size >= LARGE and stat.S_ISREG(status.st_mode)
+            node.whole = upper or not found.parent.lacks(status)
         if linked:
             self.share(node, status)
         parent.children[name] = node

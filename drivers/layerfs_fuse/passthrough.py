@@ -82,7 +82,7 @@ class Passthrough:
         """Say whether a file that is opened by one of its inodes may be tied, or must."""
         if inode in self._tied:
             return True
-        if not self.enabled or node.partial:
+        if not self.enabled or node.partial or not (node.whole or node.upper):
             return False
         return node.upper or (node.large and self._passed == "all" and not self.refused.writer_due())
 

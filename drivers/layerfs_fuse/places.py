@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
+
+from layerfs.tree.absent import KEY, Mark, read_mark
 
 if TYPE_CHECKING:
     from layerfs_fuse.dialect import Dialect
 
 # Descriptors that files opened by clients leave free: for directories on the way to others.
 _LEAST_RESERVE: Final = 96
+_NONE: Final[Mapping[int, int]] = {}
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -76,6 +80,10 @@ class Place:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def lacks(self, found: os.stat_result) -> bool:
+        """Say whether a file here may be without its data."""
+        return False
+
     def path_of(self, name: bytes) -> bytes:
         """Name an entry for calls that want a path, until the end of the request at hand."""
         return self.layers.through(self.open(), name)
@@ -90,14 +98,73 @@ class Place:
         return b"/".join(reversed(names))
 
 
+class LazyPlace(Place):
+    """A directory of a layer whose files may be without their data (`layerfs.tree.absent`)."""
+
+    __slots__ = ()
+
+    def below(self, name: bytes) -> Place:
+        return LazyPlace(self.layers, self.layer, self, name)
+
+    def stat(self, name: bytes) -> os.stat_result | None:
+        found = super().stat(name)
+        while found is not None and self.lacks(found):
+            made = self.layers.made[self.layer]
+            if found.st_mtime_ns < made and found.st_mtime_ns != found.st_ctime_ns:
+                return _shown(found, found.st_mtime_ns)
+            # Its time may be that of the writing of its data, which is under way, or ended too soon.
+            mark = self.mark(name)
+            if mark is not None:
+                return _shown(found, mark.mtime_ns)
+            again = super().stat(name)
+            if again is None or again.st_ctime_ns == found.st_ctime_ns:
+                return again
+            found = again
+        return found
+
+    def lacks(self, found: os.stat_result) -> bool:
+        return found.st_size > 0 and stat.S_ISREG(found.st_mode)
+
+    def mark(self, name: bytes) -> Mark | None:
+        """Read what is known of a file's absent body; None when it is here."""
+        key = self.layers.dialect.mark(KEY)
+        return None if key is None else read_mark(self.path_of(name), key)
+
+
+def _shown(found: os.stat_result, mtime_ns: int) -> os.stat_result:
+    """Show a file as it will be with its data: with no holes, and its own time."""
+    blocks = max(found.st_blocks, (found.st_size + 511) // 512)
+    seconds = mtime_ns // 1_000_000_000
+    more = {name: getattr(found, name) for name in _FURTHER}
+    more |= {"st_blocks": blocks, "st_mtime": mtime_ns / 1e9, "st_mtime_ns": mtime_ns}
+    return os.stat_result((*found[:8], seconds, found[9]), more)
+
+
+_FURTHER: Final = ("st_atime", "st_ctime", "st_atime_ns", "st_ctime_ns", "st_blksize", "st_rdev")
+
+
 class Layers:
     """The layers of one mount, top first, and every directory of theirs that is open."""
 
     def __init__(
-        self, roots: list[int], *, dialect: Dialect, most_open: int, limit: int = sys.maxsize
+        self,
+        roots: list[int],
+        *,
+        dialect: Dialect,
+        most_open: int,
+        limit: int = sys.maxsize,
+        lazy: Mapping[int, int] = _NONE,
     ) -> None:
-        """Args: `limit` is the number that no descriptor of this process reaches."""
+        """Merge layers.
+
+        Args:
+            limit: the number that no descriptor of this process reaches.
+            lazy: which of `roots` have files that may be without their data, each with its number elsewhere.
+        """
         self.dialect = dialect
+        self.lazy = lazy
+        # When those were finished, in nanoseconds.
+        self.made = {number: os.fstat(roots[number]).st_ctime_ns for number in lazy}
         # A new descriptor has the lowest number that is free (open(2)): so many clients can have taken.
         reserve = min(limit // 4, max(_LEAST_RESERVE, 2 * len(roots)))
         self._most_taken = limit - reserve
@@ -114,7 +181,7 @@ class Layers:
         # With which flags to open the directories of each layer.
         self.flags: list[int] = []
         for number, root in enumerate(roots):
-            place = Place(self, number, None, b"")
+            place = (LazyPlace if number in lazy else Place)(self, number, None, b"")
             place.descriptor = root
             self.roots.append(place)
             self.flags.append(OPEN_DIRECTORY | (_stop_atime(root) if number else 0))

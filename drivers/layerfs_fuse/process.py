@@ -12,19 +12,27 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final
 
 from layerfs import linux
+from layerfs.driver import Bodies
 from layerfs_fuse.changes import Changes
 from layerfs_fuse.dialect import Dialect
 from layerfs_fuse.options import Options
 from layerfs_fuse.places import Layers
 from layerfs_fuse.union import Union
 
+if TYPE_CHECKING:
+    from socket import socket
+
 NAME: Final = b"layerfs-fuse"
 """What ps(1) calls the process."""
 
+FETCHER: Final = b"layerfs-fetch"
+"""What ps(1) calls the one that gets data of files."""
+
+_NONE: Final[Mapping[int, int]] = {}
 _READY: Final = b"ready"
 _MOST_OPEN: Final = 4096
 _LEAST_OPEN: Final = 8
@@ -62,6 +70,8 @@ def start(
     dialect: Dialect,
     options: Options = Options(),  # noqa: B008  a frozen value
     log: Log | None = None,
+    bodies: Bodies | None = None,
+    lazy: Mapping[int, int] | None = None,
 ) -> None:
     """Leave a process behind that serves a mount, and return when it has all that it needs.
 
@@ -72,6 +82,9 @@ def start(
         dialect: the format of these layers.
         options: how the mount differs from a plain one.
         log: where the server writes down errors of its own.
+        bodies: gets what the files of some roots lack of their data, in a second process that ends with the
+            first one.
+        lazy: which roots, each with the layer's number in requests.
 
     Raises:
         OSError: it could not start.
@@ -80,7 +93,10 @@ def start(
 
     def serve() -> None:
         try:
-            _serve(told, device, roots, work, dialect=dialect, options=options, log=log)
+            _serve(
+                told, device, roots, work, dialect=dialect, options=options, log=log, bodies=bodies,
+                lazy=lazy or {},
+            )  # fmt: skip
         except BaseException:
             if log is not None:
                 log.write(traceback.format_exc())
@@ -105,6 +121,8 @@ def _serve(
     dialect: Dialect,
     options: Options,
     log: Log | None,
+    bodies: Bodies | None,
+    lazy: Mapping[int, int],
 ) -> None:
     """Tell whether the server could start, then serve until the end of the mount."""
     told, device, *roots = above_standard([told, device, *roots])
@@ -113,9 +131,12 @@ def _serve(
     if log is not None:
         (log.directory,) = above_standard((log.directory,))
         kept.add(log.directory)
+    fetching = None if bodies is None else _start_fetching(bodies)
+    if fetching is not None:
+        kept.add(fetching.fileno())
     be_alone(kept)
     try:
-        union = opened_union(roots, *copies, dialect=dialect)
+        union = opened_union(roots, *copies, dialect=dialect, lazy=lazy)
     except OSError as error:
         os.write(told, b"%d" % (error.errno or errno.EIO))
         raise
@@ -130,8 +151,10 @@ def _serve(
         from layerfs_fuse.adjusted import AdjustedDevice
 
         connection = AdjustedDevice(device, options)
+    if fetching is not None:
+        import layerfs_fuse.fetches  # noqa: F401  there are no modules later
     leave_mounts()
-    server = Server(connection, union, passthrough=options.passthrough)
+    server = Server(connection, union, passthrough=options.passthrough, fetching=fetching)
     if log is not None:
         server.log = log.write
     # Whoever mounts may be gone by now; the mount is not.
@@ -141,6 +164,35 @@ def _serve(
     # It leaves no cycles behind, and looking for them takes longer the more files it knows.
     gc.disable()
     server.run()
+
+
+def _start_fetching(bodies: Bodies) -> socket:
+    """Have what files lack got by a child, and give the connection to it.
+
+    The child keeps the files of whoever mounts, which the server leaves: it looks up hosts and reads
+    certificates. But it must not keep the mount: so it has a copy of the mount namespace, from before that is
+    attached, out of which goes what goes here.
+    """
+    import socket
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Nobody waits for it.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    if os.fork():
+        theirs.close()
+        return ours
+    try:
+        ours.close()
+        (end,) = above_standard([theirs.detach()])
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        be_alone({end}, FETCHER)
+        with contextlib.suppress(OSError):
+            linux.unshare(linux.CLONE_NEWNS)
+            linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+        os.chdir("/")
+        bodies.serve(socket.socket(fileno=end))
+    finally:
+        os._exit(0)
 
 
 def leave_behind(serve: Callable[[], None]) -> None:
@@ -160,11 +212,17 @@ def leave_behind(serve: Callable[[], None]) -> None:
         os._exit(0)
 
 
-def opened_union(roots: list[int], work: int | None = None, *, dialect: Dialect) -> Union:
+def opened_union(
+    roots: list[int],
+    work: int | None = None,
+    *,
+    dialect: Dialect,
+    lazy: Mapping[int, int] = _NONE,
+) -> Union:
     """Merge open layers, with as many open directories and as short names for them as a process may have."""
     limit = _raise_limit()
     most = max(_LEAST_OPEN, min(_MOST_OPEN, (limit - len(roots) - _MARGIN) // 2))
-    layers = Layers(roots, dialect=dialect, most_open=most, limit=limit)
+    layers = Layers(roots, dialect=dialect, most_open=most, limit=limit, lazy=lazy)
     os.chdir("/proc/self/fd")
     layers.descriptors = b""
     return Union(layers, writable=False) if work is None else Changes(layers, work)
@@ -175,10 +233,10 @@ def above_standard(descriptors: Iterable[int]) -> list[int]:
     return [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 3) if each < 3 else each for each in descriptors]
 
 
-def be_alone(kept: set[int]) -> None:
+def be_alone(kept: set[int], called: bytes = NAME) -> None:
     """Keep nothing of the process that mounts: no descriptor, no session, no signal handler, no name."""
     os.setsid()
-    linux.set_process_name(NAME)
+    linux.set_process_name(called)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

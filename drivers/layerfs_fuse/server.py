@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from layerfs import linux
 from layerfs_fuse import protocol as p
@@ -24,7 +24,12 @@ from layerfs_fuse.nodes import Node
 from layerfs_fuse.options import Passed
 from layerfs_fuse.passthrough import Passthrough
 from layerfs_fuse.protocol import Attribute, Op
-from layerfs_fuse.union import Union
+from layerfs_fuse.union import Absent, Union
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from layerfs_fuse.fetches import Fetches
 
 # What is about the connection, or about many files.
 _OF_NO_FILE: Final = frozenset(
@@ -47,7 +52,15 @@ Handler = Callable[[Node, memoryview], bytes | int | None]
 class Server:
     """Serves one mount; `log` takes the words about an error of our own."""
 
-    def __init__(self, device: Device, union: Union, *, passthrough: Passed = "all") -> None:
+    def __init__(
+        self,
+        device: Device,
+        union: Union,
+        *,
+        passthrough: Passed = "all",
+        fetching: socket | None = None,
+    ) -> None:
+        """Args: `fetching` is connected to the process that gets what files lack of their data."""
         self.log: Callable[[str], None] | None = None
         self._device = device
         self._union = union
@@ -64,6 +77,15 @@ class Server:
         self._large = LargeFiles(union, self._aside, device.ring) if isinstance(union, Changes) else None
         if isinstance(union, Changes):
             union.copied = self._tell_of_copy
+        self._fetches: Fetches | None = None
+        if fetching is not None:
+            from layerfs_fuse.fetches import Fetches
+
+            self._fetches = Fetches(
+                union.layers, fetching, wake=device.ring, log=self._tell,
+                refuse=lambda unique, number: device.send(unique, b"", number),
+            )  # fmt: skip
+            union.require = self._fetches.require
         self._unique = self._identity = 0
         self._next_pruning = 0
         self._handlers: list[Handler | None] = [None] * (max(Op) + 1)
@@ -84,6 +106,8 @@ class Server:
                     return
             if self._large is not None and self._large.finished:
                 self._large.settle(self._answer_again)
+            if self._fetches is not None and self._fetches.finished:
+                self._fetches.settle(self._answer_again, nodes.release)
             if len(layers.opened) > layers.most_open:
                 layers.trim()
             if len(nodes) > _MOST_NODES and nodes.issued > self._next_pruning:
@@ -149,6 +173,10 @@ class Server:
             assert self._large is not None
             self._large.wait(postponed, Request(op, unique, identity, bytes(body), self._asking))
             return _ELSEWHERE
+        except Absent as absent:
+            assert self._fetches is not None
+            self._fetches.wait(absent, Request(op, unique, identity, bytes(body), self._asking))
+            return _ELSEWHERE
 
     def _answer_connection(self, op: int, unique: int, identity: int, body: memoryview) -> None:
         if op == Op.FORGET:
@@ -160,13 +188,19 @@ class Server:
                 self._nodes.forget(node, times)
         elif op == Op.INIT:
             self._device.send(unique, self._init(body))
+        elif op == Op.INTERRUPT:
+            if self._fetches is not None:
+                self._fetches.interrupt(p.INTERRUPT_IN.unpack_from(body)[0])
         elif op == Op.DESTROY:
             self._device.send(unique, b"")
 
     def failed(self) -> None:
         """Hear of an error of our own, in the block that handles it; a place for tests to listen."""
+        self._tell(traceback.format_exc())
+
+    def _tell(self, words: str) -> None:
         if self.log is not None:
-            self.log(traceback.format_exc())
+            self.log(words)
 
     @property
     def _changes(self) -> Changes:
@@ -377,6 +411,7 @@ class Server:
         return self._entry(made) + self._opened(OpenFile(self._union, made, flags), made.id)
 
     def _file(self, node: Node, handle: int) -> int:
+        self._union.require_data(node)
         return self._files[handle].current(self._union) if handle else self._readers.descriptor(node)
 
     def _read(self, node: Node, body: memoryview) -> int:
@@ -384,6 +419,7 @@ class Server:
         room = self._device.room[:size]
         if handle:
             return os.preadv(self._files[handle].current(self._union), (room,), offset)
+        self._union.require_data(node, offset, size)
         return self._readers.read(node, room, offset)
 
     def _write(self, node: Node, body: memoryview) -> bytes:

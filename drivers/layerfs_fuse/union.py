@@ -3,11 +3,21 @@
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from layerfs_fuse.nodes import Node, Nodes
 from layerfs_fuse.places import Layers
+
+
+class Absent(Exception):
+    """Pieces of a file's data must come first; nothing has happened yet."""
+
+    def __init__(self, node: Node, first: int, last: int) -> None:
+        super().__init__()
+        self.node = node
+        self.first = first
+        self.last = last
 
 
 class Listed(NamedTuple):
@@ -24,6 +34,8 @@ class Union:
     def __init__(self, layers: Layers, *, writable: bool) -> None:
         self.layers = layers
         self.nodes = Nodes(layers, writable=writable)
+        # Raises where the data of a file has to come first, some bytes of it or all; else notes that it has.
+        self.require: Callable[[Node, int, int | None], None] | None = None
 
     def lookup(self, parent: Node, name: bytes) -> Node | None:
         """Find what a name stands for; None when there is no such file."""
@@ -68,6 +80,8 @@ class Union:
         if node.children is not None:
             return os.fstat(node.places[0].open())
         assert node.at is not None
+        if not (node.whole or node.upper) and (found := node.at.stat(node.at_name)) is not None:
+            return found
         return os.stat(node.at_name, dir_fd=node.at.open(), follow_symlinks=False)
 
     def number_links(self, node: Node, found: os.stat_result) -> int:
@@ -91,8 +105,17 @@ class Union:
         assert node.at is not None
         return self.layers.through(node.at.open(), node.at_name), False
 
-    def open(self, node: Node, flags: int) -> int:
-        """Open a regular file, where its data is."""
+    def require_data(self, node: Node, offset: int = 0, size: int | None = None) -> None:
+        """Go on only when the data of a file, or these bytes of it, are here."""
+        if not (node.whole or node.upper):
+            if self.require is None:
+                raise OSError(errno.EIO, "nobody gets the data of this file")
+            self.require(node, offset, size)
+
+    def open(self, node: Node, flags: int, *, partly: bool = False) -> int:
+        """Open a regular file, where its data is; with `partly` also one that has not all of it here."""
+        if not partly:
+            self.require_data(node)
         if node.descriptor >= 0:
             return os.open(self.layers.through(node.descriptor), flags | os.O_CLOEXEC)
         assert node.at is not None

@@ -10,6 +10,7 @@ from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser, UsageError
+from layerfs.cli.progress import COPY, LOAD, showing
 
 
 def _configure_load(parser: CommandParser) -> None:
@@ -20,12 +21,12 @@ def _configure_load(parser: CommandParser) -> None:
 
 
 def _load(context: Context, arguments: argparse.Namespace) -> int:
-    progress = context.progress(quiet=arguments.quiet)
     given = arguments.input
     if given in (None, "-") and sys.stdin.isatty():
         raise UsageError("standard input is a terminal", hint="name an archive with -i FILE, or pipe one in")
     with context.open_store() as store:
-        images = store.load(sys.stdin.buffer if given in (None, "-") else Path(given), progress=progress)
+        with showing(LOAD, quiet=arguments.quiet) as progress:
+            images = store.load(sys.stdin.buffer if given in (None, "-") else Path(given), progress=progress)
         if context.json:
             document([{"id": str(image.id), "names": list(image.names)} for image in images])
             return 0
@@ -60,12 +61,12 @@ def _save(context: Context, arguments: argparse.Namespace) -> int:
         raise UsageError(
             "a tar archive is not for a terminal", hint="write to a file with -o FILE, or pipe it on"
         )
-    with context.open_store() as store:
+    with context.open_store() as store, showing(COPY, quiet=arguments.quiet or to_stdout) as progress:
         store.save(
             arguments.images,
             sys.stdout.buffer if to_stdout else Path(arguments.output),
             format=arguments.format,
-            progress=context.progress(quiet=arguments.quiet or to_stdout),
+            progress=progress,
         )
     if to_stdout:
         sys.stdout.buffer.flush()

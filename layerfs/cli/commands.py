@@ -17,6 +17,13 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Images": {
         "pull": ("transfer", "Copy an image into the store"),
         "push": ("transfer", "Copy an image out of the store"),
+        "copy": ("copy", "Copy an image between two places, without a store"),
+        "login": ("login", "Sign in to a registry"),
+        "logout": ("login", "Sign out of a registry"),
+        "tags": ("registry", "List the tags of a repository in a registry"),
+        "delete": ("registry", "Delete an image from a registry"),
+        "attach": ("registry", "Attach files to an image in a registry"),
+        "referrers": ("registry", "List what is attached to an image in a registry"),
         "load": ("archive", "Load images from an archive"),
         "save": ("archive", "Save images to an archive"),
         "import": ("rootfs", "Make an image of one layer from a tar file or a directory"),

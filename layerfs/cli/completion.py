@@ -29,6 +29,9 @@ KINDS = {
     "NAME": "nothing",
 }
 FILES = "files"
+PLACES = "places"
+# How a place is begun that is not a registry's.
+_WITH_FILES = ("oci:", "oci-archive:", "docker-archive:")
 # What `--names` lists.
 LISTED = ("images", "containers", "both", "drivers", "options")
 
@@ -49,7 +52,9 @@ def _taken(parser: CommandParser) -> list[Taken]:
             continue
         value: str | None = None
         if action.nargs != 0:
-            if action.choices is not None:
+            if action.dest in parser.places:
+                value = PLACES
+            elif action.choices is not None:
                 value = "words " + " ".join(str(choice) for choice in action.choices)
             else:
                 value = _kind(str(action.metavar))
@@ -65,7 +70,7 @@ def _positional(taken: list[Taken]) -> str:
     """Say what completes the positional arguments: names or words where one takes them, else files."""
     values = [one.value for one in taken if not one.names and one.value]
     for value in values:
-        if value in ("images", "containers", "both") or value.startswith("words "):
+        if value in ("images", "containers", "both", PLACES) or value.startswith("words "):
             return value
     return FILES if FILES in values else "nothing"
 
@@ -94,6 +99,8 @@ def bash() -> str:
         BASH.replace("@TOP@", top)
         .replace("@COMMANDS@", " ".join(commands.COMMANDS))
         .replace("@CASES@", "".join(cases))
+        .replace("@WITH_FILES@", "|".join(f"{form}*" for form in _WITH_FILES))
+        .replace("@FORMS@", " ".join(_WITH_FILES))
     )
 
 
@@ -131,11 +138,20 @@ _layerfs() {
             compopt -o nospace
             prefix=${current%"${current##*,}"}
             for word in $(layerfs completion --names options 2>/dev/null); do items+=" $prefix$word"; done ;;
+        places)
+            compopt -o nospace
+            case $current in
+            @WITH_FILES@)
+                compopt -o filenames
+                mapfile -t COMPREPLY < <(compgen -f -P "${current%%:*}:" -- "${current#*:}")
+                kind= ;;
+            *) kind='words docker:// @FORMS@' items=${kind#words } ;;
+            esac ;;
         words\\ *) items=${kind#words } ;;
         files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         esac
     fi
-    mapfile -t COMPREPLY < <(compgen -W "$items" -- "$current")
+    [[ $kind ]] && mapfile -t COMPREPLY < <(compgen -W "$items" -- "$current")
     # Readline replaces only what follows the last of these.
     for word in : =; do
         prefix=${current%"${current##*"$word"}"}
@@ -158,7 +174,9 @@ def zsh() -> str:
             return "_files"
         if value.startswith("words "):
             return f"({value[6:]})"
-        return "_layerfs_options" if value == "options" else f"_layerfs_names {value}"
+        if value in ("options", PLACES):
+            return f"_layerfs_{value}"
+        return f"_layerfs_names {value}"
 
     def escaped(text: str) -> str:
         return "".join(f"\\{letter}" if letter in "[]:\\" else letter for letter in text)
@@ -203,6 +221,10 @@ _layerfs_options() {
     names=(${(f)"$(layerfs completion --names options 2>/dev/null)"})
     compset -P '*,'
     compadd -S '' -a names
+}
+_layerfs_places() {
+    if compset -P '(oci|oci-archive|docker-archive):'; then _files
+    else compadd -S '' docker:// oci: oci-archive: docker-archive:; fi
 }
 _layerfs() {
     local context state state_descr line
@@ -254,6 +276,8 @@ def _fish_value(value: str | None) -> list[str]:
         return []
     if value == FILES:
         return ["-F"]
+    if value == PLACES:
+        return ["-F", "-a", shlex.quote(" ".join(("docker://", *_WITH_FILES)))]
     if value.startswith("words "):
         return ["-a", shlex.quote(value[6:])]
     names = f"layerfs completion --names {value} 2>/dev/null"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from layerfs.cli import output
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
+from layerfs.cli.copy_options import annotations_of
 from layerfs.cli.parser import CommandParser, UsageError
 from layerfs.errors import printable
 
@@ -65,6 +66,13 @@ def _configure_commit(parser: CommandParser) -> None:
         help="set a part of the image's config, as in a Dockerfile: 'ENV A=1'; may be repeated",
     )
     parser.add_argument(
+        "--annotation",
+        metavar="NAME=TEXT",
+        action="append",
+        default=[],
+        help="an annotation of the manifest; may be repeated",
+    )
+    parser.add_argument(
         "--compression",
         metavar="KIND",
         choices=["gzip", "zstd", "none"],
@@ -83,6 +91,7 @@ def _commit(context: Context, arguments: argparse.Namespace) -> int:
             author=arguments.author or "",
             message=arguments.message or "",
             changes=arguments.change,
+            annotations=annotations_of(arguments.annotation),
             compression=Compression(arguments.compression),
             progress=context.progress(quiet=arguments.quiet),
         )

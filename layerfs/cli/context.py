@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from layerfs.outside import Outside
     from layerfs.progress import Progress
+    from layerfs.registry.settings import Options
     from layerfs.store import Store
 
 
@@ -43,7 +44,13 @@ class Context:
         from layerfs.store import Store
 
         self.become_root()
-        return Store.open(self.root, driver=self.driver, warn=warn, outside=None if here else self.outside)
+        return Store.open(
+            self.root,
+            driver=self.driver,
+            warn=warn,
+            outside=None if here else self.outside,
+            registry=registry_options,
+        )
 
     def become_root(self) -> None:
         """Enter a user namespace in which we own what a store needs; nothing to do for root."""
@@ -68,8 +75,15 @@ class Context:
         return status
 
     def progress(self, *, quiet: bool = False) -> Progress:
-        """Pick how long work is shown: bars on a terminal, lines elsewhere, nothing when quiet."""
+        """Pick how long work is shown: rows on a terminal, lines elsewhere, nothing when quiet."""
         return progress.choose(quiet=quiet)
+
+
+def registry_options() -> Options:
+    """Say how registries are spoken with where no command line says more."""
+    from layerfs.registry.settings import Options
+
+    return Options(environment=dict(os.environ))
 
 
 def serve_fuse_through(front: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 
-from layerfs.cli import output
+from layerfs.cli import output, place, registry_options
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
-from layerfs.cli.parser import CommandParser
+from layerfs.cli.copy_options import add_platform
+from layerfs.cli.parser import CommandParser, UsageError
 from layerfs.errors import NotFoundError
 
 TYPE_CHECKING = False
@@ -108,13 +109,33 @@ def _rmi(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def _configure_inspect(parser: CommandParser) -> None:
-    parser.add_argument("names", metavar="IMAGE-or-CONTAINER", nargs="+", help="a name, or an id")
+    parser.add_argument(
+        "names", metavar="IMAGE-or-CONTAINER", nargs="+", help="a name, or an id, or a place of pull's SOURCE"
+    )
     parser.add_argument(
         "--type", metavar="TYPE", choices=["image", "container"], help="look only for an image, or container"
     )
+    parser.flag(
+        "--raw", help="of a place: print its manifest, or index, byte for byte; with --config its config"
+    )
+    parser.flag("--config", help="of a place: print the image's config alone")
+    parser.flag("--no-tags", help="of a registry: do not list the repository's tags")
+    add_platform(parser)
+    registry_options.add(parser)
 
 
 def _inspect(context: Context, arguments: argparse.Namespace) -> int:
+    if any(map(place.is_place, arguments.names)):
+        if not all(map(place.is_place, arguments.names)) or arguments.type == "container":
+            raise UsageError(
+                "a place and a name of the store are two questions", hint="ask one after the other"
+            )
+        return place.inspect(context, arguments)
+    for option in ("raw", "config", "platform"):
+        if getattr(arguments, option):
+            raise UsageError(
+                f"--{option} is for images in no store", hint="name one as docker://... or oci:..."
+            )
     found: list[dict[str, object]] = []
     with context.open_store() as store:
         status = context.each(arguments.names, lambda name: found.append(_look(store, name, arguments.type)))
@@ -241,8 +262,13 @@ COMMANDS = {
         run=_rmi,
     ),
     "inspect": Command(
-        description="Prints one JSON array, whatever the options. Containers are looked for first.",
-        examples=["layerfs inspect debian:12", "layerfs inspect --type image web"],
+        description="Prints one JSON array, but for --raw and --config. Containers are looked for first. Of a"
+        " place, which\nis written as for pull with its prefix, only the documents are fetched.",
+        examples=[
+            "layerfs inspect debian:12",
+            "layerfs inspect --type image web",
+            "layerfs inspect --raw docker://localhost:5000/app:1",
+        ],
         configure=_configure_inspect,
         run=_inspect,
     ),

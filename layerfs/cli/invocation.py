@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from layerfs.cli import commands
 from layerfs.cli.parser import HelpShown, UsageError, build, overview, similar, split_global
-from layerfs.errors import LayerfsError
+from layerfs.errors import LayerfsError, ProcessError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def invoke(words: Sequence[str]) -> int:
         return _failed(str(error), error.hint, error.status)
     except LayerfsError as error:
         _trace(line.debug)
-        return _failed(str(error), error.hint, getattr(error, "status", line.failure))
+        status = error.status if isinstance(error, ProcessError) else line.failure
+        return _failed(str(error), error.hint, status)
     except OSError as error:
         _trace(line.debug)
         return _failed(_describe(error), _advice(error), line.failure)
@@ -104,10 +105,9 @@ def _overlay(given: argparse.Namespace, arguments: argparse.Namespace) -> None:
 # Commands of docker and podman that people will try here.
 _ELSEWHERE = {
     "build": "`layerfs run` a container, then `layerfs commit` it",
-    "login": "registries are not supported yet; skopeo copies from one into oci:DIR",
     "logs": "nothing is kept; `layerfs start --attach` shows what a container writes",
     "restart": "`layerfs stop` a container, then `layerfs start` it",
-    "search": "registries are not supported yet; skopeo copies from one into oci:DIR",
+    "search": "registries share no way to search; `layerfs tags` lists the tags of a repository",
     "unmount": "did you mean umount?",
 }
 

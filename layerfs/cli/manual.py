@@ -28,9 +28,29 @@ gives every run a writable layer of its own. There is no daemon and nothing to c
 
 Data goes to standard output, words to standard error, and where something can be done about a failure the
 last line begins with `hint:`. Wherever a command prints a table, **--json** prints the same as JSON.
+
+Long work is shown on standard error: on a terminal a line for each layer and one for the whole, with rate and
+time left; elsewhere one line for each layer that is done, and one now and then for what takes long. With
+**--quiet** nothing is shown but the result.
 """
 
 CLOSING = """\
+## JSON
+
+With **--json** each of these prints one value; sizes are in bytes, digests and ids written `sha256:...`.
+
+| command | value |
+|---|---|
+| `pull` | an object with `id` (of the config), `names`, `digest` (of the manifest); with **--all-tags** a list of them |
+| `push`, `copy`, `attach` | an object with `digest`, `media_type`, `size`: the descriptor of what was put; with **--all-tags** a list of them |
+| `inspect` | always JSON: a list of objects with all that is known; of a place with the registry's `tags` and the `platforms` of an index |
+| `tags` | an object with `repository` and `tags` |
+| `delete` | an object with `repository` and `digest` |
+| `referrers` | an object with `subject` (a digest) and `referrers`, a list of descriptors as the distribution specification writes them |
+| `images`, `ps`, `history`, `diff`, `drivers` | a list with an object for each line of the table, whose members are named as its columns, in full |
+| `load`, `commit` | objects with `id` and `names` |
+| `gc`, `check`, `du`, `info` | an object with all that the text says |
+
 ## ENVIRONMENT
 
 **LAYERFS_ROOT**

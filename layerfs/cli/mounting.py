@@ -10,8 +10,10 @@ import signal
 from pathlib import Path
 
 from layerfs import mounting
+from layerfs.cli import registry_options
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context, note
+from layerfs.cli.copy_options import add_platform, platform_of
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser, UsageError
 from layerfs.errors import NotFoundError, OptionError
@@ -25,7 +27,13 @@ def _configure_mount(parser: CommandParser) -> None:
     )
     parser.add_argument("target", metavar="TARGET", help="an existing directory")
     parser.flag("--read-only", help="refuse writes")
+    parser.flag(
+        "--lazy",
+        help="mount an image that is not here, too: the tree at once, each file's data when it is read",
+    )
     parser.add_argument("--name", metavar="NAME", help="the name of the container that keeps the changes")
+    add_platform(parser)
+    registry_options.add(parser)
     parser.add_argument(
         "-o",
         metavar="OPTION[,OPTION...]",
@@ -50,6 +58,9 @@ def _mount(context: Context, arguments: argparse.Namespace) -> int:
                 read_only=arguments.read_only,
                 name=arguments.name,
                 options=arguments.options,
+                lazy=arguments.lazy,
+                platform=platform_of(arguments) if arguments.lazy else None,
+                registry=registry_options.read(arguments) if arguments.lazy else None,
             )
         except OptionError as error:
             raise UsageError(str(error), hint=error.hint or "`layerfs mount --help` names options") from error
@@ -129,6 +140,14 @@ Under squash_* a chown does nothing, and chmod sets no setuid or setgid bit. New
 too, and stored as belonging to whoever made them; an ordinary user's own mount stores what he makes as the
 image's root's.
 
+With --lazy the image may also be written as `pull` takes it, docker://HOST/REPO:TAG or oci:DIR:TAG. Its
+manifest, its config and a table of contents of each layer are fetched, and that is all before the tree can be
+used: a file's data comes when somebody reads it, large files in pieces of 4 MiB, is verified, and stays in
+the store for later mounts. Layers in eStargz and zstd:chunked have such tables; any other is fetched whole,
+once, and read from then on without being unpacked. What cannot be fetched is an I/O error for its reader, who
+may try again, and a line in the log that `layerfs check` shows. The driver is fuse. `run` on the image,
+`push`, `save` and `commit` need all of it: pull it first.
+
 With passthrough=all, the default, the kernel reads and writes the files of the writable layer itself, and
 reads those of the image from 4 MiB on itself, which is fastest (Linux 6.9, mounts by root). Who has such a
 file of the image open does not see what others change in it from then on: passthrough=upper, for programs
@@ -147,6 +166,7 @@ it counts for every command as long as anybody is in the process's mount namespa
         examples=[
             "layerfs mount debian:12 /mnt --name work",
             "layerfs mount -o ro,nosuid,nodev debian:12 /mnt",
+            "layerfs mount --lazy docker://registry.example.org/app:1 /mnt",
             "layerfs --driver fuse mount -o squash_to_uid=$(id -u) debian:12 ~/tree",
         ],
         configure=_configure_mount,

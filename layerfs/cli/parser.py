@@ -46,6 +46,9 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.command = command
+        self._switches: set[str] = set()
+        # Of positional arguments that are places of images; completion asks.
+        self.places: set[str] = set()
         command.configure(self)
         self.usage = f"{self.prog} [OPTIONS] {' '.join(self.positionals())}".rstrip()
         shared = self.add_argument_group("global options")
@@ -58,6 +61,16 @@ class CommandParser(argparse.ArgumentParser):
     def flag(self, *names: str, help: str) -> None:
         """Add an option without a value."""
         self.add_argument(*names, action="store_true", help=help)
+
+    def place(self, name: str, *, metavar: str, nargs: str | None = None, help: str) -> None:
+        """Add a positional argument that says where an image is, as `transports.parse` reads it."""
+        self.add_argument(name, metavar=metavar, nargs=nargs, help=help)
+        self.places.add(name)
+
+    def switch(self, name: str, *, help: str) -> None:
+        """Add an option that is true by itself, and takes a value only after ``=``, as Go's flags do."""
+        self.add_argument(name, metavar="true|false", choices=["true", "false"], help=help)
+        self._switches.add(name)
 
     def positionals(self) -> list[str]:
         """Write each positional argument as a synopsis does: ``NAME``, ``[NAME]``, ``NAME...``."""
@@ -91,7 +104,9 @@ class CommandParser(argparse.ArgumentParser):
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse what stands after the command's name."""
         if not self.command.passthrough:
-            return self.parse_args(list(words))
+            end = words.index("--") if "--" in words else len(words)
+            options = [f"{word}=true" if word in self._switches else word for word in words[:end]]
+            return self.parse_args([*options, *words[end:]])
         own, rest = self._split(words)
         arguments = self.parse_args(own)
         arguments.command = rest

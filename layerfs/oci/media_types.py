@@ -42,6 +42,16 @@ _BY_COMPRESSION: Final = {
     "zstd": (OCI_LAYER_ZSTD, DOCKER_LAYER_ZSTD),
 }
 
+_DOCKER_OF: Final = {
+    OCI_MANIFEST: DOCKER_MANIFEST,
+    OCI_INDEX: DOCKER_MANIFEST_LIST,
+    OCI_CONFIG: DOCKER_CONFIG,
+    OCI_LAYER: DOCKER_LAYER,
+    OCI_LAYER_GZIP: DOCKER_LAYER_GZIP,
+    f"{OCI_FOREIGN_LAYER}+gzip": DOCKER_FOREIGN_LAYER,
+}
+_OCI_OF: Final = {docker: oci for oci, docker in _DOCKER_OF.items()} | {DOCKER_LAYER_ZSTD: OCI_LAYER_ZSTD}
+
 
 def is_manifest(media_type: str) -> bool:
     """Say whether it is one image's manifest."""
@@ -76,3 +86,8 @@ def is_docker(media_type: str) -> bool:
 def layer_media_type(compression: Compression, *, docker: bool = False) -> str:
     """Name the media type of a tar layer that is compressed so."""
     return _BY_COMPRESSION[compression.value][docker]
+
+
+def in_format(media_type: str, *, docker: bool) -> str:
+    """Name what means the same in Docker's format, or in OCI's; what has no such name keeps its own."""
+    return (_DOCKER_OF if docker else _OCI_OF).get(media_type, media_type)

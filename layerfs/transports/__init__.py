@@ -10,14 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from layerfs.errors import TransportError, UnsupportedError
+from layerfs.errors import InvalidError, TransportError
 from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.oci.descriptor import Descriptor
+    from layerfs.oci.manifest import Manifest
     from layerfs.oci.platform import Platform
     from layerfs.progress import Progress
-    from layerfs.transports.endpoint import Available, Sink, Source
+    from layerfs.reference import Reference
+    from layerfs.registry.settings import Options
+    from layerfs.transports.endpoint import Available, Opens, Plans, Sink, Source
     from layerfs.tree.budget import Budget
 
 __all__ = ["Place", "copy", "parse"]
@@ -27,15 +30,29 @@ _FORMS = {
     "oci-archive": "oci-archive:FILE[:TAG]",
     "docker-archive": "docker-archive:FILE[:NAME]",
 }
+_REGISTRY = "docker"
+_REGISTRY_FORM = "docker://HOST/REPOSITORY[:TAG]"
 
 
 @frozen
 class Place:
-    """A transport, a path, and the name of an image there (None where none is said)."""
+    """A transport, a path, and the name of an image there (None where none is said).
+
+    Of a registry the path is empty and the name a complete reference.
+    """
 
     transport: str
     path: Path
     name: str | None = None
+
+    @property
+    def reference(self) -> Reference | None:
+        """What is meant in a registry; None where this is none."""
+        if self.transport != _REGISTRY or self.name is None:
+            return None
+        from layerfs.reference import Reference
+
+        return Reference.parse(self.name)
 
     def source(
         self,
@@ -43,6 +60,7 @@ class Place:
         spool: Callable[[], BinaryIO],
         budget: Budget,
         warn: Callable[[str], None],
+        options: Options | None = None,
     ) -> Source:
         """Open the place for reading; the caller closes it, and asks it for `name`.
 
@@ -50,11 +68,17 @@ class Place:
             spool: makes an empty temporary file, for what cannot be read in place.
             budget: bounds the ratio of compression, as it bounds layers.
             warn: told of what is odd.
+            options: how a registry is spoken with.
 
         Raises:
             InvalidError: what is there is malformed.
             OSError: it cannot be read.
         """
+        reference = self.reference
+        if reference is not None:
+            from layerfs.transports import registry
+
+            return registry.open_source(reference, options=options, warn=warn)
         if self.transport == "oci":
             from layerfs.transports import oci_layout
 
@@ -67,15 +91,26 @@ class Place:
 
         return docker_archive.open_source(self.path, spool=spool, budget=budget, warn=warn)
 
-    def sink(self) -> Sink:
+    def sink(
+        self, *, options: Options | None = None, warn: Callable[[str], None] = lambda message: None
+    ) -> Sink:
         """Open the place for writing; the caller commits and closes it, and puts the image under `name`.
 
         An archive is replaced at commit; a layout gets an image more.
+
+        Args:
+            options: how a registry is spoken with.
+            warn: told of what is odd.
 
         Raises:
             TransportError: something else is there.
             OSError: it cannot be written.
         """
+        reference = self.reference
+        if reference is not None:
+            from layerfs.transports import registry
+
+            return registry.open_sink(reference, options=options, warn=warn)
         if self.transport == "oci":
             from layerfs.transports import oci_layout
 
@@ -89,6 +124,8 @@ class Place:
         return docker_archive.open_sink(self.path)
 
     def __str__(self) -> str:
+        if self.transport == _REGISTRY:
+            return f"{_REGISTRY}://{self.name}"
         return f"{self.transport}:{self.path}" + ("" if self.name is None else f":{self.name}")
 
 
@@ -100,20 +137,31 @@ def has_transport(text: str) -> bool:
 def parse(text: str) -> Place:
     """Read a place as skopeo writes it (containers-transports(5)); a path holds no colon.
 
+    What has no prefix is an image in a registry, completed as docker does.
+
     Raises:
-        UnsupportedError: it is a registry (``docker://``, or no prefix), which is not supported yet.
+        InvalidError: it can be no image's name.
         TransportError: a path is missing.
     """
     transport, _, rest = text.partition(":")
+    if transport == _REGISTRY and rest.startswith("//"):
+        return _in_registry(rest[2:])
     if transport not in _FORMS:
-        raise UnsupportedError(
-            f"{text[:300]!r} is an image in a registry, and registries are not supported yet",
-            hint=f"there is {', '.join(_FORMS.values())}",
-        )
+        return _in_registry(text)
     path, _, name = rest.partition(":")
     if not path or "\0" in path:
         raise TransportError(f"{text[:300]!r} names no path", hint=f"write it as {_FORMS[transport]}")
     return Place(transport, Path(path), name or None)
+
+
+def _in_registry(text: str) -> Place:
+    from layerfs.reference import Reference
+
+    try:
+        return Place(_REGISTRY, Path(), str(Reference.parse(text)))
+    except InvalidError as error:
+        forms = ", ".join([_REGISTRY_FORM, *_FORMS.values()])
+        raise InvalidError(str(error), hint=error.hint or f"there is {forms}") from error
 
 
 def copy(
@@ -141,33 +189,68 @@ def copy(
     Raises:
         NotFoundError: the source has no such image.
         InvalidError: something in it is malformed.
-        VerificationError: a blob does not have its digest or size.
+        VerificationError: a blob does not have its digest or size; out of a registry, twice.
     """
+    from layerfs.errors import VerificationError
     from layerfs.oci.manifest import Manifest
     from layerfs.progress import Silent
-    from layerfs.transports.endpoint import Plans
+    from layerfs.transports.endpoint import Expects, Plans
 
     shown = progress or Silent()
     resolved = source.manifest(image, platform=platform)
     manifest = Manifest.parse(resolved.raw, resolved.descriptor.media_type)
-    blobs = (manifest.config, *manifest.layers)
-    attempts = 1
     if isinstance(sink, Plans):
-        attempts = 2
-        sink.plan(manifest)
-    for _ in range(attempts):
-        for descriptor in blobs:
-            if not sink.has(descriptor):
-                _send(source, sink, descriptor, shown)
+        try:
+            _copy_planned(source, sink, manifest, shown)
+        except VerificationError:
+            if not isinstance(source, Expects):
+                raise
+            # What came wrong is gone; what came whole stays and is not fetched again.
+            _copy_planned(source, sink, manifest, shown)
+    else:
+        send(source, sink, (manifest.config, *manifest.layers), progress=shown)
     return sink.put_manifest(resolved.raw, manifest.media_type, names=names)
 
 
-def _send(source: Source, sink: Sink, descriptor: Descriptor, progress: Progress) -> None:
+def _copy_planned(source: Source, sink: Plans, manifest: Manifest, progress: Progress) -> None:
+    sink.plan(manifest)
+    send(source, sink, (manifest.config, *manifest.layers), attempts=2, progress=progress)
+
+
+def send(
+    source: Opens, sink: Sink, blobs: Sequence[Descriptor], *, attempts: int = 1, progress: Progress
+) -> None:
+    """Copy those of these blobs that the sink lacks; with two attempts also what it used and did not keep."""
+    from layerfs.progress import Parts
+    from layerfs.transports.endpoint import Expects, Prepares
+
+    if isinstance(progress, Parts):
+        progress.expect({part(descriptor): descriptor.size for descriptor in blobs})
+    if isinstance(sink, Prepares):
+        sink.prepare(blobs, source)
+    elif isinstance(source, Expects):
+        source.expect([descriptor for descriptor in blobs if not sink.has(descriptor)])
+    sent = set()
+    for _ in range(attempts):
+        for descriptor in blobs:
+            if not sink.has(descriptor):
+                _send(source, sink, descriptor, progress)
+                sent.add(descriptor.digest)
+            elif isinstance(progress, Parts) and descriptor.digest not in sent:
+                progress.exists(part(descriptor))
+
+
+def part(descriptor: Descriptor) -> str:
+    """Name a blob as progress shows it."""
+    return f"blob {descriptor.digest.hex[:12]}"
+
+
+def _send(source: Opens, sink: Sink, descriptor: Descriptor, progress: Progress) -> None:
     from layerfs.progress import Counted
     from layerfs.transports.endpoint import Overlaps, Proven
 
     with contextlib.ExitStack() as opened:
-        task = progress.task(f"blob {descriptor.digest.hex[:12]}", descriptor.size)
+        task = progress.task(part(descriptor), descriptor.size)
         advance = opened.enter_context(task)
         stream = opened.enter_context(source.open(descriptor))
         if isinstance(sink, Overlaps):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from layerfs import files
 from layerfs.digest import Digest
 from layerfs.errors import ArchiveError
-from layerfs.oci import document
+from layerfs.oci import document, media_types
 from layerfs.oci.descriptor import Descriptor
+from layerfs.oci.index import Index
 from layerfs.oci.manifest import Manifest
 from layerfs.transports.endpoint import reference_of, verified
 from layerfs.transports.layout_names import named, named_as_docker_does
@@ -28,7 +29,7 @@ MANIFEST_FILE: Final = "manifest.json"
 
 
 class ArchiveSink:
-    """Writes an archive front to back, so that a pipe will do; a Sink.
+    """Writes an archive front to back, so that a pipe will do; a Sink that `Nests`.
 
     The same images put in the same order give the same bytes: times are 1970, owners root. Blobs go in as
     they come. With `docker`, a ``manifest.json`` is added that docker load (20.10 and later), podman and
@@ -44,6 +45,7 @@ class ArchiveSink:
     def __init__(self, target: Path | BinaryIO, *, docker: bool) -> None:
         self._docker = docker
         self._written: set[Digest] = set()
+        self._members: dict[Digest, bytes] = {}
         self._directories: set[str] = set()
         self._images: list[Descriptor] = []
         self._dockers: dict[Digest, tuple[Manifest, list[str]]] = {}
@@ -71,24 +73,33 @@ class ArchiveSink:
         self._add_stream(blob_name(descriptor.digest), descriptor.size, verified(stream, descriptor))
         self._written.add(descriptor.digest)
 
-    def put_manifest(self, raw: bytes, media_type: str, *, names: Sequence[str] = ()) -> Descriptor:
-        """Append a manifest, to be listed under these names; see `Sink.put_manifest`.
-
-        Raises:
-            ArchiveError: one of its blobs was not put; or `docker`, and a name is none that docker knows.
-        """
+    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
+        """Append a manifest that is not listed; see `Nests`."""
         descriptor = Descriptor.to(raw, media_type)
         if descriptor.digest not in self._written:
             self._directory("blobs")
             self._directory(f"blobs/{descriptor.digest.algorithm}")
             self._add(blob_name(descriptor.digest), raw)
             self._written.add(descriptor.digest)
+            self._members[descriptor.digest] = raw
+        return descriptor
+
+    def put_manifest(self, raw: bytes, media_type: str, *, names: Sequence[str] = ()) -> Descriptor:
+        """Append a manifest, or an index, to be listed under these names; see `Sink.put_manifest`.
+
+        Of an index, docker's part of the archive lists the image for this machine.
+
+        Raises:
+            ArchiveError: one of its blobs was not put; or `docker`, and a name is none that docker knows.
+            NotFoundError: `docker`, and the index has no image for this machine.
+        """
+        descriptor = self.put_member(raw, media_type)
         if self._docker:
-            manifest = Manifest.parse(raw, media_type)
+            manifest = self._runnable(raw, media_type)
             for blob in (manifest.config, *manifest.layers):
                 if blob.digest not in self._written:
                     raise ArchiveError(f"image {manifest.digest} needs blob {blob.digest}, which was not put")
-            _, tags = self._dockers.setdefault(descriptor.digest, (manifest, []))
+            _, tags = self._dockers.setdefault(manifest.digest, (manifest, []))
             tags += [tag for tag in map(_docker_tag, names) if tag not in tags]
         naming = named_as_docker_does if self._docker else named
         self._images += [naming(descriptor, name) for name in names] or [descriptor]
@@ -118,6 +129,15 @@ class ArchiveSink:
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
             self._temporary = None
+
+    def _runnable(self, raw: bytes, media_type: str) -> Manifest:
+        """Give the manifest itself, or that of an index which this machine runs."""
+        while media_types.is_index(media_type):
+            best = Index.parse(raw, media_type).select()
+            if best.digest not in self._members:
+                raise ArchiveError(f"index {Digest.of(raw)} needs manifest {best.digest}, which was not put")
+            raw, media_type = self._members[best.digest], best.media_type
+        return Manifest.parse(raw, media_type)
 
     def _open(self, target: Path) -> BinaryIO:
         self._target = target

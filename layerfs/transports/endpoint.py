@@ -69,7 +69,20 @@ class Resolved(NamedTuple):
     raw: bytes
 
 
-class Source(Protocol):
+class Opens(Protocol):
+    """What blobs are read from."""
+
+    def open(self, descriptor: Descriptor) -> AbstractContextManager[Readable]:
+        """Open a blob that a manifest of this source names; not verified yet. Leaving the context closes it.
+
+        Raises:
+            ArchiveError: it is missing.
+            VerificationError: its size is not the descriptor's.
+        """
+        ...
+
+
+class Source(Opens, Protocol):
     """A place that images come from."""
 
     def images(self) -> Sequence[Available]:
@@ -87,15 +100,6 @@ class Source(Protocol):
             NotFoundError: there is none of that name or for that platform, or several and no name.
             InvalidError: something on the way is malformed.
             VerificationError: a document does not have its digest.
-        """
-        ...
-
-    def open(self, descriptor: Descriptor) -> AbstractContextManager[Readable]:
-        """Open a blob that a manifest of this source names; not verified yet. Leaving the context closes it.
-
-        Raises:
-            ArchiveError: it is missing.
-            VerificationError: its size is not the descriptor's.
         """
         ...
 
@@ -133,10 +137,11 @@ class Sink(Protocol):
 
 
 @runtime_checkable
-class Plans(Protocol):
+class Plans(Sink, Protocol):
     """A sink that uses blobs while they pass, and so has to know what they are for before they come.
 
     It may find that it used a blob and does not `has` it all the same: the blob is put a second time then.
+    After a VerificationError the image can be planned anew.
     """
 
     def plan(self, manifest: Manifest) -> None:
@@ -164,6 +169,70 @@ class Overlaps(Protocol):
         Args:
             advance: told how many bytes were read of the stream, while other methods are called.
             done: called when the stream is not needed any more, in `close` at the latest.
+        """
+        ...
+
+
+@runtime_checkable
+class Documents(Protocol):
+    """A source that gives indexes whole; any other has one manifest for each image."""
+
+    def root(self, image: Available | str | None = None) -> Resolved:
+        """Find what an image's name stands for, an index or a manifest, without choosing a platform.
+
+        Raises as `Source.manifest` does.
+        """
+        ...
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """Read a manifest, or an index, that an index of this source names; verified.
+
+        Raises:
+            ArchiveError: it is missing.
+            VerificationError: it does not have its digest or size.
+        """
+        ...
+
+
+@runtime_checkable
+class Nests(Protocol):
+    """A sink that takes indexes: first what they name, by `put_member`, then by `Sink.put_manifest`."""
+
+    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
+        """Store a manifest, or an index, that an index names which comes later; it gets no name itself."""
+        ...
+
+
+@runtime_checkable
+class Expects(Protocol):
+    """A source at the other end of a network.
+
+    It fetches ahead, as each blob by itself would cost a round trip; and what came wrong may come right the
+    next time.
+    """
+
+    def expect(self, blobs: Sequence[Descriptor]) -> None:
+        """Hear which blobs are likely to be opened next, in this order."""
+        ...
+
+
+@runtime_checkable
+class Locates(Protocol):
+    """A source that knows in which repositories of registries its blobs are."""
+
+    def places(self, digest: Digest) -> Sequence[Reference]:
+        """Name repositories that are likely to have a blob; in any thread."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A sink that asks ahead which blobs it lacks, and may open one of the source once more."""
+
+    def prepare(self, blobs: Sequence[Descriptor], source: Opens) -> None:
+        """Hear which blobs come next, as far as they are lacking, and where from.
+
+        `source` is opened in any thread until the sink is closed, and may be one that `Locates`.
         """
         ...
 

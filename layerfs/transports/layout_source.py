@@ -32,7 +32,7 @@ def blob_name(digest: Digest) -> str:
 
 
 class LayoutSource:
-    """The images of an OCI layout; a Source.
+    """The images of an OCI layout; a Source with `Documents`.
 
     Args:
         files: where it lies; owned here from now on.
@@ -68,10 +68,16 @@ class LayoutSource:
             image = choose(self._images, image, platform=platform, title=self.files.title)
         return self.resolve(image.descriptor, platform=platform)
 
+    def root(self, image: Available | str | None = None) -> Resolved:
+        """Find what an image's name stands for; see `Documents.root`."""
+        if not isinstance(image, Available):
+            image = choose(self._images, image, platform=None, title=self.files.title)
+        return Resolved(image.descriptor, self.document(image.descriptor))
+
     def resolve(self, descriptor: Descriptor, *, platform: Platform | None) -> Resolved:
         """Follow a descriptor through nested indexes to a manifest."""
         for _ in range(_DEEPEST):
-            raw = self._document(descriptor)
+            raw = self.document(descriptor)
             if not media_types.is_index(descriptor.media_type):
                 return Resolved(descriptor, raw)
             descriptor = Index.parse(raw, descriptor.media_type).select(platform)
@@ -104,7 +110,8 @@ class LayoutSource:
             os.close(self._ranges.pop())
         self.files.close()
 
-    def _document(self, descriptor: Descriptor) -> bytes:
+    def document(self, descriptor: Descriptor) -> bytes:
+        """Read a manifest or an index; see `Documents.document`."""
         name = blob_name(descriptor.digest)
         raw = read_file(self.files, name, limit=document.MAXIMUM_BYTES)
         if raw is None:

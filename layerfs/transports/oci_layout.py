@@ -6,7 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,8 +16,11 @@ from layerfs.errors import ArchiveError, TransportError
 from layerfs.oci import document, media_types
 from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.index import Index
+from layerfs.progress import Counted
+from layerfs.streams import Stops
 from layerfs.transports.endpoint import verified
 from layerfs.transports.file_set import DirectoryFiles, open_beneath, read_file
+from layerfs.transports.lanes import Lanes, Stopped
 from layerfs.transports.layout_names import REF_NAME, named
 from layerfs.transports.layout_source import (
     INDEX_FILE,
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from layerfs.compression import Readable
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
+# Blobs at once: where they come from a registry, one connection seldom gives all that there is.
+_AT_ONCE: Final = 4
 
 
 def open_source(path: Path) -> LayoutSource:
@@ -45,7 +50,7 @@ def open_source(path: Path) -> LayoutSource:
 
 
 class LayoutSink:
-    """Writes images into an OCI layout, which is made where there is none; a Sink.
+    """Writes images into an OCI layout, made where there is none; a Sink that `Overlaps` and `Nests`.
 
     Several processes may write to one layout at once: blobs appear by rename, and the index is
     replaced under a lock (flock on the directory). Only what is already a layout, or empty, is written to.
@@ -59,8 +64,12 @@ class LayoutSink:
         """Args: `durable` brings everything to disk in `commit`."""
         self._durable = durable
         self._images: list[Descriptor] = []
-        # Partial blobs lie beside `blobs`, not in it: there, every name is a digest.
+        # Partial files lie beside `blobs`, not in it: there, every name is a digest.
         self._partial = f".layerfs-{os.urandom(8).hex()}"
+        self._lanes: Lanes[None] = Lanes(_AT_ONCE)
+        self._later: list[Callable[[], object]] = []
+        # Those that are not read to their ends.
+        self._streams: dict[Digest, Readable] = {}
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._files = DirectoryFiles(path)
         self._title = str(path)
@@ -77,6 +86,8 @@ class LayoutSink:
 
     def has(self, descriptor: Descriptor) -> bool:
         """Say whether the blob is there, with the right size."""
+        if self._lanes.has(descriptor.digest):
+            self._lanes.wait(descriptor.digest)
         file = self._files.open(blob_name(descriptor.digest))
         if file is None:
             return False
@@ -85,37 +96,57 @@ class LayoutSink:
 
     def put_blob(self, descriptor: Descriptor, stream: Readable) -> None:
         """Write a blob beside, verify it, and rename it to its place."""
-        temporary = os.open(
-            self._partial,
-            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
-            0o644,
-            dir_fd=self._root,
-        )
-        try:
+        partial = f"{self._partial}-{descriptor.digest.hex[:32]}"
+        with self._written(partial) as temporary:
             behind, size = files.WriteBehind(temporary), 0
             for data in verified(stream, descriptor):
+                if self._lanes.stopped:
+                    raise Stopped
                 files.write_all(temporary, data)
                 size += len(data)
                 if self._durable:
                     behind.reach(size)
             with self._blobs(descriptor.digest.algorithm) as directory:
-                os.rename(self._partial, descriptor.digest.hex, src_dir_fd=self._root, dst_dir_fd=directory)
-        except BaseException:
-            os.unlink(self._partial, dir_fd=self._root)
-            raise
-        finally:
-            os.close(temporary)
+                os.rename(partial, descriptor.digest.hex, src_dir_fd=self._root, dst_dir_fd=directory)
+
+    def begin_blob(
+        self,
+        descriptor: Descriptor,
+        stream: Readable,
+        *,
+        advance: Callable[[int], object],
+        done: Callable[[], object],
+    ) -> None:
+        """Write a blob in a thread of its own; see `Overlaps`."""
+        ending = _Once(done)
+        self._later.append(ending)
+        self._streams[descriptor.digest] = stream
+
+        def write() -> None:
+            self.put_blob(descriptor, Counted(stream.read, advance))
+            del self._streams[descriptor.digest]
+            ending()
+
+        self._lanes.begin(descriptor.digest, write)
+
+    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
+        """Write a manifest that is not listed; see `Nests`."""
+        # Not before what it names.
+        self._lanes.finish()
+        descriptor = Descriptor.to(raw, media_type)
+        self.put_blob(descriptor, _Bytes(raw))
+        return descriptor
 
     def put_manifest(self, raw: bytes, media_type: str, *, names: Sequence[str] = ()) -> Descriptor:
         """Write a manifest, to be listed under these names; see `Sink.put_manifest`."""
-        descriptor = Descriptor.to(raw, media_type)
-        self.put_blob(descriptor, _Bytes(raw))
+        descriptor = self.put_member(raw, media_type)
         self._images = [image for image in self._images if image.annotations.get(REF_NAME) not in names]
         self._images += [named(descriptor, name) for name in names] or [descriptor]
         return descriptor
 
     def commit(self) -> None:
         """Put the images into ``index.json``, by one rename; an image that had one of the names loses it."""
+        self._lanes.finish()
         if self._durable:
             linux.syncfs(self._root)
         with self._locked():
@@ -127,6 +158,13 @@ class LayoutSink:
 
     def close(self) -> None:
         """Close the directory; what was put since the last `commit` stays unlisted."""
+        for stream in list(self._streams.values()):
+            if isinstance(stream, Stops):
+                stream.stop()
+        self._lanes.close()
+        for done in self._later:
+            done()
+        self._later.clear()
         self._files.close()
 
     def _begin(self) -> None:
@@ -182,22 +220,40 @@ class LayoutSink:
                 os.close(parent)
 
     def _replace(self, name: str, data: bytes) -> None:
+        with self._written(self._partial) as temporary:
+            files.write_all(temporary, data)
+            if self._durable:
+                os.fsync(temporary)
+            os.rename(self._partial, name, src_dir_fd=self._root, dst_dir_fd=self._root)
+
+    @contextlib.contextmanager
+    def _written(self, partial: str) -> Iterator[int]:
+        """Open a new file, which is removed when the body fails; the body renames it."""
         temporary = os.open(
-            self._partial,
+            partial,
             os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
             0o644,
             dir_fd=self._root,
         )
         try:
-            files.write_all(temporary, data)
-            if self._durable:
-                os.fsync(temporary)
-            os.rename(self._partial, name, src_dir_fd=self._root, dst_dir_fd=self._root)
+            yield temporary
         except BaseException:
-            os.unlink(self._partial, dir_fd=self._root)
+            os.unlink(partial, dir_fd=self._root)
             raise
         finally:
             os.close(temporary)
+
+
+class _Once:
+    """A call that is made once, however often it is asked for."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._action: Callable[[], object] | None = action
+
+    def __call__(self) -> None:
+        action, self._action = self._action, None
+        if action is not None:
+            action()
 
 
 class _Bytes:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Protocol
 
 from layerfs.compression import Readable
 from layerfs.errors import BudgetError, LayerError, printable
@@ -82,7 +82,77 @@ def extract(
     """
     extraction = _Extraction(budget, warn, record or (lambda entry, digest: None), strict, squash, unmasked)
     extraction.skeleton, extraction.hasher = skeleton, hasher
-    extraction.run(stream, directory, lower, whiteouts)
+    extraction.run(
+        TarReader(stream, budget=budget, warn=extraction.odd), directory, lower=lower, whiteouts=whiteouts
+    )
+
+
+def outline(
+    listed: Iterable[tuple[Entry, str | None]],
+    directory: int,
+    *,
+    leave_out: Callable[[int], None],
+    lower: Callable[[], int] | None,
+    whiteouts: WhiteoutFormat,
+    budget: Budget = DEFAULT_BUDGET,
+    warn: Callable[[str], None],
+    record: Record | None = None,
+    squash: bool = False,
+) -> None:
+    """Make the tree of a layer out of a list of its entries, without the data of its files.
+
+    Every file has its size, and is a hole from the beginning to the end. The other arguments are those
+    of `extract`.
+
+    Args:
+        listed: the entries in the layer's order, with the SHA-256 (hex) of a file's data, if that is known.
+        leave_out: called for each file that has a size, open for writing and finished otherwise, before the
+            next entry is taken.
+
+    Raises as `extract` does; the sizes of files count as bytes of data.
+    """
+    extraction = _Extraction(budget, warn, record or (lambda entry, digest: None), False, squash, False)
+    extraction.leave_out = leave_out
+    extraction.run(_Listed(listed), directory, lower=lower, whiteouts=whiteouts)
+
+
+class _Reader(Protocol):
+    """Where the entries of a layer come from, and the data of the current one."""
+
+    @property
+    def offset(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Entry]: ...
+
+    def whole(self) -> bytes | None: ...
+
+    def chunks(self) -> Iterator[tuple[int, bytes]]: ...
+
+    def drain(self) -> None: ...
+
+
+class _Listed:
+    """Entries without data; `offset` counts them, and `digest` is the current one's."""
+
+    def __init__(self, listed: Iterable[tuple[Entry, str | None]]) -> None:
+        self._listed = listed
+        self.offset = 0
+        self.digest: str | None = None
+
+    def __iter__(self) -> Iterator[Entry]:
+        for entry, digest in self._listed:
+            self.digest = digest
+            yield entry
+            self.offset += 1
+
+    def whole(self) -> bytes | None:
+        return b""
+
+    def chunks(self) -> Iterator[tuple[int, bytes]]:
+        return iter(())
+
+    def drain(self) -> None:
+        """There is nothing more."""
 
 
 class _Extraction:
@@ -100,6 +170,8 @@ class _Extraction:
         self._record = record
         self.skeleton: SkeletonWriter | None = None
         self.hasher: Hasher | None = None
+        # Told each file whose data is not to come now.
+        self.leave_out: Callable[[int], None] | None = None
         self._strict = strict
         self._owner = (os.geteuid(), os.getegid()) if squash else None
         self._unmasked = unmasked
@@ -118,12 +190,12 @@ class _Extraction:
 
     def run(
         self,
-        stream: Readable,
+        reader: _Reader,
         directory: int,
+        *,
         lower: Callable[[], int] | None,
         whiteouts: WhiteoutFormat,
     ) -> None:
-        reader = TarReader(stream, budget=self._budget, warn=self._odd)
         entries = self._budget.entries
         with LayerTree(
             directory,
@@ -151,14 +223,14 @@ class _Extraction:
                 remove_tree(tree.directory, _PLINKS)
         reader.drain()
 
-    def _odd(self, message: str) -> None:
+    def odd(self, message: str) -> None:
         if self._strict:
             raise LayerError(message)
         self._warn(message)
 
     # -- one entry ----------------------------------------------------------------------------
 
-    def _place(self, tree: LayerTree, entry: Entry, reader: TarReader) -> None:
+    def _place(self, tree: LayerTree, entry: Entry, reader: _Reader) -> None:
         path = entry.path
         if b".wh." in path and self._place_marker(tree, entry, reader):
             return
@@ -187,7 +259,7 @@ class _Extraction:
         tree.enter(parts)
         self._prefix = b"/".join(tree.here) + b"/" if tree.here else b""
 
-    def _put(self, tree: LayerTree, name: bytes, entry: Entry, reader: TarReader) -> None:
+    def _put(self, tree: LayerTree, name: bytes, entry: Entry, reader: _Reader) -> None:
         kind = entry.kind
         if self._deferred and kind is not Kind.HARDLINK:
             self._deferred.pop((*tree.here, name), None)
@@ -223,10 +295,10 @@ class _Extraction:
             make()
         except FileExistsError:
             if tree.make_room(name):
-                self._odd(f"a second entry for {printable(self._prefix + name)!r} replaces the first")
+                self.odd(f"a second entry for {printable(self._prefix + name)!r} replaces the first")
             make()
 
-    def _put_file(self, tree: LayerTree, name: bytes, entry: Entry, reader: TarReader) -> None:
+    def _put_file(self, tree: LayerTree, name: bytes, entry: Entry, reader: _Reader) -> None:
         directory = tree.directory
         mode = entry.mode
         path = self._prefix + name
@@ -237,7 +309,7 @@ class _Extraction:
             file = os.open(name, _NEW_FILE, made, dir_fd=directory)
         except FileExistsError:
             if tree.make_room(name):
-                self._odd(f"a second entry for {printable(path)!r} replaces the first")
+                self.odd(f"a second entry for {printable(path)!r} replaces the first")
             file = os.open(name, _NEW_FILE, made, dir_fd=directory)
         try:
             digest = self._write(file, entry, reader, path) if entry.size else _EMPTY
@@ -249,6 +321,8 @@ class _Extraction:
             if entry.xattrs:
                 attributes.write_xattrs(file, entry.xattrs, entry.path, self._warn)
             attributes.set_times(file, entry.mtime_ns, entry.path, self._warn)
+            if entry.size and self.leave_out is not None:
+                self.leave_out(file)
         finally:
             os.close(file)
         if self._owner is None and path == entry.path:
@@ -272,8 +346,12 @@ class _Extraction:
         except OSError as error:
             raise attributes.owner_refused(error, path, *owner) from error
 
-    def _write(self, file: int, entry: Entry, reader: TarReader, path: bytes) -> Hash | str:
+    def _write(self, file: int, entry: Entry, reader: _Reader, path: bytes) -> Hash | str | None:
         """Write a file's data, and give its digest."""
+        if isinstance(reader, _Listed):
+            self._count(entry.size)
+            os.ftruncate(file, entry.size)
+            return reader.digest
         if self.skeleton is not None:
             self.skeleton.refer(entry, path, reader.offset)
         if self.hasher is None or entry.size < _HASHED_APART:
@@ -291,7 +369,7 @@ class _Extraction:
             digest.update(data)
         return digest.hexdigest()
 
-    def _write_large(self, file: int, reader: TarReader, hasher: Hasher) -> Hash:
+    def _write_large(self, file: int, reader: _Reader, hasher: Hasher) -> Hash:
         digest = hasher.begin()
         try:
             for offset, data in reader.chunks():
@@ -302,12 +380,15 @@ class _Extraction:
         return digest
 
     def _put_data(self, file: int, offset: int, data: bytes) -> None:
-        self._bytes_left -= len(data)
-        if self._bytes_left < 0:
-            raise BudgetError(f"the layer has more than {self._budget.bytes} bytes of data")
+        self._count(len(data))
         written = os.pwrite(file, data, offset)
         while written < len(data):
             written += os.pwrite(file, data[written:], offset + written)
+
+    def _count(self, size: int) -> None:
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            raise BudgetError(f"the layer has more than {self._budget.bytes} bytes of data")
 
     def _put_node(self, tree: LayerTree, name: bytes, entry: Entry) -> None:
         directory = tree.directory
@@ -354,7 +435,7 @@ class _Extraction:
 
     # -- whiteouts and aufs's own files ---------------------------------------------------------
 
-    def _place_marker(self, tree: LayerTree, entry: Entry, reader: TarReader) -> bool:
+    def _place_marker(self, tree: LayerTree, entry: Entry, reader: _Reader) -> bool:
         """Deal with an entry that has a reserved name; says whether it had one."""
         parts = split(entry.path, strict=self._strict, warn=self._warn)
         reserved = next((i for i, part in enumerate(parts) if part.startswith(PREFIX)), None)
@@ -371,7 +452,7 @@ class _Extraction:
         elif name.startswith(AUFS_PREFIX):
             pass
         elif reserved < len(parts) - 1:
-            self._odd(f"entry {printable(entry.path)!r} below a whiteout ignored")
+            self.odd(f"entry {printable(entry.path)!r} below a whiteout ignored")
         else:
             hidden = name[len(PREFIX) :]
             if hidden in (b"", b".", b".."):
@@ -383,12 +464,12 @@ class _Extraction:
 
     def _check_marker(self, entry: Entry) -> None:
         if entry.kind is not Kind.FILE or entry.size:
-            self._odd(f"whiteout {printable(entry.path)!r} is not an empty file")
+            self.odd(f"whiteout {printable(entry.path)!r} is not an empty file")
 
     def _tell_marker(self, here: list[bytes], name: bytes) -> None:
         self._record(Entry(b"/".join([*here, name]), Kind.FILE), None)
 
-    def _place_plink(self, tree: LayerTree, parts: list[bytes], entry: Entry, reader: TarReader) -> None:
+    def _place_plink(self, tree: LayerTree, parts: list[bytes], entry: Entry, reader: _Reader) -> None:
         if len(parts) != 2 or entry.kind in (Kind.DIRECTORY, Kind.HARDLINK):
             return
         told, self._record = self._record, self._keep_plink

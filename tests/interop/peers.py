@@ -189,6 +189,10 @@ class Podman:
         """Take over what docker save, or layerfs save, wrote."""
         self("load", "--quiet", "--signature-policy", self._policy, "--input", archive)
 
+    def pull(self, name: str) -> None:
+        """Pull from a registry of ours, which speaks plain HTTP."""
+        self("pull", "--quiet", "--tls-verify=false", "--signature-policy", self._policy, name)
+
     @contextlib.contextmanager
     def mounted(self, image: str) -> Iterator[Path]:
         """Show the tree of an image."""

@@ -118,3 +118,17 @@ def old_docker_archive(image: TinyImage, tags: list[str]) -> list[tuple[str, Any
     members.append(("manifest.json", document([{"Config": config, "RepoTags": tags, "Layers": paths}])))
     members.append(("repositories", document({})))
     return members
+
+
+def multi_platform(*platforms: str, **members: Any) -> tuple[bytes, list[TinyImage]]:
+    """Make one image for each platform, and the index over them; an index may have more members."""
+    images = [TinyImage(platform.encode(), b"common" * 1000, platform=platform) for platform in platforms]
+    entries = [image.entry(with_platform=True) for image in images]
+    return document({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries, **members}), images
+
+
+def layout_of_index(directory: Path, index: bytes, images: Iterable[TinyImage], *, name: str) -> Path:
+    """Write an OCI layout that holds an index, with all that it names, under one name."""
+    entry = TinyImage.describe(index, INDEX, annotations={"org.opencontainers.image.ref.name": name})
+    blobs = [index, *(blob for image in images for blob in image.blobs)]
+    return write_files(directory, layout_files([entry], blobs))

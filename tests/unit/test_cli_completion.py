@@ -139,6 +139,22 @@ def test_bash_completes_choices_and_files(tmp_path: Path) -> None:
     assert complete_in_bash("layerfs load -i imag", tmp_path) == ["image.tar"]
 
 
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("layerfs pull oci", ["oci:", "oci-archive:"]),
+        ("layerfs pull d", ["docker://", "docker-archive:"]),
+        ("layerfs pull oci:ima", ["image.d"]),
+        ("layerfs copy --all oci:x docker-archive:image", ["image.d", "image.tar"]),
+    ],
+)
+def test_bash_completes_places_of_images(tmp_path: Path, line: str, offered: list[str]) -> None:
+    (tmp_path / "image.d").mkdir()
+    if "archive" in line:
+        (tmp_path / "image.tar").touch()
+    assert sorted(complete_in_bash(line, tmp_path)) == sorted(offered)
+
+
 def test_fish_completes_commands_and_names(tmp_path: Path) -> None:
     if shutil.which("fish") is None:
         pytest.skip("fish is not installed")

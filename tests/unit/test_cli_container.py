@@ -58,6 +58,13 @@ def test_a_commit_has_one_layer_more(layerfs: CommandLine, box: str) -> None:
     assert image["config"]["config"]["Env"] == ["GREETING=hello", "B=2"]
 
 
+def test_a_commit_has_the_annotations_that_it_was_given(layerfs: CommandLine, box: str) -> None:
+    layerfs.good("commit", "-q", "--annotation", "a=b=c", "--annotation", "d=", box, "annotated:1")
+    (image,) = layerfs.json("inspect", "--type", "image", "annotated:1")
+    assert image["manifest"]["annotations"] == {"a": "b=c", "d": ""}
+    assert layerfs.run("commit", "--annotation", "none", box, "annotated:2").status == 2
+
+
 def test_files_are_copied_in_and_out(layerfs: CommandLine, box: str, tmp_path: Path) -> None:
     (tmp_path / "here").write_text("from here")
     layerfs.good("cp", "./here", f"{box}:/srv-file", cwd=tmp_path)

@@ -33,12 +33,10 @@ def test_json_says_what_came_and_went(layerfs: CommandLine, tmp_path: Path) -> N
     assert pulled["names"] == ["back:1"]
 
 
-@pytest.mark.parametrize("source", ["docker://debian:12", "debian:12"])
-def test_a_registry_is_not_supported_yet_and_says_what_is(layerfs: CommandLine, source: str) -> None:
-    done = layerfs.run("pull", source)
+def test_what_is_no_place_is_told_what_is_one(layerfs: CommandLine) -> None:
+    done = layerfs.run("pull", "./image.tar")
     assert done.status == 1
-    assert "not supported yet" in done.err
-    assert done.err.splitlines()[-1].startswith("hint: ")
+    assert "docker-archive:FILE" in done.err.splitlines()[-1]
 
 
 def test_without_a_terminal_progress_is_plain_lines(layerfs: CommandLine, tmp_path: Path) -> None:

@@ -1,241 +1,329 @@
-"""`layerfs cp`: docker cp's rules for every pair of ends, and confinement while a container is at work."""
+"""Copies between places: whole indexes, and what changes on the way; nothing else may change."""
 
 from __future__ import annotations
 
-import os
-import stat
-import threading
-from collections.abc import Callable, Iterator
+import gzip
+import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
-from layerfs.copying import copy_path
-from layerfs.errors import InvalidError, LayerfsError, NotFoundError
+from layerfs.compression import Compression, open_decompressed
+from layerfs.digest import Digest
+from layerfs.errors import (
+    ArchiveError,
+    InvalidError,
+    LayerfsError,
+    UnsupportedError,
+    VerificationError,
+)
+from layerfs.oci import media_types
+from layerfs.oci.config import ImageConfig
+from layerfs.oci.manifest import Manifest
+from layerfs.oci.platform import Platform
+from layerfs.seekable.layer import open_layer
+from layerfs.seekable.ranges import MemoryRanges
+from layerfs.transports import parse
+from layerfs.transports.copying import between
+from layerfs.transports.layout_source import LayoutSource
+from layerfs.transports.oci_layout import open_source
+from layerfs.transports.packing import Packing
+from layerfs.transports.rewriting import Rewriting
+from layerfs.tree.budget import DEFAULT_BUDGET
+from tests.support.tiny_images import (
+    INDEX,
+    TinyImage,
+    document,
+    layout_files,
+    layout_of_index,
+    multi_platform,
+    sha256,
+    write_files,
+)
 
-Copy = Callable[[str, str], None]
+
+def spool() -> BinaryIO:
+    return tempfile.TemporaryFile(buffering=0)  # type: ignore[return-value]
+
+
+def refuse(message: str) -> None:
+    raise AssertionError(message)
+
+
+def go(origin: str, target: str, **how: Any) -> str:
+    """Copy, and give the digest of what was put."""
+    return str(between(parse(origin), parse(target), spool=spool, warn=refuse, **how).digest)
+
+
+def rewriting(compression: str | None = None, level: int | None = None, **how: Any) -> Rewriting:
+    packing = None if compression is None else Packing.parse(compression, level)
+    return Rewriting(packing=packing, spool=spool, budget=DEFAULT_BUDGET, **how)
+
+
+def blobs(layout: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (layout / "blobs" / "sha256").iterdir()}
+
+
+def read(layout: Path, digest: str) -> Any:
+    return json.loads((layout / "blobs" / digest.replace(":", "/")).read_bytes())
+
+
+def plain(data: bytes) -> tuple[Compression, bytes]:
+    """Give how a blob is compressed, and what is in it."""
+    import io
+
+    parts = []
+    with open_decompressed(io.BytesIO(data)) as opened:
+        while piece := opened.read(1 << 20):
+            parts.append(piece)
+        return opened.compression, b"".join(parts)
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """What a copy is taken from; links in it lead out of it, as far as it is not taken for the root."""
-    root = tmp_path / "source"
-    (root / "d/sub").mkdir(parents=True)
-    (root / "d/f").write_text("f")
-    (root / "d/f").chmod(0o4755)
-    (root / "d/sub/g").write_text("g")
-    (root / "d/lsub").symlink_to("sub")
-    (root / "d/lf").symlink_to("f")
-    (root / "d/dang").symlink_to("nowhere")
-    (root / "d/out").symlink_to("../../../../../../../d")
-    (root / "abs").symlink_to("/d")
-    return root
+def layout(tmp_path: Path) -> Path:
+    index, images = multi_platform("linux/amd64", "linux/arm64/v8", annotations={"a": "b"}, unknown=["kept"])
+    return layout_of_index(tmp_path / "from", index, images, name="1")
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    root = tmp_path / "target"
-    (root / "exist").mkdir(parents=True)
-    (root / "old").write_text("old")
-    (root / "lexist").symlink_to("/exist")
-    (root / "lold").symlink_to("old")
-    (root / "ldang").symlink_to("new")
-    return root
+class TestAllPlatforms:
+    @pytest.mark.parametrize(
+        "place", ["oci:{}/to:1", "oci-archive:{}/to.tar:1", "docker-archive:{}/to.tar:x:1"]
+    )
+    def test_go_with_the_very_bytes_of_the_index(self, layout: Path, tmp_path: Path, place: str) -> None:
+        there = place.format(tmp_path)
+        digest = go(f"oci:{layout}:1", there, every=True)
+        assert sha256((layout / "blobs" / digest.replace(":", "/")).read_bytes()) == digest
+        if there.startswith("docker"):
+            # What it reads like for whoever does not know indexes.
+            assert go(there, f"oci:{tmp_path}/one") == str(_manifest_of(layout, digest, 0))
+            return
+        assert go(there, f"oci:{tmp_path}/back:1", every=True) == digest
+        assert blobs(tmp_path / "back") == blobs(layout)
+
+    def test_of_an_image_without_an_index_are_that_image(self, tmp_path: Path) -> None:
+        image = TinyImage(b"x")
+        write_files(tmp_path / "from", layout_files([image.entry(name="1")], image.blobs))
+        assert go(f"oci:{tmp_path}/from", f"oci:{tmp_path}/to", every=True) == sha256(image.manifest)
+
+    def test_of_nested_indexes_go_too_and_endless_ones_end(self, tmp_path: Path) -> None:
+        index, images = multi_platform("linux/amd64", "linux/s390x")
+        extra: list[bytes] = []
+        for _ in range(7):
+            extra.append(index)
+            index = document({"schemaVersion": 2, "manifests": [TinyImage.describe(index, INDEX)]})
+        place = layout_of_index(tmp_path / "from", index, images, name="1")
+        for data in extra:
+            (place / "blobs" / sha256(data).replace(":", "/")).write_bytes(data)
+        assert go(f"oci:{place}:1", f"oci:{tmp_path}/to:1", every=True) == sha256(index)
+        assert blobs(tmp_path / "to") == blobs(place)
+        deeper = document({"schemaVersion": 2, "manifests": [TinyImage.describe(index, INDEX)]})
+        (place / "blobs" / sha256(index).replace(":", "/")).write_bytes(index)
+        place = layout_of_index(place, deeper, [], name="1")
+        with pytest.raises(ArchiveError, match="nested"):
+            go(f"oci:{place}:1", f"oci:{tmp_path}/other:1", every=True)
+
+    def test_an_index_with_a_missing_image_leaves_no_name(self, layout: Path, tmp_path: Path) -> None:
+        index, images = multi_platform("linux/amd64", "linux/arm64/v8")
+        place = layout_of_index(tmp_path / "sparse", index, images[:1], name="1")
+        with pytest.raises(ArchiveError, match="lacks"):
+            go(f"oci:{place}:1", f"oci:{tmp_path}/to:1", every=True)
+        assert not (tmp_path / "to" / "index.json").exists()
+
+    def test_one_platform_goes_alone(self, layout: Path, tmp_path: Path) -> None:
+        digest = go(f"oci:{layout}:1", f"oci:{tmp_path}/to:1", platform=Platform.parse("linux/arm64"))
+        assert len(blobs(tmp_path / "to")) == 4
+        config = read(tmp_path / "to", read(tmp_path / "to", digest)["config"]["digest"])
+        assert config["architecture"] == "arm64"
 
 
-@pytest.fixture
-def copy(source: Path, target: Path) -> Iterator[Copy]:
-    ends = [os.open(root, os.O_RDONLY | os.O_DIRECTORY) for root in (source, target)]
-    warnings: list[str] = []
-
-    def copy(one: str, other: str) -> None:
-        copy_path(ends[0], one.encode(), ends[1], other.encode(), warn=warnings.append)
-
-    yield copy
-    for end in ends:
-        os.close(end)
-    assert warnings == []
-
-
-BEFORE = {"exist/", "old", "lexist@/exist", "lold@old", "ldang@new"}
-D = ("/", "/f", "/sub/", "/sub/g", "/lsub@sub", "/lf@f", "/dang@nowhere", "/out@../../../../../../../d")
-
-
-def tree_of(root: Path) -> set[str]:
-    found = set()
-    for path in root.rglob("*"):
-        name = str(path.relative_to(root))
-        if path.is_symlink():
-            name += f"@{os.readlink(path)}"
-        elif path.is_dir():
-            name += "/"
-        found.add(name)
+def _manifest_of(layout: Path, index: str, place: int) -> str:
+    found: str = read(layout, index)["manifests"][place]["digest"]
     return found
 
 
-def below(name: str) -> set[str]:
-    return {name + path for path in D}
+class TestNames:
+    def test_are_kept_where_none_is_given(self, tmp_path: Path) -> None:
+        image = TinyImage(b"x")
+        names = {"org.opencontainers.image.ref.name": "1", "io.containerd.image.name": "example.org/x:1"}
+        entry = TinyImage.describe(image.manifest, media_types.OCI_MANIFEST, annotations=names)
+        write_files(tmp_path / "from", layout_files([entry], image.blobs))
+        go(f"oci:{tmp_path}/from", f"docker-archive:{tmp_path}/a.tar")
+        go(f"docker-archive:{tmp_path}/a.tar:example.org/x:1", f"oci:{tmp_path}/to")
+        with_names = open_source(tmp_path / "to")
+        assert with_names.images()[0].names == ("1",)
 
 
-# What docker cp (20.10 and its client 28.2) does, tried; its refusal of links like d/out left aside.
-@pytest.mark.parametrize(
-    ("one", "other", "new"),
-    [
-        ("/d", "/new", below("new")),
-        ("/d", "/new/", below("new")),
-        ("/d/.", "/new", below("new")),
-        ("/d", "/exist", below("exist/d")),
-        ("/d/", "/exist/.", below("exist/d")),
-        ("/d/.", "/exist", below("exist") - {"exist/"}),
-        ("/d", "/lexist", below("exist/d")),
-        ("/d/sub", "/ldang", {"new/", "new/g"}),
-        ("/d/f", "/new", {"new"}),
-        ("d/f", "new", {"new"}),
-        ("/d/../d/f", "/x", {"x"}),
-        ("/d/f", "/exist", {"exist/f"}),
-        ("/d/f", "/exist/", {"exist/f"}),
-        ("/d/f", "/lexist", {"exist/f"}),
-        ("/d/f", "/lold", set()),
-        ("/d/f", "/ldang", {"new"}),
-        ("/d/f", "/", {"f"}),
-        ("/d/lf", "/x", {"x@f"}),
-        ("/d/lsub", "/x", {"x@sub"}),
-        ("/d/lsub/", "/x", {"x/", "x/g"}),
-        ("/d/lsub/.", "/x", {"x/", "x/g"}),
-        ("/d/lsub", "/exist", {"exist/lsub@sub"}),
-        ("/d/lsub/", "/exist", {"exist/lsub/", "exist/lsub/g"}),
-        ("/d/dang", "/x", {"x@nowhere"}),
-        ("/abs", "/x", {"x@/d"}),
-        ("/abs/f", "/x", {"x"}),
-        ("/d/out/f", "/x", {"x"}),
-        ("/d/sub/..", "/exist", below("exist/d")),
-    ],
-)
-def test_paths_mean_what_they_mean_to_docker(
-    copy: Copy, target: Path, one: str, other: str, new: set[str]
-) -> None:
-    copy(one, other)
-    assert tree_of(target) == BEFORE | new
+class TestCompression:
+    @pytest.mark.parametrize("name", ["gzip", "zstd", "none"])
+    def test_changes_blobs_and_manifests_but_no_config(self, layout: Path, tmp_path: Path, name: str) -> None:
+        with rewriting(name, force=True) as change:
+            digest = go(f"oci:{layout}:1", f"oci:{tmp_path}/to:1", every=True, rewriting=change)
+        before, after = blobs(layout), blobs(tmp_path / "to")
+        index = read(tmp_path / "to", digest)
+        assert index["unknown"] == ["kept"]
+        assert [item["platform"]["architecture"] for item in index["manifests"]] == ["amd64", "arm64"]
+        for item in index["manifests"]:
+            manifest = read(tmp_path / "to", item["digest"])
+            config = manifest["config"]["digest"].partition(":")[2]
+            assert after[config] == before[config]
+            for layer, diff_id in zip(
+                manifest["layers"], json.loads(after[config])["rootfs"]["diff_ids"], strict=True
+            ):
+                data = after[layer["digest"].partition(":")[2]]
+                assert len(data) == layer["size"]
+                assert layer["mediaType"] == media_types.layer_media_type(Compression(name))
+                found, content = plain(data)
+                assert (found.value, sha256(content)) == (name, diff_id)
+        # The layer that both have went once.
+        assert len(after) == 1 + 2 * 2 + 3
+
+    @pytest.mark.parametrize("name", ["estargz", "zstd:chunked"])
+    def test_with_an_index_of_its_own_is_read_by_it(self, layout: Path, tmp_path: Path, name: str) -> None:
+        with rewriting(name) as change:
+            digest = go(f"oci:{layout}:1", f"oci:{tmp_path}/to:1", rewriting=change)
+        after = blobs(tmp_path / "to")
+        manifest = Manifest.parse(after[digest.partition(":")[2]])
+        config = ImageConfig.parse(after[manifest.config.digest.hex])
+        assert (manifest.config.digest.hex in blobs(layout)) == (name != "estargz")
+        for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
+            data = after[layer.digest.hex]
+            assert sha256(plain(data)[1]) == str(diff_id)
+            opened = open_layer(MemoryRanges(data), layer)
+            assert opened is not None
+            assert any(one.entry.path.startswith(b"file") and one.extent for one in opened.entries())
+        with rewriting(name) as change:
+            again = go(f"oci:{tmp_path}/to:1", f"oci:{tmp_path}/again:1", rewriting=change)
+        assert again == digest
+
+    def test_is_the_same_each_time(self, layout: Path, tmp_path: Path) -> None:
+        digests = set()
+        for place in ("a", "b"):
+            with rewriting("zstd", 19) as change:
+                digests.add(go(f"oci:{layout}:1", f"oci:{tmp_path}/{place}:1", rewriting=change))
+        assert len(digests) == 1
+
+    def test_leaves_layers_that_are_compressed_so(self, layout: Path, tmp_path: Path) -> None:
+        with rewriting("gzip", 9) as change:
+            go(f"oci:{layout}:1", f"oci:{tmp_path}/to:1", every=True, rewriting=change)
+        assert blobs(tmp_path / "to") == blobs(layout)
+
+    def test_refuses_a_layer_that_is_not_what_the_config_promises(self, tmp_path: Path) -> None:
+        image = TinyImage(b"x")
+        swapped = gzip.compress(b"another", mtime=0)
+        manifest = json.loads(image.manifest)
+        manifest["layers"] = [TinyImage.describe(swapped, manifest["layers"][0]["mediaType"])]
+        raw = document(manifest)
+        entry = TinyImage.describe(raw, media_types.OCI_MANIFEST)
+        write_files(tmp_path / "from", layout_files([entry], [image.config, swapped, raw]))
+        with rewriting("zstd") as change, pytest.raises(VerificationError, match="the config promises"):
+            go(f"oci:{tmp_path}/from", f"oci:{tmp_path}/to", rewriting=change)
+        assert not (tmp_path / "to" / "index.json").exists()
+
+    def test_drops_annotations_of_the_old_blob_and_keeps_others(self, tmp_path: Path) -> None:
+        image = TinyImage(b"x")
+        manifest = json.loads(image.manifest)
+        manifest["layers"][0]["annotations"] = {
+            "containerd.io/snapshot/stargz/toc.digest": sha256(b"toc"),
+            "io.github.containers.zstd-chunked.manifest-position": "1:2:3:4",
+            "mine": "kept",
+        }
+        raw = document(manifest)
+        entry = TinyImage.describe(raw, media_types.OCI_MANIFEST)
+        write_files(tmp_path / "from", layout_files([entry], [*image.blobs[:-1], raw]))
+        with rewriting("zstd") as change:
+            digest = go(f"oci:{tmp_path}/from", f"oci:{tmp_path}/to", rewriting=change)
+        assert read(tmp_path / "to", digest)["layers"][0]["annotations"] == {"mine": "kept"}
+
+    @pytest.mark.parametrize(
+        ("name", "level"), [("gzip", 10), ("zstd", 0), ("zstd", 23), ("none", 1), ("xz", 1)]
+    )
+    def test_of_no_such_name_or_level_is_refused(self, name: str, level: int) -> None:
+        with pytest.raises(InvalidError):
+            Packing.parse(name, level)
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "error"),
-    [
-        ("/d", "/old", InvalidError),
-        ("/d/.", "/lold", InvalidError),
-        ("/d/f", "/newd/", NotFoundError),
-        ("/d/f", "/no/such", NotFoundError),
-        ("/d/f", "/old/", NotFoundError),
-        ("/d/f", "/old/below", NotFoundError),
-        ("/d", "/no/such", NotFoundError),
-        ("/d/f/", "/x", NotFoundError),
-        ("/d/f/.", "/x", NotFoundError),
-        ("/nosuch", "/x", NotFoundError),
-        ("/d/dang/", "/x", NotFoundError),
-    ],
-)
-def test_what_docker_refuses_is_refused(
-    copy: Copy, target: Path, one: str, other: str, error: type[LayerfsError]
-) -> None:
-    with pytest.raises(error):
-        copy(one, other)
-    assert tree_of(target) == BEFORE
+class TestFormats:
+    def test_become_dockers_and_oci_again(self, layout: Path, tmp_path: Path) -> None:
+        with rewriting(format="docker") as change:
+            digest = go(f"oci:{layout}:1", f"oci:{tmp_path}/docker:1", every=True, rewriting=change)
+        index = read(tmp_path / "docker", digest)
+        assert index["mediaType"] == media_types.DOCKER_MANIFEST_LIST
+        manifest = read(tmp_path / "docker", index["manifests"][0]["digest"])
+        assert manifest["mediaType"] == index["manifests"][0]["mediaType"] == media_types.DOCKER_MANIFEST
+        assert manifest["config"]["mediaType"] == media_types.DOCKER_CONFIG
+        assert {layer["mediaType"] for layer in manifest["layers"]} == {media_types.DOCKER_LAYER_GZIP}
+        with rewriting(format="oci") as change:
+            back = go(f"oci:{tmp_path}/docker:1", f"oci:{tmp_path}/oci:1", every=True, rewriting=change)
+        again = read(tmp_path / "oci", back)["manifests"][0]["digest"]
+        first = json.loads((layout / "index.json").read_bytes())["manifests"][0]["digest"]
+        assert read(tmp_path / "oci", again) == read(layout, _manifest_of(layout, first, 0))
+
+    def test_of_docker_become_oci_for_zstd_unless_docker_is_asked_for(
+        self, layout: Path, tmp_path: Path
+    ) -> None:
+        with rewriting(format="docker") as change:
+            go(f"oci:{layout}:1", f"oci:{tmp_path}/docker:1", rewriting=change)
+        with rewriting("zstd") as change:
+            digest = go(f"oci:{tmp_path}/docker:1", f"oci:{tmp_path}/to:1", rewriting=change)
+        assert read(tmp_path / "to", digest)["mediaType"] == media_types.OCI_MANIFEST
+        with pytest.raises(UnsupportedError, match="zstd"):
+            rewriting("zstd", format="docker")
+        with rewriting(format="docker") as change, pytest.raises(UnsupportedError, match=r"tar\+zstd"):
+            go(f"oci:{tmp_path}/to:1", f"oci:{tmp_path}/other:1", rewriting=change)
+
+    def test_an_image_that_fits_is_not_touched(self, layout: Path, tmp_path: Path) -> None:
+        with rewriting(format="oci") as change:
+            go(f"oci:{layout}:1", f"oci:{tmp_path}/to:1", every=True, rewriting=change)
+        assert blobs(tmp_path / "to") == blobs(layout)
 
 
-def test_a_whole_tree_is_copied_into_another(copy: Copy, target: Path) -> None:
-    copy("/", "/exist")
-    assert tree_of(target) == BEFORE | below("exist/d") | {"exist/abs@/d"}
+class TestAnnotations:
+    def test_stand_on_the_topmost_document(self, layout: Path, tmp_path: Path) -> None:
+        with rewriting(annotations={"c": "d"}) as change:
+            digest = go(f"oci:{layout}:1", f"oci:{tmp_path}/to:1", every=True, rewriting=change)
+        index = read(tmp_path / "to", digest)
+        assert index["annotations"] == {"a": "b", "c": "d"}
+        assert "annotations" not in read(tmp_path / "to", index["manifests"][0]["digest"])
+
+    def test_are_not_dockers(self) -> None:
+        with pytest.raises(UnsupportedError, match="annotations"):
+            rewriting(annotations={"c": "d"}, format="docker")
 
 
-def test_what_is_there_is_merged_or_replaced(copy: Copy, target: Path) -> None:
-    (target / "exist/d/sub").mkdir(parents=True)
-    (target / "exist/d/f").symlink_to("/old")
-    (target / "exist/d/sub/kept").write_text("kept")
-    (target / "exist/d/sub/g").write_text("longer than before")
-    copy("/d", "/exist")
-    assert tree_of(target) == BEFORE | below("exist/d") | {"exist/d/sub/kept"}
-    assert (target / "exist/d/sub/g").read_text() == "g"
-    assert (target / "old").read_text() == "old"
+class Stalling(LayoutSource):
+    """A layout one of whose blobs ends early; the others are read to their ends."""
+
+    wrong = ""
+
+    def open(self, descriptor: Any) -> Any:
+        file = super().open(descriptor)
+        if str(descriptor.digest) == self.wrong:
+            file.read(1)
+        return file
 
 
-@pytest.mark.parametrize("kind", ["f", "sub"])
-def test_a_directory_and_a_file_never_replace_each_other(copy: Copy, target: Path, kind: str) -> None:
-    (target / "exist/d").mkdir()
-    if kind == "f":
-        (target / "exist/d/f").mkdir()
-    else:
-        (target / "exist/d/sub").symlink_to("/exist")
-    with pytest.raises(InvalidError):
-        copy("/d", "/exist")
+def test_a_bad_blob_among_several_at_once_leaves_no_image_and_no_partial_file(tmp_path: Path) -> None:
+    from layerfs.transports import copy, file_set, oci_layout
+
+    image = TinyImage(*[bytes([n]) * 5000 for n in range(12)])
+    write_files(tmp_path / "from", layout_files([image.entry()], image.blobs))
+    source = Stalling(file_set.DirectoryFiles(tmp_path / "from"))
+    source.wrong = str(Digest.of(image.layers[7]))
+    sink = oci_layout.LayoutSink(tmp_path / "to")
+    with pytest.raises(LayerfsError, match="ended after"):
+        copy(source, sink)
+    sink.close()
+    source.close()
+    assert not (tmp_path / "to" / "index.json").exists()
+    assert [path.name for path in (tmp_path / "to").iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_every_attribute_comes_along(copy: Copy, source: Path, target: Path) -> None:
-    d = source / "d"
-    os.link(d / "f", d / "zlink")
-    os.mkfifo(d / "fifo")
-    os.mknod(d / "null", stat.S_IFCHR | 0o640, os.makedev(1, 3))
-    with open(d / "sparse", "wb") as file:
-        file.truncate(8 << 20)
-        file.seek(4 << 20)
-        file.write(b"data")
-    os.setxattr(d / "f", "user.test", b"v")
-    for number, path in enumerate(sorted([d, *d.rglob("*")])):
-        os.chown(path, 1000 + number, 2000 + number, follow_symlinks=False)
-    (d / "f").chmod(0o4755)
-    (d / "sub").chmod(0o2570)
-    for number, path in enumerate(sorted([*d.rglob("*"), d], reverse=True)):
-        os.utime(path, ns=(0, 1_600_000_000_000_000_001 + number), follow_symlinks=False)
-    copy("/d", "/new")
-    assert {p.relative_to(target / "new") for p in (target / "new").rglob("*")} == {
-        p.relative_to(d) for p in d.rglob("*")
-    }
-    for path in [d, *d.rglob("*")]:
-        one, other = path.lstat(), (target / "new" / path.relative_to(d)).lstat()
-        for name in ("st_mode", "st_uid", "st_gid", "st_size", "st_rdev", "st_mtime_ns"):
-            assert getattr(one, name) == getattr(other, name), (path, name)
-    assert os.path.samefile(target / "new/f", target / "new/zlink")
-    assert os.getxattr(target / "new/f", "user.test") == b"v"
-    assert (target / "new/sparse").stat().st_blocks * 512 < 1 << 20
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    import threading
 
-
-def test_a_process_that_swaps_directories_for_links_leads_nowhere(tmp_path: Path, source: Path) -> None:
-    victim = tmp_path / "victim"
-    (victim / "sub").mkdir(parents=True)
-    root = tmp_path / "container"
-    (root / "real/d/sub").mkdir(parents=True)
-    (root / "evil").symlink_to(victim)
-    (root / "away").symlink_to(f"../../../../../../../..{victim}")
-    done = threading.Event()
-
-    def swap() -> None:
-        place = root / "place"
-        while not done.is_set():
-            for content in ("real", str(victim), "evil", "away"):
-                (root / "next").symlink_to(content)
-                os.replace(root / "next", place)
-            for inner in (root / "real/d", root / "real/d/sub"):
-                try:
-                    os.rename(inner, root / "aside")
-                    inner.symlink_to(victim)
-                    inner.unlink()
-                    os.rename(root / "aside", inner)
-                except OSError:
-                    continue
-
-    (root / "place").symlink_to("real")
-    thread = threading.Thread(target=swap)
-    thread.start()
-    host, inside = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (source, root))
-    try:
-        for _ in range(150):
-            try:
-                copy_path(host, b"/d", inside, b"/place", warn=lambda _: None)
-            except (LayerfsError, OSError):
-                continue
-    finally:
-        done.set()
-        thread.join()
-        os.close(host)
-        os.close(inside)
-    assert tree_of(victim) == {"sub/"}
+    yield
+    assert [thread.name for thread in threading.enumerate() if thread.name == "layerfs-lane"] == []

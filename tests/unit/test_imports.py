@@ -27,8 +27,10 @@ ROWS: list[set[str]] = [
         "hashing",
         "worker",
         "similar",
+        "streams",
     },
     {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},
+    {"registry"},
     {
         "tree",
         "driver",
@@ -45,6 +47,7 @@ ROWS: list[set[str]] = [
     {"seekable", "layer_table", "contents", "assembly", "filling", "unpacking", "layers"},
     {
         "images",
+        "indexes",
         "instructions",
         "committing",
         "capture",
@@ -58,7 +61,7 @@ ROWS: list[set[str]] = [
         "transports",
         "plugins",
     },
-    {"store_ends", "usage"},
+    {"store_ends", "usage", "lazy"},
     {"store"},
     {"fsspec"},
     {"testing"},

@@ -21,6 +21,7 @@ from layerfs.errors import (
     ArchiveError,
     BudgetError,
     DocumentError,
+    InvalidError,
     LayerError,
     LayerfsError,
     NotFoundError,
@@ -98,10 +99,27 @@ class TestPlaces:
         assert parse(text) == place
         assert str(place) == text
 
-    @pytest.mark.parametrize("text", ["docker://debian:12", "debian", "debian:12", "", "ftp://x"])
-    def test_in_a_registry_are_not_supported_yet(self, text: str) -> None:
-        with pytest.raises(UnsupportedError, match="not supported yet"):
+    @pytest.mark.parametrize(
+        ("text", "name"),
+        [
+            ("docker://debian:12", "docker.io/library/debian:12"),
+            ("debian", "docker.io/library/debian:latest"),
+            ("docker:dind", "docker.io/library/docker:dind"),
+            ("localhost:5000/a/b:1", "localhost:5000/a/b:1"),
+            (f"docker://x.y/a@sha256:{'0' * 64}", f"x.y/a@sha256:{'0' * 64}"),
+        ],
+    )
+    def test_in_a_registry_are_completed_as_docker_does(self, text: str, name: str) -> None:
+        place = parse(text)
+        assert (place.transport, place.name) == ("docker", name)
+        assert str(place.reference) == name
+        assert parse(str(place)) == place
+
+    @pytest.mark.parametrize("text", ["", "ftp://x", "./file.tar", "docker://", "docker-daemon:a:1", "A"])
+    def test_that_can_be_no_image_are_refused(self, text: str) -> None:
+        with pytest.raises(InvalidError) as caught:
             parse(text)
+        assert caught.value.hint is not None
 
     @pytest.mark.parametrize("text", ["oci:", "oci::tag", "docker-archive:"])
     def test_need_a_path(self, text: str) -> None:

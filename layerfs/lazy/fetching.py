@@ -1,0 +1,210 @@
+"""Gets the data that files of lazy layers lack, in a process beside the server that shows them.
+
+Data is written to the very file that shows it, verified before; it counts as there only once it is on disk.
+Several such processes may be at one layer, for several mounts of it: locks on the file's pieces see to it
+that each is fetched once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import queue
+import socket
+import struct
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from layerfs import linux
+from layerfs.errors import LayerfsError, StoreError, VerificationError
+from layerfs.lazy.bodies_list import Body, read_body_line
+from layerfs.tree.absent import PIECE, last_piece, read_mark
+
+if TYPE_CHECKING:
+    from layerfs.lazy.blob import LazyBlob
+
+# As `layerfs_fuse.fetches` has them.
+_ASKED: Final = struct.Struct("=QIII")
+_ANSWERED: Final = struct.Struct("=QiB")
+_MOST_WORDS: Final = 2000
+_THREADS: Final = 8
+_IN_MEMORY: Final = 8 << 20
+_CHUNK: Final = 1 << 20
+# What a reader is told as it is; of everything else the log tells.
+_TOLD: Final = (errno.ENOSPC, errno.EDQUOT)
+# FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of <linux/falloc.h>.
+_PUNCH: Final = 2 | 1
+_FLOCK: Final = struct.Struct("hhqqi4x")
+# Locked while a mark is changed; no file has such a piece.
+_OF_MARK: Final = 1 << 62
+
+
+class Lacking:
+    """One lazy layer of a mount: its blob, and the list of bodies in a file that is opened when needed."""
+
+    def __init__(self, blob: LazyBlob, bodies_list: Path) -> None:
+        self.blob = blob
+        self._path = bodies_list
+        self._lock = threading.Lock()
+        self._file = -1
+
+    def body(self, place: int, length: int) -> Body:
+        """Read one description."""
+        with self._lock:
+            if self._file < 0:
+                self._file = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return read_body_line(self._file, place, length)
+
+
+class Fetching:
+    """Serves one mount; a `driver.Bodies`.
+
+    Args:
+        lacking: the layers, by the driver's ids.
+        mark: the name of the attribute that absent bodies have.
+        spool: makes an empty temporary file.
+        durable: whether data has to be on disk before it counts as there.
+    """
+
+    def __init__(
+        self,
+        lacking: Mapping[str, Lacking],
+        *,
+        mark: bytes,
+        spool: Callable[[], BinaryIO],
+        durable: bool,
+    ) -> None:
+        self.layers = {layer: number for number, layer in enumerate(lacking)}
+        self._lacking = list(lacking.values())
+        self._mark = mark
+        self._spool = spool
+        self._durable = durable
+        self._work: queue.SimpleQueue[tuple[int, int, int, int, int]] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads = 0
+
+    def serve(self, connection: socket.socket) -> None:
+        """Answer requests until the other end is closed."""
+        while True:
+            message, files, _, _ = socket.recv_fds(connection, _ASKED.size, 1)
+            if not message:
+                return
+            number, layer, first, last = _ASKED.unpack(message)
+            self._work.put((number, layer, first, last, files[0]))
+            if not self._idle.acquire(blocking=False) and self._threads < _THREADS:
+                self._threads += 1
+                threading.Thread(target=self._run, args=(connection,), daemon=True).start()
+
+    def _run(self, connection: socket.socket) -> None:
+        while True:
+            number, layer, first, last, file = self._work.get()
+            error, whole, words = errno.EIO, False, ""
+            try:
+                whole, error = self._bring(file, self._lacking[layer], first, last), 0
+            except LayerfsError as problem:
+                words = str(problem)
+            except OSError as problem:
+                words = str(problem)
+                if problem.errno in _TOLD:
+                    error = problem.errno or errno.EIO
+            except Exception:
+                # Of whatever kind: who reads the file waits for an answer.
+                words = traceback.format_exc()
+            finally:
+                os.close(file)
+            head = _ANSWERED.pack(number, error, whole)
+            with contextlib.suppress(OSError):
+                connection.send(head + words.encode(errors="replace")[-_MOST_WORDS:])
+            self._idle.release()
+
+    def _bring(self, file: int, lacking: Lacking, first: int, last: int) -> bool:
+        """Bring pieces of a file; say whether it has all of its data now."""
+        with _locked(file, first, last - first + 1):
+            mark = read_mark(file, self._mark)
+            if mark is None:
+                return True
+            body, size = lacking.body(mark.place, mark.length), os.fstat(file).st_size
+            if body.extent.size != size:
+                raise StoreError(f"the layer's list says {body.extent.size} bytes, the file has {size}")
+            if body.in_parts:
+                for begin, end in mark.missing(first, last):
+                    offset, size_here = begin * PIECE, (end + 1 - begin) * PIECE
+                    with _emptied(file, offset, size_here):
+                        _write(file, offset, lacking.blob.read(body.extent, offset, size_here))
+            else:
+                first, last = 0, last_piece(size)
+                self._bring_whole(file, lacking.blob, body)
+            if self._durable:
+                os.fdatasync(file)
+            return self._note(file, first, last, size)
+
+    def _bring_whole(self, file: int, blob: LazyBlob, body: Body) -> None:
+        """Bring a file whose data is verified by one digest."""
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as small:
+            spooled: BinaryIO = small  # type: ignore[assignment]
+            with contextlib.ExitStack() as opened:
+                if body.extent.size > _IN_MEMORY:
+                    spooled = opened.enter_context(self._spool())
+                hasher = hashlib.sha256()
+                for data in blob.read(body.extent, 0, None):
+                    hasher.update(data)
+                    spooled.write(data)
+                if body.digest is None or hasher.hexdigest() != body.digest:
+                    raise VerificationError(
+                        f"the file's data has sha256:{hasher.hexdigest()}, the table of contents promises"
+                        f" {body.digest}"
+                    )
+                spooled.seek(0)
+                with _emptied(file, 0, body.extent.size):
+                    _write(file, 0, iter(lambda: spooled.read(_CHUNK), b""))
+
+    def _note(self, file: int, first: int, last: int, size: int) -> bool:
+        with _locked(file, _OF_MARK, 1):
+            mark = read_mark(file, self._mark)
+            if mark is None:
+                return True
+            mark = mark.with_pieces(first, last)
+            # Before the mark goes: until then it says what time is the file's own.
+            os.utime(file, ns=(mark.mtime_ns, mark.mtime_ns))
+            if mark.lacks(0, last_piece(size)):
+                os.setxattr(file, self._mark, mark.pack())
+                return False
+            os.removexattr(file, self._mark)
+            return True
+
+
+def _write(file: int, offset: int, pieces: Iterator[bytes]) -> None:
+    for data in pieces:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(file, view, offset)
+            offset += written
+            view = view[written:]
+
+
+@contextlib.contextmanager
+def _emptied(file: int, offset: int, size: int) -> Iterator[None]:
+    """Give the room of a part of a file back when the block fails, most of all for want of room."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            linux.fallocate(file, _PUNCH, offset, size)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(file: int, first: int, count: int) -> Iterator[None]:
+    """Hold a lock (fcntl(2), open file description locks) whose bytes stand for pieces."""
+    fcntl.fcntl(file, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, count, 0))
+    try:
+        yield
+    finally:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, first, count, 0))

@@ -1,0 +1,105 @@
+"""An answer of a registry: its head, and a body that is read as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urljoin
+
+from layerfs.errors import BudgetError, RegistryError
+from layerfs.registry import problems
+
+if TYPE_CHECKING:
+    import urllib3
+
+
+class Answer:
+    """An answer; a context manager. Its connection is used again when the body was read to its end.
+
+    `headers` are found whatever their case; `url` is where the answer came from, after redirects.
+    """
+
+    __slots__ = ("_at_end", "_host", "_response", "headers", "status", "url")
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, url: str, *, host: str) -> None:
+        self._response = response
+        self._host = host
+        self._at_end = False
+        self.status: int = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self.url = url
+
+    @property
+    def length(self) -> int | None:
+        """How many bytes the body has, as the head says (Content-Length); None when it does not."""
+        text = self.headers.get("Content-Length", "")
+        return int(text) if text.isascii() and text.isdigit() else None
+
+    def location(self) -> str:
+        """Give the absolute URL of the Location header.
+
+        Raises:
+            RegistryError: there is none.
+        """
+        found = self.headers.get("Location")
+        if not found:
+            raise RegistryError(f"{self._host} does not say where to go on (no Location)", status=self.status)
+        return urljoin(self.url, found)
+
+    def read(self, size: int, /) -> bytes:
+        """Read on: as many bytes as asked for, fewer before the end only; b"" at the end.
+
+        Raises:
+            Interrupted: the connection was cut, or stood still for too long, before the end of the body.
+        """
+        from urllib3.exceptions import HTTPError
+
+        if self._at_end:
+            return b""
+        try:
+            data = self._response.read(size, decode_content=False)
+        except (HTTPError, OSError) as error:
+            self.close()
+            raise problems.from_exception(error, self._host) from error
+        if not data:
+            self._at_end = True
+        return data
+
+    def data(self, limit: int) -> bytes:
+        """Read the whole body.
+
+        Raises:
+            BudgetError: it has more than `limit` bytes.
+            Interrupted: the connection was cut.
+        """
+        parts = []
+        left = limit + 1
+        while left and (data := self.read(min(left, 1 << 20))):
+            parts.append(data)
+            left -= len(data)
+        if not left:
+            self.close()
+            raise BudgetError(f"{self._host} gave an answer of over {limit} bytes, which is not read")
+        self.close()
+        return b"".join(parts)
+
+    def stop(self) -> None:
+        """Let a read that waits in another thread see the end of the connection at once."""
+        # Refused when the answer was read to its end, or has no socket.
+        with contextlib.suppress(ValueError, OSError):
+            self._response.shutdown()
+
+    def close(self) -> None:
+        """Let go of the connection; idempotent."""
+        if self._at_end:
+            self._response.release_conn()
+        else:
+            self._at_end = True
+            self._response.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,102 @@
+"""The connections of one process: pools by what proves a server's name and by proxy, made when first used."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from layerfs.registry import certificates, proxies
+
+if TYPE_CHECKING:
+    import ssl
+
+    import urllib3
+
+    from layerfs.registry.origin import Origin
+    from layerfs.registry.settings import Options
+
+
+class Trust(NamedTuple):
+    """How a server proves to be the one: whether at all, and the directory of further certificates.
+
+    With `client` our own certificate in the directory is shown to the server.
+    """
+
+    verify: bool = True
+    directory: Path | None = None
+    client: bool = False
+
+
+class Connections:
+    """Pools of connections; thread-safe. A process that was forked makes its own."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._lock = threading.Lock()
+        self._pools: dict[tuple[Trust, str | None], urllib3.PoolManager] = {}
+        self._contexts: dict[Trust, ssl.SSLContext] = {}
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        origin: Origin,
+        trust: Trust,
+        headers: Mapping[str, str],
+        body: bytes | Iterable[bytes] | None = None,
+    ) -> urllib3.BaseHTTPResponse:
+        """Send one request and wait for the head of its answer; nothing is followed, retried or decoded.
+
+        Raises:
+            urllib3.exceptions.HTTPError: no answer came.
+        """
+        return self._pool(origin, trust).request(
+            method, url, headers=headers, body=body, redirect=False, retries=False,
+            preload_content=False, decode_content=False, assert_same_host=False,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Close what is open and idle; answers that are being read keep their connections."""
+        with self._lock:
+            for pool in self._pools.values():
+                pool.clear()
+            self._pools.clear()
+
+    def _pool(self, origin: Origin, trust: Trust) -> urllib3.PoolManager:
+        proxy = proxies.proxy_for(origin, self._options.environment)
+        if origin.scheme == "http":
+            trust = Trust()
+        with self._lock:
+            found = self._pools.get((trust, proxy))
+            if found is None:
+                found = self._pools[trust, proxy] = self._make(origin, trust, proxy)
+            return found
+
+    def _make(self, origin: Origin, trust: Trust, proxy: str | None) -> urllib3.PoolManager:
+        import urllib3
+
+        options = self._options
+        settings: dict[str, Any] = {
+            "num_pools": 32,
+            "maxsize": options.connections + 2,
+            "timeout": urllib3.Timeout(connect=options.connect_timeout, read=options.read_timeout),
+        }
+        if origin.scheme == "https":
+            settings["ssl_context"] = self._context(trust)
+        if not trust.verify:
+            # The user has asked for it; a warning for each connection says nothing new.
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        if proxy is None:
+            return urllib3.PoolManager(**settings)
+        return proxies.manager(proxy, settings)
+
+    def _context(self, trust: Trust) -> ssl.SSLContext:
+        found = self._contexts.get(trust)
+        if found is None:
+            found = self._contexts[trust] = certificates.context(
+                trust.directory, verify=trust.verify, client=trust.client
+            )
+        return found

@@ -1,0 +1,112 @@
+"""What refers to a manifest: the referrers API, and the tag that stands in for it where there is none.
+
+distribution-spec, "Listing Referrers", "Referrers Tag Schema" and "Pushing Manifests with Subject".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Final
+from urllib.parse import urljoin
+
+from layerfs.digest import Digest
+from layerfs.errors import NotFoundError, RegistryError
+from layerfs.oci import document, media_types
+from layerfs.oci.descriptor import Descriptor
+from layerfs.oci.index import Index
+from layerfs.registry import documents
+from layerfs.registry.answer import Answer
+from layerfs.registry.repository import Repository
+
+# Answers of registries that do not know the API; what knows it answers 200, with an empty list at the least.
+_UNKNOWN: Final = (400, 404, 405, 501)
+_NEXT: Final = re.compile(r'<([^<>]*)>\s*;[^<]*\brel\s*=\s*"?next"?', re.IGNORECASE)
+# Somebody else may write the list between our reading and our writing of it.
+_ATTEMPTS: Final = 4
+
+
+def of(repository: Repository, digest: Digest, artifact_type: str | None = None) -> Iterator[Descriptor]:
+    """List the manifests that name this one as their subject.
+
+    Args:
+        repository: where.
+        digest: of the manifest that is referred to; it need not exist.
+        artifact_type: only those of this type.
+
+    Raises:
+        DocumentError: what the registry gives is no index.
+        LayerfsError: what `Repository.send` raises.
+    """
+    for found in _listed(repository, digest, artifact_type):
+        if artifact_type is None or found.artifact_type == artifact_type:
+            yield found
+
+
+def add(repository: Repository, subject: Digest, referrer: Descriptor) -> None:
+    """Add a manifest to the tag's list, for a registry that keeps none of its own; idempotent."""
+
+    def with_it(found: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+        if any(each.digest == referrer.digest for each in found):
+            return found
+        return (*found, referrer)
+
+    _change(repository, subject, with_it)
+
+
+def discard(repository: Repository, subject: Digest, referrer: Digest) -> None:
+    """Take a manifest that is deleted out of the tag's list; idempotent."""
+    _change(repository, subject, lambda found: tuple(each for each in found if each.digest != referrer))
+
+
+def next_page(answer: Answer) -> str:
+    """Give the URL of the next page of a list (RFC 8288), "" at the last one."""
+    match = _NEXT.search(answer.headers.get("Link", ""))
+    return urljoin(answer.url, match[1]) if match else ""
+
+
+def _listed(repository: Repository, digest: Digest, artifact_type: str | None) -> Iterator[Descriptor]:
+    query = [] if artifact_type is None else [("artifactType", artifact_type)]
+    path = f"referrers/{digest}"
+    while path:
+        answer, raw = repository.fetch(
+            path, limit=document.MAXIMUM_BYTES, query=query, expect=(200, *_UNKNOWN),
+            headers={"Accept": media_types.OCI_INDEX},
+        )  # fmt: skip
+        told = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        if answer.status != 200 or told not in (media_types.OCI_INDEX, "application/json"):
+            yield from _tagged(repository, digest)
+            return
+        yield from Index.parse(raw, media_types.OCI_INDEX).manifests
+        path, query = next_page(answer), []
+
+
+def _tagged(repository: Repository, digest: Digest) -> tuple[Descriptor, ...]:
+    try:
+        raw, descriptor = documents.get(repository, _tag(digest), accept=(media_types.OCI_INDEX,))
+    except NotFoundError:
+        return ()
+    return Index.parse(raw, descriptor.media_type).manifests
+
+
+def _change(
+    repository: Repository,
+    subject: Digest,
+    change: Callable[[tuple[Descriptor, ...]], tuple[Descriptor, ...]],
+) -> None:
+    found = _tagged(repository, subject)
+    for _ in range(_ATTEMPTS):
+        wanted = change(found)
+        if wanted == found:
+            return
+        documents.put(repository, Index.build(wanted).raw, media_types.OCI_INDEX, _tag(subject))
+        found = _tagged(repository, subject)
+    if change(found) != found:
+        raise RegistryError(
+            f"others change the list of referrers of {subject} in {repository.reference.name} all the time",
+            status=409, hint="try again",
+        )  # fmt: skip
+
+
+def _tag(digest: Digest) -> str:
+    return f"{digest.algorithm[:32]}-{digest.hex[:64]}"

@@ -1,0 +1,390 @@
+"""A session with registries: connections, credentials, tokens, redirects and repeated requests."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from layerfs.errors import (
+    LayerfsError,
+    RegistryError,
+    UnreachableError,
+    UntrustedError,
+)
+from layerfs.registry import certificates, challenge, credential_files, problems, proxies
+from layerfs.registry.answer import Answer
+from layerfs.registry.connections import Connections, Trust
+from layerfs.registry.origin import Origin, address, is_loopback, shown, split_host
+from layerfs.registry.settings import Options
+from layerfs.registry.tokens import Doorkeeper
+from layerfs.value import replace
+
+if TYPE_CHECKING:
+    from layerfs.reference import Reference
+    from layerfs.registry.credentials import Credentials
+    from layerfs.registry.mirrors import Endpoint
+    from layerfs.registry.repository import Repository
+
+    Body = bytes | Callable[[], Iterable[bytes]] | Iterable[bytes] | None
+
+HUB: Final = "docker.io"
+HUB_SERVER: Final = "registry-1.docker.io"
+REDIRECTS: Final = (301, 302, 303, 307, 308)
+# What may go well a moment later: a gateway's trouble, a registry that is starting, too many requests.
+PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
+_MOST_REDIRECTS: Final = 8
+_MOST_ERROR_DATA: Final = 64 << 10
+
+
+class Request(NamedTuple):
+    """One request below a registry, or to a URL that one gave us."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: Body
+    scopes: frozenset[str]
+    asked: problems.Asked
+    expect: tuple[int, ...]
+    again: bool
+
+    def data(self) -> bytes | Iterable[bytes] | None:
+        """Give the body to send, from its beginning if it can be sent more than once."""
+        return self.body() if callable(self.body) else self.body
+
+    @property
+    def repeats(self) -> bool:
+        """Say whether the body can be sent more than once."""
+        return self.body is None or isinstance(self.body, bytes) or callable(self.body)
+
+
+class _State:
+    """What one process has of a session; a child begins with connections of its own and keeps the tokens."""
+
+    def __init__(self, session: Session, before: _State | None = None) -> None:
+        self.process = os.getpid()
+        self.connections = Connections(session.options)
+        self.lock = threading.Lock()
+        self.origins: dict[str, Origin] = dict(before.origins) if before else {}
+        self.credentials: dict[Endpoint, Credentials | None] = dict(before.credentials) if before else {}
+        self.doors: dict[tuple[Origin, Credentials | None], Doorkeeper] = {}
+        # Closed or collected in a child, its sockets' numbers could by then be another's.
+        self.before = before
+        if before is not None:
+            for key, door in list(before.doors.items()):
+                self.doors[key] = door.copy(session.fetcher(key[0], door.trust))
+
+
+class Session:
+    """Connections to registries and what was learned of them; thread-safe, a context manager.
+
+    After a fork the child has connections of its own and leaves its parent's alone.
+    """
+
+    def __init__(
+        self, options: Options | None = None, *, warn: Callable[[str], None] = lambda message: None
+    ) -> None:
+        """Begin; nothing is opened before the first request.
+
+        Args:
+            options: how registries are spoken with.
+            warn: told of what is odd, such as a mirror that fails.
+        """
+        self.options = options or Options()
+        self.warn = warn
+        self._state = _State(self)
+
+    def repository(self, reference: Reference) -> Repository:
+        """Give the repository that a reference names; nothing is asked yet.
+
+        Raises:
+            InvalidError: a configuration file of registries cannot be read.
+            UntrustedError: that configuration blocks it.
+        """
+        from layerfs.registry.repository import Repository
+
+        return Repository(self, reference)
+
+    def close(self) -> None:
+        """Close all connections; idempotent."""
+        if self._state.process == os.getpid():
+            self._state.connections.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- for Repository and login
+
+    @property
+    def state(self) -> _State:
+        """The part of this process."""
+        if self._state.process != os.getpid():
+            self._state = _State(self, self._state)
+        return self._state
+
+    def is_lax(self, endpoint: Endpoint) -> bool:
+        """Say whether any certificate, and plain HTTP, will do for a registry."""
+        verify = self.options.tls_verify
+        return endpoint.insecure if verify is None else not verify
+
+    def base(self, endpoint: Endpoint) -> Origin:
+        """Say where a registry is; for one that may speak plain HTTP, what it speaks is found out.
+
+        Raises:
+            UnreachableError: it does not answer.
+        """
+        found = self.state.origins.get(endpoint.host)
+        if found is not None:
+            return found
+        name, port = split_host(HUB_SERVER if endpoint.host == HUB else endpoint.host)
+        origin = Origin("https", name, port or 443)
+        lax = self.is_lax(endpoint)
+        if lax or (is_loopback(name) and self.options.tls_verify is None):
+            plain = Origin("http", name, port or 80)
+            try:
+                self._answer(
+                    "GET",
+                    f"{origin}/v2/",
+                    origin=origin,
+                    trust=self.trust(endpoint, origin),
+                    host=endpoint.host,
+                ).close()
+            except problems.PlainHttpError:
+                origin = plain
+            except UnreachableError:
+                if port is not None:
+                    raise
+                self._answer("GET", f"{plain}/v2/", origin=plain, trust=Trust(), host=endpoint.host).close()
+                origin = plain
+        self.state.origins[endpoint.host] = origin
+        return origin
+
+    def trust(self, endpoint: Endpoint, to: Origin) -> Trust:
+        """Say how a server proves itself that a registry, or an answer of it, leads to."""
+        directory = certificates.directory_for(endpoint.host, self.options)
+        own = split_host(HUB_SERVER if endpoint.host == HUB else endpoint.host)[0] == to.host
+        return Trust(not self.is_lax(endpoint), directory, client=own)
+
+    def door(self, endpoint: Endpoint, origin: Origin, *, given: Credentials | None = None) -> Doorkeeper:
+        """Give the authorization for a repository: of `given`, else of the credentials found for it."""
+        credentials = given or self._credentials(endpoint)
+        state = self.state
+        with state.lock:
+            found = state.doors.get((origin, credentials))
+            if found is None:
+                trust = self.trust(endpoint, origin)
+                resolve = None if proxies.proxy_for(origin, self.options.environment) else _addresses
+                found = Doorkeeper(
+                    endpoint.host,
+                    origin,
+                    credentials,
+                    self.fetcher(origin, trust),
+                    trust=trust,
+                    resolve=resolve,
+                )
+                state.doors[origin, credentials] = found
+            return found
+
+    def fetcher(self, registry: Origin, trust: Trust) -> Any:
+        """Make what asks a token server, on behalf of a registry."""
+
+        def fetch(method: str, url: str, *, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
+            origin = Origin.of(url)
+            own = trust._replace(client=trust.client and origin.host == registry.host)
+            for attempt in range(self.options.attempts):
+                last = attempt + 1 == self.options.attempts
+                try:
+                    answer = self._answer(
+                        method,
+                        url,
+                        origin=origin,
+                        trust=own,
+                        host=origin.authority,
+                        headers=headers,
+                        body=body,
+                    )
+                except UnreachableError as error:
+                    if last or error.lasting:
+                        raise
+                    self.pause(attempt)
+                    continue
+                if last or answer.status not in PASSING or not self._wait(answer, attempt):
+                    return answer
+                answer.close()
+            raise AssertionError("there is no attempt without an end")
+
+        return fetch
+
+    def perform(self, request: Request, endpoint: Endpoint, door: Doorkeeper) -> Answer:
+        """Carry a request out: let in, sent where the answer says, repeated while that can help.
+
+        Raises:
+            LayerfsError: there was no answer, or none of those that are expected.
+        """
+        attempts = self.options.attempts if request.again and request.repeats else 1
+        attempt = 0
+        while True:
+            attempt += 1
+            last = attempt >= attempts
+            try:
+                answer = self._once(request, endpoint, door)
+            except UnreachableError as error:
+                if last or error.lasting:
+                    raise
+                self.pause(attempt - 1)
+                continue
+            if answer.status in request.expect:
+                return answer
+            if not last and answer.status in PASSING and self._wait(answer, attempt - 1):
+                answer.close()
+                continue
+            raise self.problem(answer, request.asked, door)
+
+    def problem(self, answer: Answer, asked: problems.Asked, door: Doorkeeper) -> LayerfsError:
+        """Say what an answer means that was not expected, and close it."""
+        data = b""
+        if asked is not None:
+            try:
+                data = answer.data(_MOST_ERROR_DATA)
+            except LayerfsError:
+                answer.close()
+        return problems.from_answer(answer.status, answer.headers, data, asked, secrets=door.secrets)
+
+    # ---- one request
+
+    def _once(self, request: Request, endpoint: Endpoint, door: Doorkeeper) -> Answer:
+        """Send a request, let in where that is asked for, and follow redirects."""
+        home = door.origin
+        url, method, refused = request.url, request.method, 0
+        used: str | None = None
+        for _ in range(_MOST_REDIRECTS + 3):
+            origin = Origin.of(url)
+            headers = dict(request.headers)
+            if origin == home:
+                used = used or door.authorization(request.scopes)
+                if used is not None:
+                    headers["Authorization"] = used
+            answer = self._answer(
+                method, url, origin=origin, trust=self.trust(endpoint, origin), host=_name(origin, endpoint),
+                headers=headers, body=request.data() if method == request.method else None,
+            )  # fmt: skip
+            if answer.status == 401 and origin == home and refused < 2 and 401 not in request.expect:
+                refused += 1
+                challenges = challenge.parse(answer.headers.getlist("WWW-Authenticate"))  # type: ignore[attr-defined]
+                if not challenges:
+                    return answer
+                problem = self.problem(answer, request.asked, door)
+                used = door.answer(challenges, request.scopes, used, problem)
+                if not request.repeats:
+                    raise problems.Interrupted(
+                        f"{endpoint.host} wanted to be signed in to again in the middle of an upload"
+                    )
+                continue
+            if answer.status not in REDIRECTS or answer.status in request.expect:
+                return answer
+            target = answer.location()
+            answer.close()
+            _check_redirect(origin, target, endpoint.host)
+            if method not in ("GET", "HEAD") and (answer.status == 303 or not request.repeats):
+                raise RegistryError(
+                    f"{endpoint.host} sends an upload to {shown(target)}", status=answer.status,
+                    hint="name that host in the image's name if you trust it",
+                )  # fmt: skip
+            url = target
+        raise RegistryError(f"{endpoint.host} redirects without end", status=answer.status)
+
+    def _answer(
+        self,
+        method: str,
+        url: str,
+        *,
+        origin: Origin,
+        trust: Trust,
+        host: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | Iterable[bytes] | None = None,
+    ) -> Answer:
+        from urllib3.exceptions import HTTPError
+
+        sent = {"User-Agent": _agent(), "Accept-Encoding": "identity", **(headers or {})}
+        try:
+            response = self.state.connections.request(
+                method, url, origin=origin, trust=trust, headers=sent, body=body
+            )
+        except (HTTPError, OSError) as error:
+            proxy = proxies.proxy_for(origin, self.options.environment)
+            raise problems.from_exception(error, host, proxy=proxy) from error
+        return Answer(response, url, host=host)
+
+    def _credentials(self, endpoint: Endpoint) -> Credentials | None:
+        key = endpoint
+        known = self.state.credentials
+        if key not in known:
+            # What was given on the command line is for the registry that was named.
+            options = replace(self.options, creds=None) if endpoint.is_mirror else self.options
+            known[key] = credential_files.find(endpoint.host, endpoint.repository, options, warn=self.warn)
+        return known[key]
+
+    # ---- pauses
+
+    def _wait(self, answer: Answer, attempt: int) -> bool:
+        """Pause as long as a server wants, or as is usual; False when that is too long."""
+        asked = problems.retry_after(answer.headers)
+        if asked is not None and asked > self.options.patience:
+            return False
+        self.pause(attempt, asked or 0.0)
+        return True
+
+    def pause(self, attempt: int, least: float = 0.0) -> None:
+        """Wait before a request is made again, longer each time (`attempt` from 0); `least` in seconds."""
+        # Clients that failed together must not come back together.
+        pause = self.options.backoff * 2**attempt * (0.75 + random.random() / 2)
+        time.sleep(max(least, min(pause, self.options.patience)))
+
+
+def _check_redirect(origin: Origin, target: str, host: str) -> None:
+    """Refuse to go where a registry must not send us.
+
+    Raises:
+        UntrustedError: from TLS to plain HTTP, or to this machine from another one.
+    """
+    to = Origin.of(target)
+    if origin.scheme == "https" and to.scheme != "https":
+        raise UntrustedError(f"{host} sends us from HTTPS to {shown(target)}, which is plain HTTP")
+    if to.host == origin.host:
+        return
+    found = address(to.host)
+    if (
+        is_loopback(to.host) or (found is not None and (found.is_link_local or found.is_unspecified))
+    ) and not (is_loopback(origin.host)):
+        raise UntrustedError(
+            f"{host} sends us to {to.authority}, which is an address of this machine or its link"
+        )
+
+
+def _name(origin: Origin, endpoint: Endpoint) -> str:
+    name, _ = split_host(HUB_SERVER if endpoint.host == HUB else endpoint.host)
+    return endpoint.host if origin.host == name and endpoint.host != HUB else origin.authority
+
+
+def _addresses(name: str) -> list[str]:
+    """Give the addresses of a name, none when nobody knows it."""
+    import socket
+
+    try:
+        return [str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    except OSError:
+        return []
+
+
+def _agent() -> str:
+    from layerfs import __version__
+
+    return f"layerfs/{__version__}"

@@ -1,0 +1,58 @@
+"""What a session with registries is told: options, and which environment and files speak in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerfs.value import field, frozen
+
+if TYPE_CHECKING:
+    from layerfs.registry.credentials import Credentials
+
+
+@frozen(kw_only=True)
+class Options:
+    """How registries are spoken with; lengths of time are in seconds.
+
+    Nothing below the command line reads the environment: `environment` is it, as ``os.environ`` has it, for
+    the files of credentials (HOME, XDG_RUNTIME_DIR, ...) and for proxies. `etc` is where the host's
+    own files lie.
+
+    `tls_verify` as podman has it: True asks for HTTPS with a certificate that can be verified, False allows
+    any certificate and plain HTTP. None is True, but that a registry on this machine (127.0.0.0/8, ::1,
+    localhost) may speak plain HTTP, and that registries.conf(5) may allow more. `authfile` and `cert_dir`
+    come before the usual places, `creds` and `anonymous` before any file.
+
+    `attempts` is how often a request is made that may be made again, `backoff` the pause after the first
+    failure, doubled each time; a server that asks for a longer one gets it up to `patience`.
+    """
+
+    tls_verify: bool | None = None
+    cert_dir: Path | None = None
+    authfile: Path | None = None
+    creds: Credentials | None = None
+    anonymous: bool = False
+    connections: int = 6
+    connect_timeout: float = 30.0
+    read_timeout: float = 60.0
+    attempts: int = 6
+    backoff: float = 0.5
+    patience: float = 120.0
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    etc: Path = Path("/etc")
+
+    @property
+    def home(self) -> Path | None:
+        """The user's home directory, None when the environment does not tell."""
+        home = self.environment.get("HOME")
+        return Path(home) if home else None
+
+    @property
+    def config_home(self) -> Path | None:
+        """Where the user's configuration lies (XDG Base Directory Specification)."""
+        given = self.environment.get("XDG_CONFIG_HOME")
+        if given:
+            return Path(given)
+        return None if self.home is None else self.home / ".config"

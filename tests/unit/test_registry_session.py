@@ -1,0 +1,192 @@
+"""Tests of sessions with real registries: who is let in, over what, and with which tokens."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from layerfs.errors import AuthenticationError, UnreachableError
+from layerfs.registry import manifests
+from layerfs.registry.credentials import Credentials
+from layerfs.registry.settings import Options
+from tests.support.authority import Authority
+from tests.support.registries import PASSWORD, USER, Registry, put_artifact
+from tests.support.token_server import TokenServer
+
+ALICE = Credentials(USER, PASSWORD)
+
+
+def test_everybody_may_push_to_and_pull_from_an_open_registry(registry: Registry) -> None:
+    repository = registry.repository("session/open")
+    manifest = put_artifact(repository)
+    raw, descriptor = manifests.get(repository, "1")
+    assert (raw, descriptor.digest) == (manifest.raw, manifest.digest)
+
+
+def test_who_knows_the_password_is_let_in(basic_registry: Registry) -> None:
+    repository = basic_registry.repository("session/basic", Options(creds=ALICE))
+    manifest = put_artifact(repository)
+    assert manifests.get(repository, manifest.digest)[0] == manifest.raw
+
+
+def test_nobody_else_is_let_in(basic_registry: Registry) -> None:
+    with pytest.raises(AuthenticationError, match="user name and a password") as refused:
+        manifests.get(basic_registry.repository("session/basic"), "1")
+    assert refused.value.hint == f"`layerfs login {basic_registry.host}` first"
+    wrong = Options(creds=Credentials(USER, "queen of hearts"))
+    with pytest.raises(AuthenticationError, match="does not accept") as refused:
+        manifests.get(basic_registry.repository("session/basic", wrong), "1")
+    assert "queen" not in f"{refused.value}{refused.value.hint}"
+
+
+def test_a_token_is_fetched_once_for_all_requests_of_one_kind(
+    token_registry: Registry, token_server: TokenServer
+) -> None:
+    repository = token_registry.repository("session/token", Options(creds=ALICE))
+    token_server.requests.clear()
+    put_artifact(repository)
+    assert [request.scopes for request in token_server.requests] == [("repository:session/token:pull,push",)]
+    for _ in range(3):
+        manifests.get(repository, "1")
+    assert token_server.requests[1:] == [(USER, ("repository:session/token:pull",), "GET")]
+
+
+def test_everybody_gets_a_token_for_what_is_public(
+    token_registry: Registry, token_server: TokenServer
+) -> None:
+    put_artifact(token_registry.repository("public/image", Options(creds=ALICE)))
+    token_server.requests.clear()
+    assert manifests.get(token_registry.repository("public/image"), "1")
+    assert token_server.requests == [(None, ("repository:public/image:pull",), "GET")]
+    with pytest.raises(AuthenticationError, match="is not for everybody, or does not exist"):
+        manifests.get(token_registry.repository("session/token"), "1")
+
+
+def test_a_token_is_renewed_before_it_ends(token_registry: Registry, token_server: TokenServer) -> None:
+    repository = token_registry.repository("session/renewed", Options(creds=ALICE))
+    put_artifact(repository)
+    token_server.requests.clear()
+    before, token_server.lifetime = token_server.lifetime, 1
+    try:
+        manifests.get(repository, "1")
+        threading.Event().wait(0.6)
+        manifests.get(repository, "1")
+    finally:
+        token_server.lifetime = before
+    assert len(token_server.requests) == 2
+
+
+def test_an_identity_token_is_exchanged_for_access(
+    token_registry: Registry, token_server: TokenServer
+) -> None:
+    options = Options(creds=Credentials(identity_token="identity-of-alice"))
+    token_server.requests.clear()
+    put_artifact(token_registry.repository("session/identity", options))
+    assert {(request.user, request.method) for request in token_server.requests} == {(USER, "POST")}
+
+
+def test_a_mount_asks_for_both_repositories(token_registry: Registry, token_server: TokenServer) -> None:
+    source = token_registry.repository("session/from", Options(creds=ALICE))
+    blob = put_artifact(source).layers[0]
+    target = token_registry.repository("session/to", Options(creds=ALICE))
+    token_server.requests.clear()
+    query = [("mount", str(blob.digest)), ("from", "session/from")]
+    target.send(
+        "POST",
+        "blobs/uploads/",
+        query=query,
+        actions=("pull", "push"),
+        also_from="session/from",
+        expect=(201,),
+    ).close()
+    assert set(token_server.requests[0].scopes) == {
+        "repository:session/from:pull",
+        "repository:session/to:pull,push",
+    }
+
+
+def test_deleting_asks_for_the_right_to_delete(token_registry: Registry, token_server: TokenServer) -> None:
+    repository = token_registry.repository("session/deleted", Options(creds=ALICE))
+    digest = put_artifact(repository).digest
+    manifests.delete(repository, digest)
+    assert token_server.requests[-1].scopes == ("repository:session/deleted:delete",)
+    assert manifests.head(repository, digest) is None
+
+
+def test_a_forked_process_makes_connections_of_its_own_and_keeps_the_tokens(
+    token_registry: Registry, token_server: TokenServer
+) -> None:
+    repository = token_registry.repository("session/forked", Options(creds=ALICE))
+    put_artifact(repository)
+    manifests.get(repository, "1")
+    token_server.requests.clear()
+    child = os.fork()
+    if child == 0:
+        # What worker processes do: the parent's descriptors are not there any more.
+        os.closerange(3, 4096)
+        os._exit(0 if manifests.get(repository, "1") and manifests.get(repository, "1") else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert manifests.get(repository, "1")
+    assert token_server.requests == []
+
+
+def test_a_registry_with_a_certificate_of_a_known_authority_is_trusted(
+    tls_registry: Registry, authority: Authority
+) -> None:
+    options = Options(cert_dir=authority.certs_d("known"))
+    put_artifact(tls_registry.repository("session/tls", options))
+
+
+def test_certificates_are_found_by_the_registrys_name(
+    tls_registry: Registry, authority: Authority, tmp_path: Path
+) -> None:
+    for etc in ("containers/certs.d", "docker/certs.d"):
+        (tmp_path / etc).mkdir(parents=True)
+        (tmp_path / etc / tls_registry.host).symlink_to(authority.certs_d("known"))
+        put_artifact(tls_registry.repository("session/tls", Options(etc=tmp_path)))
+        (tmp_path / etc / tls_registry.host).unlink()
+
+
+def test_an_unknown_authority_is_an_error_even_on_this_machine(tls_registry: Registry) -> None:
+    with pytest.raises(UnreachableError, match="authority that is not known") as refused:
+        manifests.get(tls_registry.repository("session/tls"), "1")
+    assert "--cert-dir" in (refused.value.hint or "")
+
+
+def test_any_certificate_will_do_when_asked_for(tls_registry: Registry) -> None:
+    put_artifact(tls_registry.repository("session/lax", Options(tls_verify=False)))
+
+
+def test_a_client_certificate_is_shown_where_one_is_wanted(registries: Path, authority: Authority) -> None:
+    with Registry(
+        registries / "mutual", tls=authority.issue("127.0.0.1"), client_authority=authority.certificate
+    ) as registry:
+        known = Options(cert_dir=authority.certs_d("mutual", client=authority.issue()))
+        put_artifact(registry.repository("session/mutual", known))
+        with pytest.raises(UnreachableError, match="wants a certificate of ours"):
+            put_artifact(registry.repository("session/mutual", Options(cert_dir=authority.certs_d("none"))))
+
+
+def test_plain_http_is_not_spoken_when_tls_is_asked_for(registry: Registry) -> None:
+    with pytest.raises(UnreachableError, match="does not speak HTTPS") as refused:
+        manifests.get(registry.repository("session/open", Options(tls_verify=True)), "1")
+    assert "--tls-verify=false" in (refused.value.hint or "")
+
+
+def test_several_threads_share_a_session(token_registry: Registry, token_server: TokenServer) -> None:
+    repository = token_registry.repository("session/threads", Options(creds=ALICE))
+    manifest = put_artifact(repository)
+    token_server.requests.clear()
+    found: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(manifests.get(repository, "1")[0])) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [manifest.raw] * 8
+    assert len(token_server.requests) == 1

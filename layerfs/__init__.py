@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from layerfs.oci.manifest import Manifest
     from layerfs.oci.platform import Platform
     from layerfs.progress import Progress, Silent
+    from layerfs.reading import OpenImage
     from layerfs.reference import Reference
     from layerfs.store import Store
     from layerfs.tree.budget import Budget
@@ -75,6 +76,7 @@ _MODULES = {
     "layerfs.oci.manifest": ["Manifest"],
     "layerfs.oci.platform": ["Platform"],
     "layerfs.progress": ["Progress", "Silent"],
+    "layerfs.reading": ["OpenImage"],
     "layerfs.reference": ["Reference"],
     "layerfs.store": ["Store"],
     "layerfs.tree.budget": ["Budget"],
@@ -110,6 +112,7 @@ __all__ = [
     "Mount",
     "MountError",
     "NotFoundError",
+    "OpenImage",
     "OptionError",
     "Overlay",
     "Platform",

@@ -127,9 +127,13 @@ def walk(top: Node, path: bytes = b"") -> Iterator[tuple[bytes, Node]]:
 
 def _count_links(root: Node) -> None:
     seen: dict[int, int] = {}
-    for _, node in walk(root):
-        if node.children is None:
-            seen[id(node)] = node.links = seen.get(id(node), 0) + 1
+    todo = [root]
+    while todo:
+        for node in (todo.pop().children or {}).values():
+            if node.children is None:
+                seen[id(node)] = node.links = seen.get(id(node), 0) + 1
+            else:
+                todo.append(node)
 
 
 def _error(number: int, path: bytes) -> OSError:

@@ -117,19 +117,29 @@ class _Layer:
         self._warn = warn
         # Hard links whose other name did not come yet, by the names that lead to them.
         self._deferred: dict[tuple[bytes, ...], Entry] = {}
+        # Most entries have the parent of the one before: its path, and where that led.
+        self._parent: bytes | None = None
+        self._names: tuple[bytes, ...] = ()
+        self._directory = self.root
 
     def place(self, file: Indexed) -> None:
         entry = file.entry
         if not entry.path:
             self.root.file = file
             return
-        *parents, name = entry.path.split(b"/")
+        parent, _, name = entry.path.rpartition(b"/")
         if name.startswith(PREFIX):
-            self._hide(parents, name)
+            self._parent = None
+            self._hide(parent.split(b"/") if parent else [], name)
             return
-        place = self._resolve(parents)
-        directory = self._make(place.names)
-        own = (*place.names, name)
+        if parent != self._parent:
+            place = self._resolve(parent.split(b"/") if parent else [])
+            self._names, self._directory = tuple(place.names), self._make(place.names)
+            self._parent = parent
+        if entry.kind is not Kind.FILE:
+            self._parent = None
+        directory = self._directory
+        own = (*self._names, name)
         if entry.kind is Kind.HARDLINK:
             self._link(directory, own, entry)
             return

@@ -34,6 +34,7 @@ PUBLIC = [
     "Mount",
     "MountError",
     "NotFoundError",
+    "OpenImage",
     "OptionError",
     "Overlay",
     "Platform",

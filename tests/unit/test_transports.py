@@ -695,16 +695,18 @@ class TestCopy:
         copy(oci_layout.open_source(path), sink)
 
     def test_tells_how_many_bytes_went(self, tmp_path: Path) -> None:
-        seen: list[tuple[int | None, int]] = []
+        seen: list[tuple[int, int]] = []
 
         class Counting:
             @contextlib.contextmanager
             def task(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
                 counts: list[int] = []
                 yield counts.append
+                assert total is not None
                 seen.append((total, sum(counts)))
 
         image = TinyImage(b"one", b"two")
         source = oci_layout.open_source(layout(tmp_path / "from", (image, None)))
         copy(source, oci_layout.LayoutSink(tmp_path / "to"), progress=Counting())
-        assert seen == [(len(blob), len(blob)) for blob in image.blobs[:-1]]
+        # Several are written at once.
+        assert sorted(seen) == sorted((len(blob), len(blob)) for blob in image.blobs[:-1])

@@ -14,7 +14,7 @@ from tests.interop import peers
 from tests.interop.conftest import BuiltImage
 from tests.interop.image import context
 from tests.interop.normalise import as_docker_shows, as_podman_shows, without_root_time
-from tests.support.registries import Registry, installed
+from tests.support.registries import Registry
 from tests.support.tiny_images import layout_of_index, multi_platform, sha256
 
 PLAIN = "--tls-verify=false"
@@ -22,8 +22,7 @@ PLAIN = "--tls-verify=false"
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    if not installed():
-        pytest.skip("not installed: docker-registry")
+    peers.need("docker-registry", "skopeo")
     with Registry(tmp_path_factory.mktemp("registry")) as running:
         yield running
 

@@ -266,6 +266,25 @@ class TestPull:
         assert [seen.headers.get("Range") for seen in proxy.asked(str(layer))] == ["bytes=2000-", None]
         assert store.check(contents=True).problems == ()
 
+    @pytest.mark.parametrize("compress", [True, False])
+    @pytest.mark.parametrize("known", [1, 3, 4, 5000, None])
+    def test_goes_on_from_any_place(
+        self, registry: Registry, proxy: FaultProxy, store: Store, compress: bool, known: int | None
+    ) -> None:
+        image = TinyImage(b"any", tars=[noise(16)], compress=compress)
+        reference = through(proxy, registry, push(registry, f"pull/any:{compress}", image))
+        layer = image.layers[1]
+        with store.blobs.ingest(Digest.of(layer), len(layer)) as ingest:
+            ingest.write(layer[:known])
+        store.pull(reference)
+        asked = [seen.headers.get("Range") for seen in proxy.asked(str(Digest.of(layer)))]
+        assert asked == ([] if known is None else [f"bytes={known}-" if known > 3 else None])
+        assert store.blobs.is_whole(Digest.of(layer)) is compress
+        with store.blobs.open(Digest.of(layer)) as stream:
+            assert b"".join(iter(lambda: stream.read(1 << 20), b"")) == layer
+        assert store.check(contents=True).problems == ()
+        assert partial(store.root) == {}
+
 
 SCRIPT = """
 import sys

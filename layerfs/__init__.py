@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from layerfs.driver import Driver
     from layerfs.errors import (
         ArchiveError,
+        AuthenticationError,
         BudgetError,
         DocumentError,
         ExistsError,
+        Interrupted,
         InUseError,
         InvalidError,
         LayerError,
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
         NotFoundError,
         OptionError,
         ProcessError,
+        RateLimitError,
+        RegistryError,
         StoreError,
         TransportError,
+        UnreachableError,
         UnsupportedError,
+        UntrustedError,
         VerificationError,
     )
     from layerfs.images import Image
@@ -36,7 +42,9 @@ if TYPE_CHECKING:
     from layerfs.oci.manifest import Manifest
     from layerfs.oci.platform import Platform
     from layerfs.progress import Progress, Silent
+    from layerfs.reading import OpenImage
     from layerfs.reference import Reference
+    from layerfs.registry.credentials import Credentials
     from layerfs.store import Store
     from layerfs.tree.budget import Budget
     from layerfs.tree.change import Change, ChangeKind
@@ -51,10 +59,12 @@ _MODULES = {
     "layerfs.driver": ["Driver"],
     "layerfs.errors": [
         "ArchiveError",
+        "AuthenticationError",
         "BudgetError",
         "DocumentError",
         "ExistsError",
         "InUseError",
+        "Interrupted",
         "InvalidError",
         "LayerError",
         "LayerfsError",
@@ -62,9 +72,13 @@ _MODULES = {
         "NotFoundError",
         "OptionError",
         "ProcessError",
+        "RateLimitError",
+        "RegistryError",
         "StoreError",
         "TransportError",
+        "UnreachableError",
         "UnsupportedError",
+        "UntrustedError",
         "VerificationError",
     ],
     "layerfs.images": ["Image"],
@@ -75,7 +89,9 @@ _MODULES = {
     "layerfs.oci.manifest": ["Manifest"],
     "layerfs.oci.platform": ["Platform"],
     "layerfs.progress": ["Progress", "Silent"],
+    "layerfs.reading": ["OpenImage"],
     "layerfs.reference": ["Reference"],
+    "layerfs.registry.credentials": ["Credentials"],
     "layerfs.store": ["Store"],
     "layerfs.tree.budget": ["Budget"],
     "layerfs.tree.change": ["Change", "ChangeKind"],
@@ -85,6 +101,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "ArchiveError",
+    "AuthenticationError",
     "Bind",
     "Budget",
     "BudgetError",
@@ -92,6 +109,7 @@ __all__ = [
     "ChangeKind",
     "Compression",
     "Container",
+    "Credentials",
     "Descriptor",
     "Digest",
     "DocumentError",
@@ -102,6 +120,7 @@ __all__ = [
     "ImageConfig",
     "InUseError",
     "Index",
+    "Interrupted",
     "InvalidError",
     "Kind",
     "LayerError",
@@ -110,17 +129,22 @@ __all__ = [
     "Mount",
     "MountError",
     "NotFoundError",
+    "OpenImage",
     "OptionError",
     "Overlay",
     "Platform",
     "ProcessError",
     "Progress",
+    "RateLimitError",
     "Reference",
+    "RegistryError",
     "Silent",
     "Store",
     "StoreError",
     "TransportError",
+    "UnreachableError",
     "UnsupportedError",
+    "UntrustedError",
     "VerificationError",
     "__version__",
 ]

@@ -315,6 +315,14 @@ def test_a_file_of_certificates_that_holds_none(tls_registry: Registry, tmp_path
     assert str(tmp_path / "ca.crt") in str(error)
 
 
+def test_a_directory_of_certificates_that_is_not_there(tls_registry: Registry, tmp_path: Path) -> None:
+    error = failure(tls_registry.host, cert_dir=tmp_path / "none")
+    assert str(tmp_path / "none") in str(error)
+    (tmp_path / "client.cert").write_text("")
+    error = failure(tls_registry.host, cert_dir=tmp_path)
+    assert "client.cert has no .key beside it" in str(error)
+
+
 # ---- proxies of the environment
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from layerfs.oci.manifest import Manifest
     from layerfs.oci.platform import Platform
     from layerfs.progress import Progress, Silent
+    from layerfs.reading import OpenImage
     from layerfs.reference import Reference
     from layerfs.registry.credentials import Credentials
     from layerfs.store import Store
@@ -88,6 +89,7 @@ _MODULES = {
     "layerfs.oci.manifest": ["Manifest"],
     "layerfs.oci.platform": ["Platform"],
     "layerfs.progress": ["Progress", "Silent"],
+    "layerfs.reading": ["OpenImage"],
     "layerfs.reference": ["Reference"],
     "layerfs.registry.credentials": ["Credentials"],
     "layerfs.store": ["Store"],
@@ -127,6 +129,7 @@ __all__ = [
     "Mount",
     "MountError",
     "NotFoundError",
+    "OpenImage",
     "OptionError",
     "Overlay",
     "Platform",

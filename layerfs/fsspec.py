@@ -17,14 +17,14 @@ import errno
 import os
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from layerfs.errors import LayerfsError
 from layerfs.reading import OpenImage
-from layerfs.seekable.merged import Node
+from layerfs.seekable.overlaying import Node
 from layerfs.store import Store
 from layerfs.tree.entry import Kind
 
@@ -106,7 +106,7 @@ class LayerfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
         **options: Any,
     ) -> LayerfsFile:
         if mode != "rb":
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+            self._refuse(path)
         name, inner = self._part(self._strip_protocol(path))
         if name is None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
@@ -132,6 +132,11 @@ class LayerfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
         import datetime
 
         return datetime.datetime.fromtimestamp(self.info(path)["mtime"], datetime.UTC)
+
+    def _refuse(self, path: str, *_: Any, **options: Any) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    mkdir = makedirs = rmdir = rm_file = _rm = cp_file = mv = _refuse
 
     def _part(self, path: str) -> tuple[str | None, bytes]:
         """Part a path into image and path within."""

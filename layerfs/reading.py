@@ -14,6 +14,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, Protocol, Self, runtime_checkable
 
 from layerfs import linux
@@ -29,7 +30,8 @@ from layerfs.oci.manifest import Manifest
 from layerfs.oci.platform import Platform
 from layerfs.seekable.extent import Extent, Indexed
 from layerfs.seekable.layer import IndexedLayer, open_layer
-from layerfs.seekable.merged import Contents, MergedTree, Node
+from layerfs.seekable.merged import Contents, MergedTree
+from layerfs.seekable.overlaying import Node
 from layerfs.seekable.ranges import FileRanges, Ranges
 from layerfs.seekable.table import build_table
 from layerfs.seekable.tables import Tables
@@ -38,6 +40,7 @@ from layerfs.tree.budget import Budget
 from layerfs.tree.entry import Kind
 from layerfs.tree.toc import read_toc
 
+_AT_ONCE = 8
 _BENEATH = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -159,7 +162,13 @@ def open_from(
     resolved = source.manifest(name, platform=platform)
     manifest = Manifest.parse(resolved.raw, resolved.descriptor.media_type)
     with contextlib.ExitStack() as opened:
-        layers = [_foreign(source, each, opened, spool, budget=budget, warn=warn) for each in manifest.layers]
+
+        def layer(descriptor: Descriptor) -> Contents:
+            return _foreign(source, descriptor, opened, spool, budget=budget, warn=warn)
+
+        # Far away, an index takes the time of an answer or two.
+        with ThreadPoolExecutor(_AT_ONCE, "layerfs-reading") as threads:
+            layers = list(threads.map(layer, manifest.layers))
         return OpenImage(MergedTree(layers, budget=budget, warn=warn), opened.pop_all())
 
 

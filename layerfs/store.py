@@ -440,13 +440,16 @@ class Store:
             return False
         return True
 
-    def read_image(self, image: str, *, platform: Platform | None = None) -> OpenImage:
+    def read_image(
+        self, image: str, *, platform: Platform | None = None, options: Options | None = None
+    ) -> OpenImage:
         """Open an image for reading its files, without unpacking it; the caller closes it.
 
         Args:
             image: what `Images.get` takes, or a place as `pull` takes them, with its transport:
                 ``oci:DIR[:TAG]``, ``docker://HOST/REPOSITORY[:TAG]``, ...
             platform: which image of several that a place has; this machine's when None.
+            options: how a registry is spoken with.
 
         Raises:
             NotFoundError: there is no such image.
@@ -459,7 +462,9 @@ class Store:
             place = transports.parse(image)
             with contextlib.ExitStack() as opened:
                 source = opened.enter_context(
-                    closing(place.source(spool=self._spool, budget=self._budget, warn=self._warn))
+                    closing(
+                        place.source(spool=self._spool, budget=self._budget, warn=self._warn, options=options)
+                    )
                 )
                 found = reading.open_from(
                     source, place.name, platform=platform, spool=self._spool, budget=self._budget,

@@ -18,6 +18,8 @@ from layerfs.cli.parser import GLOBAL_OPTIONS, CommandParser, build
 # What the argument of this metavar is completed with; a choice of words is completed with those.
 KINDS = {
     "IMAGE": "images",
+    "IMAGE:PATH": "images",
+    "IMAGE[:PATH]": "images",
     "CONTAINER": "containers",
     "IMAGE-or-CONTAINER": "both",
     "TARGET-or-NAME": "containers",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from layerfs.reading import OpenImage
-    from layerfs.seekable.merged import Node
+    from layerfs.seekable.overlaying import Node
 
     Test = Callable[[bytes, Node], bool]
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import stat
 import sys
 import time
 
-from layerfs.cli import finding, output
+from layerfs.cli import finding, output, registry_options
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
+from layerfs.cli.copy_options import add_platform, platform_of
 from layerfs.cli.parser import CommandParser
 from layerfs.errors import LayerfsError
 
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from layerfs.reading import OpenImage
-    from layerfs.seekable.merged import Node
+    from layerfs.seekable.overlaying import Node
     from layerfs.store import Store
 
-_WHERE = "an image's name or id, or oci:DIR:TAG and the like; then a colon and the path"
+_WHERE = "an image's name or id, or oci:DIR:TAG, docker://HOST/NAME:TAG and the like; then : and the path"
 _HALF_A_YEAR = 182 * 86400
 _LARGEST_LIST = 1 << 20
 
@@ -52,11 +54,15 @@ def split_place(text: str, is_image: Callable[[str], bool]) -> tuple[str, bytes]
 class _Reader:
     """Opens the images of a command line, each once."""
 
-    def __init__(self, store: Store, program: str) -> None:
+    def __init__(self, store: Store, program: str, arguments: argparse.Namespace) -> None:
         self._store = store
+        self._arguments = arguments
         self._program = program
         self._open: dict[str, OpenImage] = {}
         self.status = 0
+        # A tree of many files is made of as many objects, and looking for garbage among them takes half of
+        # the time; there is none, and this process ends soon.
+        gc.disable()
 
     def each(self, places: list[str], action: Callable[[OpenImage, str, bytes], None], failed: int) -> int:
         """Do `action` for every place, tell each failure, and give the exit status."""
@@ -66,7 +72,7 @@ class _Reader:
                     name, path = split_place(place, self._store.has_image)
                     image = self._open.get(name)
                     if image is None:
-                        image = self._open[name] = self._store.read_image(name)
+                        image = self._open[name] = self._read(name)
                     action(image, name, path)
                 except (LayerfsError, OSError) as error:
                     if isinstance(error, BrokenPipeError):
@@ -76,6 +82,10 @@ class _Reader:
             for image in self._open.values():
                 image.close()
         return self.status
+
+    def _read(self, name: str) -> OpenImage:
+        platform, options = platform_of(self._arguments), registry_options.read(self._arguments)
+        return self._store.read_image(name, platform=platform, options=options)
 
     def tell(self, error: LayerfsError | OSError, status: int) -> None:
         """Tell the user of a failure, as the program of that name does."""
@@ -93,6 +103,8 @@ class _Reader:
 
 def _configure_cat(parser: CommandParser) -> None:
     parser.add_argument("places", metavar="IMAGE:PATH", nargs="+", help=_WHERE)
+    add_platform(parser)
+    registry_options.add(parser)
 
 
 def _cat(context: Context, arguments: argparse.Namespace) -> int:
@@ -102,7 +114,7 @@ def _cat(context: Context, arguments: argparse.Namespace) -> int:
 
     with context.open_store() as store:
         sys.stdout.flush()
-        status = _Reader(store, "cat").each(arguments.places, write, 1)
+        status = _Reader(store, "cat", arguments).each(arguments.places, write, 1)
         sys.stdout.buffer.flush()
         return status
 
@@ -118,6 +130,8 @@ def _configure_ls(parser: CommandParser) -> None:
     parser.flag("-l", help="show type, mode, links, owner, size and time")
     parser.flag("-n", "--numeric-uid-gid", help="as -l, with owners as numbers")
     parser.flag("-R", "--recursive", help="show directories below, too")
+    add_platform(parser)
+    registry_options.add(parser)
 
 
 def _ls(context: Context, arguments: argparse.Namespace) -> int:
@@ -128,7 +142,7 @@ def _ls(context: Context, arguments: argparse.Namespace) -> int:
     def show(image: OpenImage, name: str, path: bytes) -> None:
         nonlocal blocks
         lists = _Lists(image, arguments)
-        node = image.tree.find(path, follow=not (arguments.l or arguments.directory or arguments.recursive))
+        node = image.tree.find(path, follow=not (lists.long or arguments.directory))
         if node.children is None or arguments.directory:
             if context.json:
                 rows.append(_described(path, node))
@@ -150,7 +164,7 @@ def _ls(context: Context, arguments: argparse.Namespace) -> int:
             lists.lines(entries)
 
     with context.open_store() as store:
-        status = _Reader(store, "ls").each(arguments.places, show, 2)
+        status = _Reader(store, "ls", arguments).each(arguments.places, show, 2)
     if context.json:
         output.document(rows)
     return status
@@ -276,6 +290,8 @@ def _described(path: bytes, node: Node) -> dict[str, object]:
 def _configure_find(parser: CommandParser) -> None:
     parser.add_argument("places", metavar="IMAGE[:PATH]", nargs="+", help=_WHERE)
     finding.configure(parser)
+    add_platform(parser)
+    registry_options.add(parser)
 
 
 def _find(context: Context, arguments: argparse.Namespace) -> int:
@@ -291,7 +307,7 @@ def _find(context: Context, arguments: argparse.Namespace) -> int:
                 sys.stdout.write((os.fsdecode(found) if arguments.print0 else _shown(found)) + end)
 
     with context.open_store() as store:
-        status = _Reader(store, "find").each(arguments.places, search, 1)
+        status = _Reader(store, "find", arguments).each(arguments.places, search, 1)
     if context.json:
         output.document(rows)
     return status

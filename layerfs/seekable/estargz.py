@@ -17,7 +17,7 @@ from layerfs.digest import Digest
 from layerfs.errors import BudgetError, InvalidError, LayerError, VerificationError
 from layerfs.seekable.bodies import pieces_of, read_body
 from layerfs.seekable.extent import Chunk, Extent, Indexed
-from layerfs.seekable.ranges import Ranges
+from layerfs.seekable.ranges import Ranges, tail_of
 from layerfs.seekable.toc_json import read_entries
 from layerfs.tree.budget import Budget
 from layerfs.tree.entry import Entry, Kind
@@ -36,8 +36,6 @@ _FOOTER: Final = 51
 _BEFORE: Final = b"\x1a\0SG\x16\0"
 _AFTER: Final = b"STARGZ"
 _DIGITS: Final = frozenset(b"0123456789abcdefABCDEF")
-# Asked for first: the table of a layer with some thousand files, and the footer, in one request.
-_TAIL: Final = 128 << 10
 
 
 def format_footer(offset: int) -> bytes:
@@ -145,7 +143,7 @@ def open_estargz(
     """
     if ranges.size < _FOOTER:
         return None
-    tail = ranges.read_at(ranges.size - min(_TAIL, ranges.size), min(_TAIL, ranges.size))
+    tail = tail_of(ranges)
     start = parse_footer(tail[-_FOOTER:])
     if start is None:
         return None

@@ -1,8 +1,6 @@
 """The merged tree of an image's layers as data: what a mount of it would show, out of entries alone.
 
-The rules are those by which layers are applied (image-spec layer.md, "Applying Changesets"): whiteouts and
-opaque directories hide what older layers have, a directory's entry changes an older directory, everything
-else replaces.
+`overlaying` has the rules by which layers are applied.
 """
 
 from __future__ import annotations
@@ -12,15 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from errno import ELOOP, ENOENT, ENOTDIR
 from typing import Final, Protocol
 
-from layerfs.errors import BudgetError, printable
 from layerfs.seekable.extent import Indexed
+from layerfs.seekable.overlaying import Node, implied, overlay
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
-from layerfs.tree.entry import Entry, Kind
-from layerfs.tree.whiteouts import OPAQUE, PREFIX
+from layerfs.tree.entry import Kind
 
 # As the kernel has it (path_resolution(7)).
 _MOST_LINKS: Final = 40
-_IMPLIED: Final = 0o755
 
 
 class Contents(Protocol):
@@ -35,37 +31,17 @@ class Contents(Protocol):
         ...
 
 
-class Node:
-    """A file of the tree, of whatever type; hard links are one node under several names.
-
-    `file` is its entry as its layer has it; `links` counts its names; `children` are a directory's, by name.
-    """
-
-    __slots__ = ("children", "file", "layer", "links")
-
-    def __init__(self, file: Indexed, layer: int) -> None:
-        self.file = file
-        self.layer = layer
-        self.links = 1
-        self.children: dict[bytes, Node] | None = {} if file.entry.kind is Kind.DIRECTORY else None
-
-    @property
-    def entry(self) -> Entry:
-        """What it is."""
-        return self.file.entry
-
-
 class MergedTree:
     """The tree of some layers, bottom first.
 
     Args:
         layers: read here once, and kept for `read`; stay the caller's.
-        budget: bounds how many files there may be.
+        budget: bounds how deep it may be.
         warn: told, one sentence each, what was odd.
 
     Raises:
         LayerfsError: a layer's entries cannot be read.
-        BudgetError: there are more than the budget allows.
+        BudgetError: they ask for more than the budget.
     """
 
     def __init__(
@@ -76,15 +52,10 @@ class MergedTree:
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._layers = layers
-        self._warn = warn
-        self.root = _implied(-1)
-        count = 0
+        self.root = implied(-1)
         for number, layer in enumerate(layers):
-            found = list(layer.entries())
-            count += len(found)
-            if count > budget.entries:
-                raise BudgetError(f"an image of more than {budget.entries} entries")
-            self._apply(found, number)
+            self.root = overlay(self.root, layer.entries(), number, depth=budget.depth, warn=warn)
+        _count_links(self.root)
 
     def find(self, path: bytes, *, follow: bool = True) -> Node:
         """Look a path up, as a process would whose root is the tree's.
@@ -142,88 +113,6 @@ class MergedTree:
         """
         return self._layers[node.layer].read(node.file, offset, size)
 
-    def _apply(self, found: list[Indexed], number: int) -> None:
-        # Whiteouts first, wherever they stand: they concern older layers alone.
-        for file in found:
-            name = file.entry.path.rpartition(b"/")[2]
-            if name.startswith(PREFIX):
-                self._hide(file.entry.path, name)
-        links = []
-        for file in found:
-            entry = file.entry
-            if entry.path.rpartition(b"/")[2].startswith(PREFIX):
-                continue
-            if entry.kind is Kind.HARDLINK:
-                links.append(entry)
-            else:
-                self._put(file, number)
-        while links:
-            # A link may lead to a name that is itself one, further on.
-            left = [entry for entry in links if not self._link(entry, number)]
-            if len(left) == len(links):
-                for entry in left:
-                    self._warn(f"hard link {printable(entry.path)!r} to nothing left out")
-                return
-            links = left
-
-    def _hide(self, path: bytes, name: bytes) -> None:
-        parts = path.split(b"/")[:-1]
-        directory: Node | None = self.root
-        for part in parts:
-            directory = directory.children.get(part) if directory and directory.children else None
-        if directory is None or directory.children is None:
-            return
-        if name == OPAQUE:
-            directory.children.clear()
-        else:
-            hidden = directory.children.pop(name[len(PREFIX) :], None)
-            if hidden is not None:
-                hidden.links -= 1
-
-    def _put(self, file: Indexed, number: int) -> None:
-        entry = file.entry
-        if not entry.path:
-            self.root.file, self.root.layer = file, number
-            return
-        *parents, name = entry.path.split(b"/")
-        children = self._directory(parents, number)
-        old = children.get(name)
-        if old is not None and old.children is not None and entry.kind is Kind.DIRECTORY:
-            old.file, old.layer = file, number
-            return
-        self._replace(children, name, Node(file, number))
-
-    def _link(self, entry: Entry, number: int) -> bool:
-        node: Node | None = self.root
-        for part in entry.target.split(b"/"):
-            node = node.children.get(part) if node is not None and node.children else None
-        if node is None or node.children is not None:
-            return False
-        *parents, name = entry.path.split(b"/")
-        children = self._directory(parents, number)
-        if children.get(name) is not node:
-            node.links += 1
-            self._replace(children, name, node)
-        return True
-
-    def _replace(self, children: dict[bytes, Node], name: bytes, node: Node) -> None:
-        old = children.get(name)
-        if old is not None:
-            old.links -= 1
-        children[name] = node
-
-    def _directory(self, parts: list[bytes], number: int) -> dict[bytes, Node]:
-        node = self.root
-        for part in parts:
-            assert node.children is not None
-            below = node.children.get(part)
-            if below is None or below.children is None:
-                below = _implied(number)
-                node.children[part] = below
-            node = below
-        assert node.children is not None
-        return node.children
-
 
 def walk(top: Node, path: bytes = b"") -> Iterator[tuple[bytes, Node]]:
     """Give everything below a directory with its path, names sorted, a directory before what is in it."""
@@ -236,8 +125,15 @@ def walk(top: Node, path: bytes = b"") -> Iterator[tuple[bytes, Node]]:
             todo.append((here + b"/" + name if here else name, node.children[name]))
 
 
-def _implied(number: int) -> Node:
-    return Node(Indexed(Entry(b"", Kind.DIRECTORY, _IMPLIED), None, None), number)
+def _count_links(root: Node) -> None:
+    seen: dict[int, int] = {}
+    todo = [root]
+    while todo:
+        for node in (todo.pop().children or {}).values():
+            if node.children is None:
+                seen[id(node)] = node.links = seen.get(id(node), 0) + 1
+            else:
+                todo.append(node)
 
 
 def _error(number: int, path: bytes) -> OSError:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from layerfs.errors import LayerError
 from layerfs.tree.entry import Entry, Kind
 from layerfs.tree.names import split
 from layerfs.tree.whiteouts import AUFS_PREFIX, OPAQUE, PREFIX
+
+_LONGEST_TARGET: Final = 4095  # PATH_MAX of <linux/limits.h>, and its NUL
 
 
 def normalised(entry: Entry, warn: Callable[[str], None]) -> Entry | None:
@@ -19,6 +22,8 @@ def normalised(entry: Entry, warn: Callable[[str], None]) -> Entry | None:
     parts = split(entry.path, strict=False, warn=warn)
     if entry.kind is Kind.CHARACTER and entry.device == (0, 0):
         raise LayerError("a character device 0:0 would hide files of older layers", entry=entry.path)
+    if len(entry.target) > _LONGEST_TARGET:
+        raise LayerError(f"a link to more than {_LONGEST_TARGET} bytes", entry=entry.path)
     if not parts and entry.kind is not Kind.DIRECTORY:
         raise LayerError("the root of a layer must be a directory", entry=entry.path)
     if b".wh." in entry.path:

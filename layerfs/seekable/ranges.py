@@ -9,6 +9,17 @@ from layerfs.errors import VerificationError
 
 # What one request asks for at most when more is wanted soon.
 AT_ONCE: Final = 4 << 20
+_LEAST_TAIL: Final = 16 << 10
+_LONGEST_TAIL: Final = 256 << 10
+
+
+def tail_of(ranges: Ranges) -> bytes:
+    """Give the end of a blob: a footer, and with luck the table of contents before it, in one request.
+
+    A table of contents is about a hundredth of its layer.
+    """
+    size = min(ranges.size, max(_LEAST_TAIL, min(ranges.size // 32, _LONGEST_TAIL)))
+    return ranges.read_at(ranges.size - size, size)
 
 
 class Ranges(Protocol):

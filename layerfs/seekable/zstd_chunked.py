@@ -17,7 +17,7 @@ from layerfs.digest import Digest
 from layerfs.errors import BudgetError, LayerError, VerificationError
 from layerfs.seekable.bodies import pieces_of, read_body
 from layerfs.seekable.extent import Extent, Indexed
-from layerfs.seekable.ranges import Ranges
+from layerfs.seekable.ranges import Ranges, tail_of
 from layerfs.seekable.toc_json import read_entries
 from layerfs.tree.budget import Budget
 
@@ -34,8 +34,6 @@ MAGIC: Final = b"GNUlInUx"
 CRFS: Final = 1
 _OLD_FOOTER: Final = struct.Struct("<4Q8s")
 _OLD_MAGIC: Final = b"GnUlInUx"
-# Asked for first where no annotation says where the table is.
-_TAIL: Final = 128 << 10
 
 
 class Position(NamedTuple):
@@ -127,8 +125,7 @@ def open_zstd_chunked(
         promised, text = annotated
         position = _parse_position(text)
     else:
-        size = min(_TAIL, ranges.size)
-        tail = ranges.read_at(ranges.size - size, size)
+        tail = tail_of(ranges)
         found = parse_footer(tail)
         if found is None:
             return None

@@ -447,10 +447,20 @@ class LayerTree:
             return False
         self._lose()
         if stat.S_ISDIR(found.st_mode):
+            if self._any_opaque and self._is_opaque(name):
+                # What lies below stays hidden, should a directory come in its place once more.
+                self._buried.add((*self.here, name))
             remove_tree(self.directory, name)
         else:
             os.unlink(name, dir_fd=self.directory)
         return True
+
+    def _is_opaque(self, name: bytes) -> bool:
+        directory = os.open(name, OPEN_DIRECTORY, dir_fd=self.directory)
+        try:
+            return self._whiteouts.is_opaque(directory)
+        finally:
+            os.close(directory)
 
     def hide(self, parts: Sequence[bytes], name: bytes) -> bool:
         """Apply a whiteout: hide `name` of the layers below, keep the layer's own.

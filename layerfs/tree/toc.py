@@ -135,22 +135,31 @@ def read_places(stream: Readable) -> Iterator[tuple[Entry, str | None, Place | N
     Raises:
         StoreError: it is not one.
     """
-    for number, line in enumerate(_lines(stream), 1):
+    number = 0
+    for lines in _lines(stream):
         try:
-            members = json.loads(line)
-            place = Place(members["at"], tuple(members.get("pieces", ()))) if "at" in members else None
-            yield *_parse(members), place
+            # Line by line would take twice as long.
+            for members in json.loads(b"[%b]" % lines.replace(b"\n", b",")):
+                number += 1
+                place = Place(members["at"], tuple(members.get("pieces", ()))) if "at" in members else None
+                yield *_parse(members), place
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"line {number} of a table of contents cannot be read: {error}") from error
+            raise StoreError(
+                f"a table of contents cannot be read from line {number + 1} on: {error}"
+            ) from error
 
 
 def _lines(stream: Readable) -> Iterator[bytes]:
+    """Give pieces of whole lines, without the last line's end."""
     with open_decompressed(stream) as plain:
         rest = b""
         while data := plain.read(_READ):
-            lines = (rest + data).split(b"\n")
-            rest = lines.pop()
-            yield from lines
+            whole, newline, data = data.rpartition(b"\n")
+            if newline:
+                yield rest + whole
+                rest = data
+            else:
+                rest += data
         if rest:
             yield rest
 

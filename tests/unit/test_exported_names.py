@@ -37,6 +37,7 @@ PUBLIC = [
     "Mount",
     "MountError",
     "NotFoundError",
+    "OpenImage",
     "OptionError",
     "Overlay",
     "Platform",

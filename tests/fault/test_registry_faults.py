@@ -279,8 +279,8 @@ def test_the_host_is_no_registry() -> None:
 
     with listening(greet) as host:
         error = failure(host)
-    assert isinstance(error, UnreachableError)
-    assert error.hint
+    assert str(error) == f"{host} does not speak HTTP: something else than a registry answers there"
+    assert "HOST[:PORT]" in (error.hint or "")
 
 
 def test_a_plain_http_server_is_not_spoken_to_without_being_asked(registry: Registry) -> None:

@@ -33,8 +33,7 @@ def context(directory: Path | None, *, verify: bool, client: bool) -> ssl.SSLCon
         client: show the server our own certificate.
 
     Raises:
-        InvalidError: a file there is no certificate, or lacks its other half.
-        OSError: one cannot be read.
+        InvalidError: a file there is no certificate, lacks its other half, or cannot be read.
     """
     import ssl
 
@@ -45,22 +44,36 @@ def context(directory: Path | None, *, verify: bool, client: bool) -> ssl.SSLCon
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         made.check_hostname = False
         made.verify_mode = ssl.CERT_NONE
-    for path in sorted(directory.iterdir()) if directory is not None else ():
+    for path in _files(directory):
         try:
             if path.suffix == ".crt":
                 made.load_verify_locations(cafile=path)
             elif path.suffix == ".cert" and client:
-                key = path.with_suffix(".key")
-                if not key.exists():
-                    raise InvalidError(f"{path} has no key beside it", hint=f"put it into {key}")
-                made.load_cert_chain(path, key)
-            elif path.suffix == ".key" and not path.with_suffix(".cert").exists():
-                raise InvalidError(
-                    f"{path} has no certificate beside it", hint=f"put it into {path.with_suffix('.cert')}"
-                )
+                made.load_cert_chain(path, _other_half(path, ".key"))
+            elif path.suffix == ".key":
+                _other_half(path, ".cert")
         except ssl.SSLError as error:
             raise InvalidError(
                 f"{path} cannot be used: {error.reason or 'it holds no certificate in PEM'}",
                 hint="*.crt hold authorities, *.cert and *.key our own (containers-certs.d(5))",
             ) from error
+        except OSError as error:
+            raise InvalidError(f"{path} cannot be read: {error.strerror}") from error
     return made
+
+
+def _files(directory: Path | None) -> list[Path]:
+    try:
+        return sorted(directory.iterdir()) if directory is not None else []
+    except OSError as error:
+        raise InvalidError(
+            f"there are no certificates to be read in {directory}: {error.strerror}",
+            hint="--cert-dir names a directory of *.crt, *.cert and *.key",
+        ) from error
+
+
+def _other_half(path: Path, suffix: str) -> Path:
+    other = path.with_suffix(suffix)
+    if not other.exists():
+        raise InvalidError(f"{path} has no {suffix} beside it", hint=f"put it into {other}")
+    return other

@@ -74,6 +74,7 @@ def from_exception(error: Exception, host: str, *, proxy: str | None = None) -> 
         host: whom we spoke with, as messages name it.
         proxy: the proxy's URL, if one stands between.
     """
+    import http.client
     import socket
     import ssl
 
@@ -113,6 +114,12 @@ def from_exception(error: Exception, host: str, *, proxy: str | None = None) -> 
                 hint="try again; what was fetched already is kept",
             )
     for each in chain:
+        if isinstance(each, http.client.BadStatusLine) and not isinstance(each, ConnectionError):
+            return UnreachableError(
+                f"{host} does not speak HTTP: something else than a registry answers there",
+                lasting=True,
+                hint="check host and port of the name: HOST[:PORT]/REPOSITORY[:TAG]",
+            )
         if isinstance(each, OSError) and each.errno is not None and not isinstance(each, ConnectionError):
             return UnreachableError(
                 f"{host} cannot be reached: {each.strerror or each}",

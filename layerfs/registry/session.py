@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from layerfs.errors import (
     LayerfsError,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from layerfs.registry.credentials import Credentials
     from layerfs.registry.mirrors import Endpoint
     from layerfs.registry.repository import Repository
+    from layerfs.registry.tokens import Fetch
 
     Body = bytes | Callable[[], Iterable[bytes]] | Iterable[bytes] | None
 
@@ -71,9 +72,9 @@ class _State:
         self.process = os.getpid()
         self.connections = Connections(session.options)
         self.lock = threading.Lock()
-        self.origins: dict[str, Origin] = dict(before.origins) if before else {}
+        self.origins: dict[tuple[str, bool], Origin] = dict(before.origins) if before else {}
         self.credentials: dict[Endpoint, Credentials | None] = dict(before.credentials) if before else {}
-        self.doors: dict[tuple[Origin, Credentials | None], Doorkeeper] = {}
+        self.doors: dict[tuple[Origin, Trust, Credentials | None], Doorkeeper] = {}
         # Closed or collected in a child, its sockets' numbers could by then be another's.
         self.before = before
         if before is not None:
@@ -143,12 +144,13 @@ class Session:
         Raises:
             UnreachableError: it does not answer.
         """
-        found = self.state.origins.get(endpoint.host)
+        lax = self.is_lax(endpoint)
+        key = (endpoint.host, lax)
+        found = self.state.origins.get(key)
         if found is not None:
             return found
         name, port = split_host(HUB_SERVER if endpoint.host == HUB else endpoint.host)
         origin = Origin("https", name, port or 443)
-        lax = self.is_lax(endpoint)
         if lax or (is_loopback(name) and self.options.tls_verify is None):
             plain = Origin("http", name, port or 80)
             try:
@@ -160,7 +162,7 @@ class Session:
                     raise
                 self._probe(plain, endpoint)
                 origin = plain
-        self.state.origins[endpoint.host] = origin
+        self.state.origins[key] = origin
         return origin
 
     def _probe(self, origin: Origin, endpoint: Endpoint) -> None:
@@ -181,24 +183,19 @@ class Session:
     def door(self, endpoint: Endpoint, origin: Origin, *, given: Credentials | None = None) -> Doorkeeper:
         """Give the authorization for a repository: of `given`, else of the credentials found for it."""
         credentials = given or self._credentials(endpoint)
+        trust = self.trust(endpoint, origin)
         state = self.state
         with state.lock:
-            found = state.doors.get((origin, credentials))
+            found = state.doors.get((origin, trust, credentials))
             if found is None:
-                trust = self.trust(endpoint, origin)
+                # Names that only the proxy knows are not asked for here.
                 resolve = None if proxies.proxy_for(origin, self.options.environment) else _addresses
-                found = Doorkeeper(
-                    endpoint.host,
-                    origin,
-                    credentials,
-                    self.fetcher(origin, trust),
-                    trust=trust,
-                    resolve=resolve,
-                )
-                state.doors[origin, credentials] = found
+                fetch = self.fetcher(origin, trust)
+                found = Doorkeeper(endpoint.host, origin, credentials, fetch, trust=trust, resolve=resolve)
+                state.doors[origin, trust, credentials] = found
             return found
 
-    def fetcher(self, registry: Origin, trust: Trust) -> Any:
+    def fetcher(self, registry: Origin, trust: Trust) -> Fetch:
         """Make what asks a token server, on behalf of a registry."""
 
         def fetch(method: str, url: str, *, headers: Mapping[str, str], body: bytes | None = None) -> Answer:
@@ -208,14 +205,9 @@ class Session:
                 last = attempt + 1 == self.options.attempts
                 try:
                     answer = self._answer(
-                        method,
-                        url,
-                        origin=origin,
-                        trust=own,
-                        host=origin.authority,
-                        headers=headers,
+                        method, url, origin=origin, trust=own, host=origin.authority, headers=headers,
                         body=body,
-                    )
+                    )  # fmt: skip
                 except UnreachableError as error:
                     # Whoever needs the token must not begin all of this again.
                     error.lasting = error.lasting or last
@@ -267,7 +259,7 @@ class Session:
     def _once(self, request: Request, endpoint: Endpoint, door: Doorkeeper) -> Answer:
         """Send a request, let in where that is asked for, and follow redirects."""
         home = door.origin
-        url, method, refused = request.url, request.method, 0
+        method, url, refused = request.method, request.url, 0
         used: str | None = None
         for _ in range(_MOST_REDIRECTS + 3):
             origin = Origin.of(url)
@@ -278,7 +270,7 @@ class Session:
                     headers["Authorization"] = used
             answer = self._answer(
                 method, url, origin=origin, trust=self.trust(endpoint, origin), host=_name(origin, endpoint),
-                headers=headers, body=request.data() if method == request.method else None,
+                headers=headers, body=request.data(),
             )  # fmt: skip
             if answer.status == 401 and origin == home and refused < 2 and 401 not in request.expect:
                 refused += 1
@@ -329,13 +321,14 @@ class Session:
         return Answer(response, url, host=host)
 
     def _credentials(self, endpoint: Endpoint) -> Credentials | None:
-        key = endpoint
         known = self.state.credentials
-        if key not in known:
+        if endpoint not in known:
             # What was given on the command line is for the registry that was named.
             options = replace(self.options, creds=None) if endpoint.is_mirror else self.options
-            known[key] = credential_files.find(endpoint.host, endpoint.repository, options, warn=self.warn)
-        return known[key]
+            known[endpoint] = credential_files.find(
+                endpoint.host, endpoint.repository, options, warn=self.warn
+            )
+        return known[endpoint]
 
     # ---- pauses
 

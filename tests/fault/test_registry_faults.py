@@ -279,8 +279,8 @@ def test_the_host_is_no_registry() -> None:
 
     with listening(greet) as host:
         error = failure(host)
-    assert isinstance(error, UnreachableError)
-    assert error.hint
+    assert str(error) == f"{host} does not speak HTTP: something else than a registry answers there"
+    assert "HOST[:PORT]" in (error.hint or "")
 
 
 def test_a_plain_http_server_is_not_spoken_to_without_being_asked(registry: Registry) -> None:
@@ -313,6 +313,14 @@ def test_a_file_of_certificates_that_holds_none(tls_registry: Registry, tmp_path
     (tmp_path / "ca.crt").write_text("nothing")
     error = failure(tls_registry.host, cert_dir=tmp_path)
     assert str(tmp_path / "ca.crt") in str(error)
+
+
+def test_a_directory_of_certificates_that_is_not_there(tls_registry: Registry, tmp_path: Path) -> None:
+    error = failure(tls_registry.host, cert_dir=tmp_path / "none")
+    assert str(tmp_path / "none") in str(error)
+    (tmp_path / "client.cert").write_text("")
+    error = failure(tls_registry.host, cert_dir=tmp_path)
+    assert "client.cert has no .key beside it" in str(error)
 
 
 # ---- proxies of the environment

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.support.authority import Authority
 from tests.support.commandline import Done
 from tests.support.registries import PASSWORD, USER, Registry, put_artifact
 from tests.support.terminals import on_terminal
+from tests.support.tiny_images import TinyImage, layout_files, write_files
 from tests.support.token_server import TokenServer
 
 
@@ -202,3 +204,47 @@ def test_stored_credentials_are_used(basic_registry: Registry, home: Home) -> No
     assert home.run("tags", name).status == 1
     sign_in(home, basic_registry)
     assert home.good("tags", name) == "1\n"
+
+
+@pytest.fixture(scope="module")
+def secure(registries: Path, authority: Authority) -> Iterator[Registry]:
+    """Run a registry whose tokens and whose answers all go by TLS, as out in the world."""
+    pair = authority.issue("127.0.0.1")
+    with (
+        TokenServer(registries / "secure-tokens", tls=pair) as tokens,
+        Registry(registries / "secure", auth=tokens.settings(), tls=pair) as registry,
+    ):
+        yield registry
+
+
+def test_images_come_and_go_by_tls_with_tokens(
+    secure: Registry, authority: Authority, home: Home, tmp_path: Path
+) -> None:
+    layout, copied = f"oci:{tmp_path / 'layout'}:1", f"oci:{tmp_path / 'copied'}:1"
+    tiny = TinyImage(b"one", b"two")
+    write_files(tmp_path / "layout", layout_files([tiny.entry(name="1")], tiny.blobs))
+    image, other = f"docker://{secure.host}/team/app:1", f"docker://{secure.host}/team/other:1"
+    trusting = ("--cert-dir", str(authority.certs_d("known")))
+    refused = home.run("copy", *trusting, layout, image)
+    assert (refused.status, "is not for everybody" in refused.err) == (1, True)
+    assert sign_in(home, secure, *trusting).status == 0
+    digest = home.good("copy", *trusting, layout, image)
+    assert home.good("copy", *trusting, image, other) == digest
+    assert home.good("copy", *trusting, other, copied) == digest
+    assert home.good("tags", *trusting, other) == "1\n"
+    home.good("delete", *trusting, image)
+    home.good("logout", secure.host)
+    assert home.run("copy", *trusting, other, copied).status == 1
+
+
+def test_a_token_server_without_tls_gets_no_password_for_a_registry_with_it(
+    registries: Path, authority: Authority, token_server: TokenServer, home: Home
+) -> None:
+    tls = authority.issue("127.0.0.1")
+    with Registry(registries / "mixed", auth=token_server.settings(), tls=tls) as registry:
+        token_server.requests.clear()
+        done = sign_in(home, registry, "--cert-dir", str(authority.certs_d("known")))
+    assert done.status == 1
+    assert f"wants our credentials sent to {token_server.url}, without TLS" in done.err
+    assert "nothing was sent" in done.err
+    assert token_server.requests == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.errors import InvalidError, NotFoundError, UntrustedError
+from layerfs.errors import InvalidError, NotFoundError, UnreachableError, UntrustedError
 from layerfs.reference import Reference
 from layerfs.registry import credential_files, manifests, mirrors
 from layerfs.registry.credentials import Credentials
@@ -229,3 +229,16 @@ def test_credentials_that_were_given_do_not_go_to_a_mirror(basic_registry: Regis
             manifests.get(session.repository(Reference.parse("origin.test/given:1")), "1")
         assert mirror.asked("manifests")
         assert not [seen for seen in mirror.requests if "Authorization" in seen.headers]
+
+
+def test_what_is_lax_for_one_repository_is_not_for_another(tls_registry: Registry, tmp_path: Path) -> None:
+    etc = conf(tmp_path, f'[[registry]]\nlocation = "{tls_registry.host}/lax"\ninsecure = true\n').etc
+    with Session(Options(etc=etc)) as session:
+        put_artifact(session.repository(Reference.parse(f"{tls_registry.host}/lax/image:1")))
+        strict = session.repository(Reference.parse(f"{tls_registry.host}/strict/image:1"))
+        with pytest.raises(UnreachableError, match="authority that is not known"):
+            manifests.get(strict, "1")
+    with Session(Options(etc=etc, tls_verify=True)) as session:
+        strict = session.repository(Reference.parse(f"{tls_registry.host}/lax/image:1"))
+        with pytest.raises(UnreachableError, match="authority that is not known"):
+            manifests.get(strict, "1")

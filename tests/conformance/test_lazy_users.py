@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.estargz_images import EstargzImage
 from tests.support.lazy_images import layout, packed
+from tests.support.servers import ends, servers
 from tests.support.users import Login, login
 
 _UID = 61235
@@ -50,8 +51,10 @@ def test_an_ordinary_user_mounts_lazily(user: Login, tmp_path: Path) -> None:
         assert user.run("cat", target / "d" / "f").stdout == "data" * 1000 + "more\n"
         assert "user.overlay" not in user.run("getfattr", "-d", "-m-", target / "secret", check=False).stdout
         assert "C /d/f" in user.layerfs("diff", "work").stdout
+        (server,) = servers(user.home)
     finally:
         user.layerfs("umount", target)
+    assert ends(server)
     assert "layerfs" not in user.layerfs("check").stdout
 
 

@@ -671,7 +671,7 @@ class Store:
     def _bodies(self, layers: Layers, lazy: Sequence[str]) -> Bodies:
         from layerfs.lazy import preparing
 
-        return preparing.bodies(lazy, layers=layers, spool=self._spool, options=self._registry_options())
+        return preparing.bodies(lazy, layers=layers, options=self._registry_options())
 
     def _source(self) -> StoreSource:
         from layerfs.store_ends import StoreSource

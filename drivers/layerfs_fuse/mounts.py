@@ -138,7 +138,7 @@ def _attach_at_once(mount: FuseMount, target: Path | int) -> None:
             with opened_device() as device, _Parts(mount) as parts:
                 linux.mount(mount.source, place, "fuse.layerfs", flags, ",".join(_options(device)))
                 with _undone(place):
-                    parts.serve(device)
+                    parts.serve(device, attached=True)
                     linux.mount("none", place, None, linux.MS_PRIVATE)
         except OSError as error:
             # In a user namespace fusermount3 would not be setuid.
@@ -183,7 +183,7 @@ def serve(device: int, mount: FuseMount) -> None:
         OSError: it could not start, or a layer is missing.
     """
     with _Parts(mount) as parts:
-        parts.serve(device)
+        parts.serve(device, attached=True)
 
 
 def _words(mount: FuseMount, options: Sequence[str]) -> list[str]:
@@ -252,13 +252,13 @@ class _Parts:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def serve(self, device: int) -> None:
-        """Start the server; it has what it needs when this returns."""
+    def serve(self, device: int, *, attached: bool = False) -> None:
+        """Start the server; it has what it needs when this returns. The mount may be `attached` already."""
         mount = self._mount
         log = None if self._log is None or mount.log is None else process.Log(self._log, mount.log.name)
         process.start(
             device, self.roots, self.work, dialect=mount.dialect, options=mount.options, log=log,
-            bodies=mount.bodies, lazy=self._lazy,
+            bodies=mount.bodies, lazy=self._lazy, attached=attached,
         )  # fmt: skip
 
 

@@ -72,6 +72,7 @@ def start(
     log: Log | None = None,
     bodies: Bodies | None = None,
     lazy: Mapping[int, int] | None = None,
+    attached: bool = False,
 ) -> None:
     """Leave a process behind that serves a mount, and return when it has all that it needs.
 
@@ -85,6 +86,7 @@ def start(
         bodies: gets what the files of some roots lack of their data, in a second process that ends with the
             first one.
         lazy: which roots, each with the layer's number in requests.
+        attached: whether the mount is attached already.
 
     Raises:
         OSError: it could not start.
@@ -95,7 +97,7 @@ def start(
         try:
             _serve(
                 told, device, roots, work, dialect=dialect, options=options, log=log, bodies=bodies,
-                lazy=lazy or {},
+                lazy=lazy or {}, attached=attached,
             )  # fmt: skip
         except BaseException:
             if log is not None:
@@ -123,6 +125,7 @@ def _serve(
     log: Log | None,
     bodies: Bodies | None,
     lazy: Mapping[int, int],
+    attached: bool,
 ) -> None:
     """Tell whether the server could start, then serve until the end of the mount."""
     told, device, *roots = above_standard([told, device, *roots])
@@ -131,7 +134,7 @@ def _serve(
     if log is not None:
         (log.directory,) = above_standard((log.directory,))
         kept.add(log.directory)
-    fetching = None if bodies is None else _start_fetching(bodies)
+    fetching = None if bodies is None else _start_fetching(bodies, attached=attached)
     if fetching is not None:
         kept.add(fetching.fileno())
     be_alone(kept)
@@ -166,12 +169,13 @@ def _serve(
     server.run()
 
 
-def _start_fetching(bodies: Bodies) -> socket:
+def _start_fetching(bodies: Bodies, *, attached: bool) -> socket:
     """Have what files lack got by a child, and give the connection to it.
 
     The child keeps the files of whoever mounts, which the server leaves: it looks up hosts and reads
     certificates. But it must not keep the mount: so it has a copy of the mount namespace, from before that is
-    attached, out of which goes what goes here.
+    attached, out of which goes what goes here. Where the mount is attached already, the child stays in its
+    namespace: that is the user's own, which lasts.
     """
     import socket
 
@@ -180,17 +184,22 @@ def _start_fetching(bodies: Bodies) -> socket:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     if os.fork():
         theirs.close()
+        if ours.recv(len(_READY)) != _READY:
+            raise OSError(errno.EIO, "the process that fetches data did not start")
         return ours
     try:
         ours.close()
         (end,) = above_standard([theirs.detach()])
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         be_alone({end}, FETCHER)
-        with contextlib.suppress(OSError):
-            linux.unshare(linux.CLONE_NEWNS)
-            linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+        if not attached:
+            with contextlib.suppress(OSError):
+                linux.unshare(linux.CLONE_NEWNS)
+                linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
         os.chdir("/")
-        bodies.serve(socket.socket(fileno=end))
+        connection = socket.socket(fileno=end)
+        connection.send(_READY)
+        bodies.serve(connection)
     finally:
         os._exit(0)
 

@@ -26,12 +26,15 @@ from layerfs import linux
 from layerfs.errors import LayerfsError, StoreError, VerificationError
 from layerfs.lazy.blob import LazyBlob, Sources
 from layerfs.lazy.bodies_list import Body, read_body_line
+from layerfs.lazy.origin import Origin
 from layerfs.tree.absent import PIECE, last_piece, read_mark
+from layerfs.tree.budget import Budget
+from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.driver import Lazy
     from layerfs.layers import Layers
-    from layerfs.lazy.origin import Origin
+    from layerfs.registry.settings import Options
 
 # As `layerfs_fuse.fetches` has them.
 _ASKED: Final = struct.Struct("=QIII")
@@ -67,31 +70,25 @@ class Lacking:
 
 
 class Fetching:
-    """Serves one mount; a `driver.Bodies`.
+    """Serves one mount; a `driver.Bodies`. Pickled, it is made anew; `Recipe.make` makes one.
 
     Args:
         lacking: the layers, by the driver's ids.
-        mark: the name of the attribute that absent bodies have.
-        spool: makes an empty temporary file.
-        durable: whether data has to be on disk before it counts as there.
+        recipe: says the rest.
     """
 
-    def __init__(
-        self,
-        lacking: Mapping[str, Lacking],
-        *,
-        mark: bytes,
-        spool: Callable[[], BinaryIO],
-        durable: bool,
-    ) -> None:
+    def __init__(self, lacking: Mapping[str, Lacking], recipe: Recipe) -> None:
         self.layers = {layer: number for number, layer in enumerate(lacking)}
         self._lacking = list(lacking.values())
-        self._mark = mark
-        self._spool = spool
-        self._durable = durable
+        self._recipe = recipe
+        self._mark = recipe.mark
+        self._durable = recipe.durable
         self._work: queue.SimpleQueue[tuple[int, int, int, int, int]] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._threads = 0
+
+    def __reduce__(self) -> tuple[Callable[[Recipe], Fetching], tuple[Recipe]]:
+        return Recipe.make, (self._recipe,)
 
     def serve(self, connection: socket.socket) -> None:
         """Answer requests until the other end is closed."""
@@ -154,7 +151,7 @@ class Fetching:
             spooled: BinaryIO = small  # type: ignore[assignment]
             with contextlib.ExitStack() as opened:
                 if body.extent.size > _IN_MEMORY:
-                    spooled = opened.enter_context(self._spool())
+                    spooled = opened.enter_context(self._recipe.spool())
                 hasher = hashlib.sha256()
                 for data in blob.read(body.extent, 0, None):
                     hasher.update(data)
@@ -183,17 +180,63 @@ class Fetching:
             return True
 
 
-def fetching_of(origins: Mapping[str, Origin], *, layers: Layers, driver: Lazy, sources: Sources) -> Fetching:
+@frozen
+class Recipe:
+    """What a `Fetching` is made of, and can be made of again in another process.
+
+    `layers` are the driver's ids with `Origin.pack`, the paths of blob and table in the store, that of the
+    list of bodies last. `temporary` is a directory, `options` are those of `Place.source`.
+    """
+
+    layers: tuple[tuple[str, str, Path, Path | None, Path], ...]
+    mark: bytes
+    temporary: Path
+    durable: bool
+    budget: Budget
+    options: Options | None
+
+    def make(self) -> Fetching:
+        """Make one."""
+        sources = Sources(spool=self.spool, budget=self.budget, warn=_ignore, options=self.options)
+        lacking = {}
+        for layer, packed, stored, table, bodies_list in self.layers:
+            origin = Origin.unpack(packed)
+            blob = LazyBlob(origin, sources, stored=stored, table=table, budget=self.budget)
+            lacking[layer] = Lacking(blob, bodies_list)
+        return Fetching(lacking, self)
+
+    def spool(self) -> BinaryIO:
+        """Make an empty temporary file."""
+        return tempfile.TemporaryFile(dir=self.temporary, buffering=0)
+
+
+def fetching_of(
+    origins: Mapping[str, Origin], *, layers: Layers, driver: Lazy, options: Options | None
+) -> Fetching:
     """Give what gets the data that layers lack, by the driver's ids of them."""
-    lacking = {}
-    for layer, origin in origins.items():
-        stored = layers.blobs.path(origin.descriptor.digest)
-        table = None if origin.table is None else layers.blobs.path(origin.table)
-        blob = LazyBlob(origin, sources, stored=stored, table=table, budget=layers.budget)
-        lacking[layer] = Lacking(blob, driver.bodies_list(layer))
-    return Fetching(
-        lacking, mark=driver.absent_mark(), spool=sources.spool, durable=layers.durability != "none"
+    path = layers.blobs.path
+    recipe = Recipe(
+        tuple(
+            (
+                layer,
+                origin.pack(),
+                path(origin.descriptor.digest),
+                None if origin.table is None else path(origin.table),
+                driver.bodies_list(layer),
+            )
+            for layer, origin in origins.items()
+        ),
+        driver.absent_mark(),
+        layers.root / "tmp",
+        layers.durability != "none",
+        layers.budget,
+        options,
     )
+    return recipe.make()
+
+
+def _ignore(words: str) -> None:
+    """Nobody is there to be told."""
 
 
 def _write(file: int, offset: int, pieces: Iterator[bytes]) -> None:

@@ -175,7 +175,7 @@ class Making:
 
         def fetching(lazy: Sequence[str]) -> Fetching:
             found = {layer: origins[layer] for layer in lazy}
-            return fetching_of(found, layers=self._layers, driver=driver, sources=self._sources)
+            return fetching_of(found, layers=self._layers, driver=driver, options=self._sources.options)
 
         before, driver.fetching = driver.fetching, fetching
         try:

@@ -93,18 +93,15 @@ def prepare(
         return Prepared(image, _top(names))
 
 
-def bodies(
-    lazy: Sequence[str], *, layers: Layers, spool: Callable[[], BinaryIO], options: Options | None
-) -> Fetching:
+def bodies(lazy: Sequence[str], *, layers: Layers, options: Options | None) -> Fetching:
     """Give what gets the data that layers lack, by the driver's ids of them."""
     driver = layers.driver
     assert isinstance(driver, Lazy)
     if options is not None:
         # Somebody waits for a file, and can try again.
         options = replace(options, attempts=min(_ATTEMPTS, options.attempts))
-    sources = Sources(spool=spool, budget=layers.budget, warn=lambda text: None, options=options)
     origins = {layer: Origin.unpack(layers.table.labels_of(layer)[LABEL]) for layer in lazy}
-    return fetching_of(origins, layers=layers, driver=driver, sources=sources)
+    return fetching_of(origins, layers=layers, driver=driver, options=options)
 
 
 def _top(names: Sequence[str]) -> str | None:

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from layerfs.driver import Driver
     from layerfs.errors import (
         ArchiveError,
+        AuthenticationError,
         BudgetError,
         DocumentError,
         ExistsError,
+        Interrupted,
         InUseError,
         InvalidError,
         LayerError,
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
         NotFoundError,
         OptionError,
         ProcessError,
+        RateLimitError,
+        RegistryError,
         StoreError,
         TransportError,
+        UnreachableError,
         UnsupportedError,
+        UntrustedError,
         VerificationError,
     )
     from layerfs.images import Image
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
     from layerfs.progress import Progress, Silent
     from layerfs.reading import OpenImage
     from layerfs.reference import Reference
+    from layerfs.registry.credentials import Credentials
     from layerfs.store import Store
     from layerfs.tree.budget import Budget
     from layerfs.tree.change import Change, ChangeKind
@@ -52,10 +59,12 @@ _MODULES = {
     "layerfs.driver": ["Driver"],
     "layerfs.errors": [
         "ArchiveError",
+        "AuthenticationError",
         "BudgetError",
         "DocumentError",
         "ExistsError",
         "InUseError",
+        "Interrupted",
         "InvalidError",
         "LayerError",
         "LayerfsError",
@@ -63,9 +72,13 @@ _MODULES = {
         "NotFoundError",
         "OptionError",
         "ProcessError",
+        "RateLimitError",
+        "RegistryError",
         "StoreError",
         "TransportError",
+        "UnreachableError",
         "UnsupportedError",
+        "UntrustedError",
         "VerificationError",
     ],
     "layerfs.images": ["Image"],
@@ -78,6 +91,7 @@ _MODULES = {
     "layerfs.progress": ["Progress", "Silent"],
     "layerfs.reading": ["OpenImage"],
     "layerfs.reference": ["Reference"],
+    "layerfs.registry.credentials": ["Credentials"],
     "layerfs.store": ["Store"],
     "layerfs.tree.budget": ["Budget"],
     "layerfs.tree.change": ["Change", "ChangeKind"],
@@ -87,6 +101,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "ArchiveError",
+    "AuthenticationError",
     "Bind",
     "Budget",
     "BudgetError",
@@ -94,6 +109,7 @@ __all__ = [
     "ChangeKind",
     "Compression",
     "Container",
+    "Credentials",
     "Descriptor",
     "Digest",
     "DocumentError",
@@ -104,6 +120,7 @@ __all__ = [
     "ImageConfig",
     "InUseError",
     "Index",
+    "Interrupted",
     "InvalidError",
     "Kind",
     "LayerError",
@@ -118,12 +135,16 @@ __all__ = [
     "Platform",
     "ProcessError",
     "Progress",
+    "RateLimitError",
     "Reference",
+    "RegistryError",
     "Silent",
     "Store",
     "StoreError",
     "TransportError",
+    "UnreachableError",
     "UnsupportedError",
+    "UntrustedError",
     "VerificationError",
     "__version__",
 ]

@@ -30,8 +30,8 @@ _MAXIMUM_TEXT: Final = 1 << 16
 _BLOCK: Final = 1 << 18
 _GZIP_DEFAULT: Final = 2
 _ZSTD_DEFAULT: Final = 3
-# What one thread of zstd compresses at a time, at levels whose windows are not larger: four times as much, as is
-# usual, would take three times the memory and save one byte of a hundred.
+# What one thread of zstd compresses at a time, at levels whose windows are not larger: four times as much,
+# as is usual, would take three times the memory and save one byte of a hundred.
 _JOB: Final = 2 << 20
 _FAST: Final = 9
 

@@ -241,18 +241,22 @@ class Bodies(Protocol):
 
 
 @runtime_checkable
-class Lazy(Protocol):
+class Lazy(Independent, Protocol):
     """Can show layers whose files get their data when somebody reads it (`tree.absent`).
 
-    Such a layer is filled by `Applies.apply` with an outline of itself. `fetching` gives, for layers of
+    Such a layer is filled by `apply` with an outline of itself. `fetching` gives, for layers of
     one mount, what gets the data; the driver has it `serve` in a process of its own, which has the files and
     the network of whoever mounts. A request comes with a file open for writing, and is answered when that has
     the data, safely on disk, or with the reason why it has not; the process keeps the data of other
     files, or of nobody's, from being written twice.
     """
 
+    name: ClassVar[str]
     fetching: Callable[[Sequence[str]], Bodies] | None
     """Set by the store before the first mount."""
+
+    def create(self, layer: str, below: Sequence[str]) -> None:
+        """See `Driver.create`."""
 
     def bodies_list(self, layer: str) -> Path:
         """Name the file that describes the bodies of a layer; one that has it is shown as lacking them."""

@@ -31,7 +31,7 @@ from layerfs.tree.whiteouts import WhiteoutFormat
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from layerfs.compression import ReadAhead, Readable
+    from layerfs.compression import Readable, ReadAhead
     from layerfs.driver import Unpack
     from layerfs.layers import Layers
 

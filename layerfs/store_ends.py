@@ -14,7 +14,7 @@ from layerfs.blobs import Blobs
 from layerfs.containers import Containers
 from layerfs.database import Database
 from layerfs.digest import Digest
-from layerfs.errors import NotFoundError, VerificationError
+from layerfs.errors import NotFoundError, UnsupportedError, VerificationError
 from layerfs.files import Lock
 from layerfs.images import DOCUMENT_MAXIMUM, Image, Images, full_name
 from layerfs.incoming import Incoming
@@ -145,7 +145,11 @@ class StoreSink:
         """Hear of an image whose blobs come next; see `Plans.plan`.
 
         Waits for another process that takes in the same image.
+
+        Raises:
+            UnsupportedError: it is an artifact, and no image that a container could be made of.
         """
+        _check_image(manifest)
         self._end_chain()
         lock = self._planned.enter_context(Lock(self._layers.root / "locks" / f"image-{manifest.digest.hex}"))
         self._planned.callback(lock.path.unlink, missing_ok=True)
@@ -303,3 +307,16 @@ class StoreSink:
         with self._planned:
             if chain is not None:
                 chain.__exit__()
+
+
+def _check_image(manifest: Manifest) -> None:
+    """Refuse what is no container image."""
+    layers = any(media_types.is_layer(layer.media_type) for layer in manifest.layers)
+    if manifest.artifact_type is not None or not (
+        layers or media_types.is_config(manifest.config.media_type)
+    ):
+        kind = manifest.artifact_type or manifest.config.media_type
+        raise UnsupportedError(
+            f"{manifest.digest} is an artifact, {kind[:100]!r}, and no container image",
+            hint="`layerfs copy` takes it to an OCI layout",
+        )

@@ -35,6 +35,7 @@ def add_rewriting(parser: CommandParser) -> None:
     """Add what changes an image on its way."""
     parser.add_argument(
         "--compression",
+        "--compression-format",
         metavar="NAME",
         choices=["gzip", "zstd", "none", "estargz", "zstd:chunked"],
         help="compress layers so, gzip, zstd, none, or estargz or zstd:chunked, of which parts can be read;"
@@ -90,10 +91,12 @@ def rewriting_of(arguments: argparse.Namespace) -> Rewriting | None:
 
 
 def spool() -> BinaryIO:
-    """Make an empty temporary file, where TMPDIR says."""
+    """Make an empty temporary file, where TMPDIR says, else in /var/tmp: not in memory."""
+    import os
     import tempfile
 
-    return tempfile.TemporaryFile(buffering=0)
+    place = None if "TMPDIR" in os.environ or not os.path.isdir("/var/tmp") else "/var/tmp"
+    return tempfile.TemporaryFile(buffering=0, dir=place)
 
 
 def annotations_of(texts: list[str]) -> dict[str, str]:

@@ -39,17 +39,35 @@ CLOSING = """\
 
 With **--json** each of these prints one value; sizes are in bytes, digests and ids written `sha256:...`.
 
-| command | value |
-|---|---|
-| `pull` | an object with `id` (of the config), `names`, `digest` (of the manifest); with **--all-tags** a list of them |
-| `push`, `copy`, `attach` | an object with `digest`, `media_type`, `size`: the descriptor of what was put; with **--all-tags** a list of them |
-| `inspect` | always JSON: a list of objects with all that is known; of a place with the registry's `tags` and the `platforms` of an index |
-| `tags` | an object with `repository` and `tags` |
-| `delete` | an object with `repository` and `digest` |
-| `referrers` | an object with `subject` (a digest) and `referrers`, a list of descriptors as the distribution specification writes them |
-| `images`, `ps`, `history`, `diff`, `drivers` | a list with an object for each line of the table, whose members are named as its columns, in full |
-| `load`, `commit` | objects with `id` and `names` |
-| `gc`, `check`, `du`, `info` | an object with all that the text says |
+**pull**
+:   an object with `id` (of the config), `names` and `digest` (of the manifest); with **--all-tags** a list
+
+**push**, **copy**, **attach**
+:   an object with `digest`, `media_type` and `size`, the descriptor of what was put; of
+    **push --all-tags** a list
+
+**inspect**
+:   JSON in any case: a list of objects with all that is known; of a place with the `platforms` of an
+    index, and of a registry with its `tags`
+
+**tags**
+:   an object with `repository` and `tags`
+
+**delete**
+:   an object with `repository` and `digest`
+
+**referrers**
+:   an object with `subject`, a digest, and `referrers`, a list of descriptors as the distribution
+    specification has them
+
+**load**, **commit**, **import**
+:   an object with `id` and `names`; of **load** a list of them
+
+**images**, **ps**, **history**, **diff**, **drivers**
+:   a list with an object for each line of the table
+
+**gc**, **check**, **du**, **info**
+:   an object with all that the text tells
 
 ## ENVIRONMENT
 

@@ -34,7 +34,7 @@ class Sources:
         options: Options | None = None,
     ) -> None:
         """Args: those of `Place.source`."""
-        self._spool = spool
+        self.spool = spool
         self._options = options
         self._budget = budget
         self._warn = warn
@@ -52,7 +52,7 @@ class Sources:
             source = self._opened.get(place)
             if source is None:
                 source = self._opened[place] = transports.parse(place).source(
-                    spool=self._spool, budget=self._budget, warn=self._warn, options=self._options
+                    spool=self.spool, budget=self._budget, warn=self._warn, options=self._options
                 )
             return source
 

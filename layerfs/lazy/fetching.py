@@ -24,11 +24,14 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from layerfs import linux
 from layerfs.errors import LayerfsError, StoreError, VerificationError
+from layerfs.lazy.blob import LazyBlob, Sources
 from layerfs.lazy.bodies_list import Body, read_body_line
 from layerfs.tree.absent import PIECE, last_piece, read_mark
 
 if TYPE_CHECKING:
-    from layerfs.lazy.blob import LazyBlob
+    from layerfs.driver import Lazy
+    from layerfs.layers import Layers
+    from layerfs.lazy.origin import Origin
 
 # As `layerfs_fuse.fetches` has them.
 _ASKED: Final = struct.Struct("=QIII")
@@ -178,6 +181,19 @@ class Fetching:
                 return False
             os.removexattr(file, self._mark)
             return True
+
+
+def fetching_of(origins: Mapping[str, Origin], *, layers: Layers, driver: Lazy, sources: Sources) -> Fetching:
+    """Give what gets the data that layers lack, by the driver's ids of them."""
+    lacking = {}
+    for layer, origin in origins.items():
+        stored = layers.blobs.path(origin.descriptor.digest)
+        table = None if origin.table is None else layers.blobs.path(origin.table)
+        blob = LazyBlob(origin, sources, stored=stored, table=table, budget=layers.budget)
+        lacking[layer] = Lacking(blob, driver.bodies_list(layer))
+    return Fetching(
+        lacking, mark=driver.absent_mark(), spool=sources.spool, durable=layers.durability != "none"
+    )
 
 
 def _write(file: int, offset: int, pieces: Iterator[bytes]) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from layerfs.digest import Digest
-from layerfs.driver import Applies, Lazy, Seals, Usage
+from layerfs.driver import Lazy, Seals, Usage
 from layerfs.errors import NotFoundError, UnsupportedError
 from layerfs.files import Lock
 from layerfs.incoming import Incoming
 from layerfs.layer_table import Draft, Facts
 from layerfs.lazy.blob import LazyBlob, Sources
 from layerfs.lazy.bodies_list import BodiesWriter, Body
+from layerfs.lazy.fetching import Fetching, fetching_of
 from layerfs.lazy.origin import LABEL, Origin, layer_names
 from layerfs.leases import Lease
 from layerfs.seekable.layer import IndexedLayer, open_layer
@@ -25,8 +27,10 @@ from layerfs.tree.extract import outline
 from layerfs.tree.toc import TocWriter
 from layerfs.tree.whiteouts import WhiteoutFormat
 from layerfs.value import replace
+from layerfs.worker import Worker, listen
 
 if TYPE_CHECKING:
+    from layerfs.blobs import Ingest
     from layerfs.layers import Layers
     from layerfs.oci.config import ImageConfig
     from layerfs.oci.manifest import Manifest
@@ -61,12 +65,13 @@ class Making:
         self._sources = sources
         self._tables = tables
         self._warn = warn
-        if not isinstance(layers.driver, Lazy) or not isinstance(layers.driver, Applies):
+        driver = layers.driver
+        if not isinstance(driver, Lazy):
             raise UnsupportedError(
-                f"the driver {layers.driver.name} cannot fetch files when they are read",
+                f"the driver {driver.name} cannot fetch files when they are read",
                 hint="use --driver fuse, or mount without --lazy",
             )
-        self._driver: Lazy = layers.driver
+        self._driver = driver
 
     def make(self, manifest: Manifest, config: ImageConfig, place: str | None) -> list[str]:
         """See that the layers of an image are there, and give their names, bottom first.
@@ -106,37 +111,112 @@ class Making:
     def _make(
         self, names: Sequence[str], origins: Sequence[Origin], diff_ids: Sequence[Digest], done: int
     ) -> None:
-        layers, drafts = self._layers, []
+        # All threads have ended before processes are forked.
+        with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
+            indexes = list(pool.map(self._open, origins[done:]))
+        layers, jobs = self._layers, []
         begun: list[Draft] = []
         with contextlib.ExitStack() as opened:
-            pool = opened.enter_context(ThreadPoolExecutor(_INDEXES_AT_ONCE))
-            indexes = [pool.submit(self._open, origin) for origin in origins[done:]]
             try:
                 parent: str | Draft | None = names[done - 1] if done else None
-                for number, index in enumerate(indexes, done):
-                    indexed, origin = index.result()
+                for name, (indexed, origin) in zip(names[done:], indexes, strict=True):
                     labels = {LABEL: origin.pack()}
-                    parent = layers.table.add_draft(names[number], parent, self._lease, labels=labels)
+                    parent = layers.table.add_draft(name, parent, self._lease, labels=labels)
                     begun.append(parent)
                     toc = opened.enter_context(layers.blobs.ingest())
-                    usage = self._fill(parent, indexed, toc.write)
-                    self._lease.add("blob", str(toc.digest))
-                    facts = Facts(
-                        usage, toc.digest, diff_ids[number], origin.descriptor.digest,
-                        layers.durability != "none", labels=labels,
-                    )  # fmt: skip
-                    drafts.append((parent, facts, toc))
+                    opened.enter_context(layers.lock(parent.driver_id))
+                    jobs.append(_Job(parent, indexed, origin, toc, layers.table.stack(parent.row)[:-1]))
+                self._fill_all(jobs)
+                facts = []
+                for job, diff_id in zip(jobs, diff_ids[done:], strict=True):
+                    assert job.filled is not None
+                    usage, digest, _ = job.filled
+                    self._lease.add("blob", str(digest))
+                    durable, labels = layers.durability != "none", {LABEL: job.origin.pack()}
+                    blob = job.origin.descriptor.digest
+                    facts.append((job.draft, Facts(usage, digest, diff_id, blob, durable, labels=labels)))
                 layers.sync()
-                for _, _, toc in drafts:
-                    toc.commit(synced=True)
+                for job in jobs:
+                    job.toc.commit(synced=True)
                 layers.blobs.sync_names()
-                begun = layers.table.commit_drafts([(draft, facts) for draft, facts, _ in drafts])
+                begun = layers.table.commit_drafts(facts)
             finally:
-                for future in indexes:
-                    future.cancel()
+                for job in jobs:
+                    if job.worker is not None:
+                        job.worker.end()
+                opened.close()
                 for draft in reversed(begun):
                     layers.table.mark_unborn(draft.row)
                     layers.erase(draft.row, draft.driver_id)
+
+    def _fill_all(self, jobs: Sequence[_Job]) -> None:
+        """Fill layers, several at once where that is worth processes."""
+        for job in jobs:
+            # What is below may not be whole yet.
+            self._driver.create(job.draft.driver_id, ())
+        with self._knowing(jobs):
+            self._run(jobs)
+        for job in jobs:
+            assert job.filled is not None
+            if job.below and not job.filled.has_root:
+                self._driver.inherit(job.draft.driver_id, job.below)
+            if isinstance(self._driver, Seals):
+                self._driver.seal(job.draft.driver_id)
+
+    @contextlib.contextmanager
+    def _knowing(self, jobs: Sequence[_Job]) -> Iterator[None]:
+        """Let layers that are made look at those below, whose data may be absent, without the database.
+
+        That is the parent's, where they are made by processes of their own.
+        """
+        table, driver = self._layers.table, self._driver
+        origins = {layer: Origin.unpack(table.labels_of(layer)[LABEL]) for layer in jobs[0].below}
+        origins |= {job.draft.driver_id: job.origin for job in jobs}
+
+        def fetching(lazy: Sequence[str]) -> Fetching:
+            found = {layer: origins[layer] for layer in lazy}
+            return fetching_of(found, layers=self._layers, driver=driver, sources=self._sources)
+
+        before, driver.fetching = driver.fetching, fetching
+        try:
+            yield
+        finally:
+            driver.fetching = before
+
+    def _run(self, jobs: Sequence[_Job]) -> None:
+        processors = len(os.sched_getaffinity(0))
+        running: list[_Job] = []
+        for job in jobs:
+            apart = job.origin.table is None and len(jobs) > 1 and processors > 1
+            if apart:
+                while len(running) > processors:
+                    _listen(running)
+                apart = self._fork(job, [each.gate for each in running])
+            if apart:
+                running.append(job)
+            else:
+                while running:
+                    _listen(running)
+                job.filled = self._fill(job, ())
+        while running:
+            _listen(running)
+
+    def _fork(self, job: _Job, below: Sequence[int]) -> bool:
+        """Have a layer filled by a process of its own; False where there can be none."""
+        job.gate, end = os.pipe()
+        try:
+            job.worker = Worker(
+                lambda tell: self._fill(job, below, warn=tell),
+                hear=lambda words: self._warn(str(words)),
+                keep=[job.toc.fileno(), end, *below],
+            )
+        except OSError:
+            os.close(job.gate)
+            job.gate = -1
+            return False
+        finally:
+            os.close(end)
+        return True
 
     def _open(self, origin: Origin) -> tuple[IndexedLayer, Origin]:
         layers = self._layers
@@ -172,31 +252,79 @@ class Making:
             assert incoming.ingest is not None
             incoming.ingest.commit()
 
-    def _fill(self, draft: Draft, indexed: IndexedLayer, write: Callable[[bytes], object]) -> Usage:
-        """Make a layer's tree, the list of its bodies, and its table of contents."""
-        layers, layer = self._layers, draft.driver_id
-        assert isinstance(layers.driver, Applies)
-        below = layers.table.stack(draft.row)[:-1]
-        with layers.lock(layer):
-            layers.driver.create(layer, below)
-            contents = TocWriter(write)
-            with open(self._driver.bodies_list(layer), "xb") as file:
-                outlining = _Outlining(indexed, BodiesWriter(file), self._driver.absent_mark())
+    def _fill(self, job: _Job, gates: Sequence[int], *, warn: Callable[[str], None] | None = None) -> _Filled:
+        """Make a layer's tree, the list of its bodies, and its table of contents.
 
-                def unpack(
-                    directory: int, *, lower: Callable[[], int] | None, whiteouts: WhiteoutFormat
-                ) -> None:
-                    outline(
-                        outlining.entries(), directory, leave_out=outlining.leave_out, lower=lower,
-                        whiteouts=whiteouts, budget=layers.budget, warn=self._warn, record=contents.add,
-                        squash=os.geteuid() != 0,
-                    )  # fmt: skip
+        Args:
+            gates: closed at their other ends when the layers below are whole.
+            warn: told what was odd.
+        """
+        layers, layer = self._layers, job.draft.driver_id
+        told = warn or self._warn
+        contents = TocWriter(job.toc.write)
+        with open(self._driver.bodies_list(layer), "xb") as file:
+            outlining = _Outlining(job.indexed, BodiesWriter(file), self._driver.absent_mark())
 
-                layers.driver.apply(layer, below, unpack)
-            contents.close()
-            if isinstance(layers.driver, Seals):
-                layers.driver.seal(layer)
-            return layers.measure(layer, below)
+            def unpack(directory: int, *, lower: Callable[[], int] | None, whiteouts: WhiteoutFormat) -> None:
+                def opens() -> int:
+                    assert lower is not None
+                    _wait_for_all(gates)
+                    return lower()
+
+                outline(
+                    outlining.entries(), directory, leave_out=outlining.leave_out,
+                    lower=None if lower is None else opens, whiteouts=whiteouts, budget=layers.budget,
+                    warn=told, record=contents.add, squash=os.geteuid() != 0,
+                )  # fmt: skip
+
+            self._driver.apply(layer, job.below, unpack)
+        contents.close()
+        return _Filled(self._driver.usage(layer, job.below), job.toc.digest, contents.has_root)
+
+
+class _Filled(NamedTuple):
+    """What came of a layer: what it occupies, its table of contents, and whether that told of the root."""
+
+    usage: Usage
+    toc: Digest
+    has_root: bool
+
+
+class _Job:
+    """One layer being made."""
+
+    def __init__(
+        self, draft: Draft, indexed: IndexedLayer, origin: Origin, toc: Ingest, below: Sequence[str]
+    ) -> None:
+        self.draft = draft
+        self.indexed = indexed
+        self.origin = origin
+        self.toc = toc
+        self.below = below
+        self.worker: Worker[_Filled] | None = None
+        # Closed at its other end when the process is gone.
+        self.gate = -1
+        self.filled: _Filled | None = None
+
+
+def _listen(running: list[_Job]) -> None:
+    """Wait until a process tells something, and take what those have made that ended."""
+    workers = [job.worker for job in running if job.worker is not None]
+    listen(workers)
+    for job in list(running):
+        if job.worker is not None and not job.worker.running:
+            running.remove(job)
+            os.close(job.gate)
+            job.filled = job.worker.result()
+            job.toc.catch_up(job.filled.toc)
+
+
+def _wait_for_all(gates: Sequence[int]) -> None:
+    """Wait until the processes at the other ends of these pipes are gone."""
+    for gate in gates:
+        poll = select.poll()
+        poll.register(gate, 0)
+        poll.poll()
 
 
 class _Outlining:

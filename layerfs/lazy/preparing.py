@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from layerfs.driver import Lazy
 from layerfs.errors import ArchiveError, InvalidError
 from layerfs.images import DOCUMENT_MAXIMUM, Image, Images, full_name
-from layerfs.lazy.blob import LazyBlob, Sources
-from layerfs.lazy.fetching import Fetching, Lacking
+from layerfs.lazy.blob import Sources
+from layerfs.lazy.fetching import Fetching, fetching_of
 from layerfs.lazy.making import Making
 from layerfs.lazy.origin import LABEL, Origin
 from layerfs.oci.config import ImageConfig
@@ -97,23 +98,13 @@ def bodies(
 ) -> Fetching:
     """Give what gets the data that layers lack, by the driver's ids of them."""
     driver = layers.driver
+    assert isinstance(driver, Lazy)
     if options is not None:
         # Somebody waits for a file, and can try again.
         options = replace(options, attempts=min(_ATTEMPTS, options.attempts))
     sources = Sources(spool=spool, budget=layers.budget, warn=lambda text: None, options=options)
-    lacking = {}
-    for layer in lazy:
-        origin = Origin.unpack(layers.table.labels_of(layer)[LABEL])
-        stored = layers.blobs.path(origin.descriptor.digest)
-        table = None if origin.table is None else layers.blobs.path(origin.table)
-        blob = LazyBlob(origin, sources, stored=stored, table=table, budget=layers.budget)
-        lacking[layer] = Lacking(blob, driver.bodies_list(layer))  # type: ignore[attr-defined]
-    return Fetching(
-        lacking,
-        mark=driver.absent_mark(),  # type: ignore[attr-defined]
-        spool=spool,
-        durable=layers.durability != "none",
-    )
+    origins = {layer: Origin.unpack(layers.table.labels_of(layer)[LABEL]) for layer in lazy}
+    return fetching_of(origins, layers=layers, driver=driver, sources=sources)
 
 
 def _top(names: Sequence[str]) -> str | None:

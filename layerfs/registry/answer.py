@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urljoin
 
 from layerfs.errors import BudgetError, RegistryError
@@ -12,6 +12,9 @@ from layerfs.registry import problems
 
 if TYPE_CHECKING:
     import urllib3
+
+# Reading so much takes less time than a new connection does.
+_SMALL: Final = 64 << 10
 
 
 class Answer:
@@ -91,12 +94,25 @@ class Answer:
             self._response.shutdown()
 
     def close(self) -> None:
-        """Let go of the connection; idempotent."""
+        """Let go of the connection, which is used again if the body was read or has no bytes; idempotent."""
+        if not self._at_end and self._response.length_remaining == 0:
+            # http.client has to see the end of nothing, too.
+            self._at_end = not self._response.read(1, decode_content=False)
         if self._at_end:
             self._response.release_conn()
         else:
-            self._at_end = True
             self._response.close()
+        self._at_end = True
+
+    def drain(self) -> None:
+        """Read what is left of a small body, so that the connection is used again; then `close`."""
+        left = self.length
+        try:
+            while left is not None and left <= _SMALL and self.read(_SMALL):
+                pass
+        except problems.Interrupted:
+            pass
+        self.close()
 
     def __enter__(self) -> Self:
         return self

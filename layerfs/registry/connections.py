@@ -53,9 +53,14 @@ class Connections:
         Raises:
             urllib3.exceptions.HTTPError: no answer came.
         """
+        import urllib3
+
+        options = self._options
+        read = options.read_timeout if method in ("GET", "HEAD") else options.upload_timeout
         return self._pool(origin, trust).request(
             method, url, headers=headers, body=body, redirect=False, retries=False,
             preload_content=False, decode_content=False, assert_same_host=False,
+            timeout=urllib3.Timeout(connect=options.connect_timeout, read=read),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -82,7 +87,6 @@ class Connections:
         settings: dict[str, Any] = {
             "num_pools": 32,
             "maxsize": options.connections + 2,
-            "timeout": urllib3.Timeout(connect=options.connect_timeout, read=options.read_timeout),
         }
         if origin.scheme == "https":
             settings["ssl_context"] = self._context(trust)

@@ -118,18 +118,17 @@ def remove_all(options: Options) -> list[str]:
 
 
 def target(options: Options) -> Path:
-    """Name the file that logins are written to, as podman and skopeo do (containers-auth.json(5)).
-
-    Raises:
-        InvalidError: the environment does not tell where it would be.
-    """
+    """Name the file that logins are written to, as podman and skopeo do (containers-auth.json(5))."""
     explicit = _explicit(options)
     if explicit is not None:
         return explicit
     runtime = options.environment.get("XDG_RUNTIME_DIR")
     if runtime:
         return Path(runtime) / "containers/auth.json"
-    return Path(f"/run/containers/{os.geteuid()}/auth.json")
+    # Nobody else may make a directory below /run.
+    if os.geteuid() == 0 or options.config_home is None:
+        return Path(f"/run/containers/{os.geteuid()}/auth.json")
+    return options.config_home / "containers/auth.json"
 
 
 def files(options: Options) -> list[Path]:

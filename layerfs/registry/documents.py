@@ -13,6 +13,7 @@ from layerfs.errors import (
 )
 from layerfs.oci import document, media_types
 from layerfs.oci.descriptor import Descriptor
+from layerfs.registry import problems
 from layerfs.registry.answer import Answer
 from layerfs.registry.repository import Repository
 
@@ -50,6 +51,8 @@ def get(
     answer, raw = repository.fetch(
         f"manifests/{what}", limit=document.MAXIMUM_BYTES, headers={"Accept": ", ".join(accept)}
     )
+    if _content_type(answer) == "text/html":
+        raise problems.not_a_registry(repository.reference.host, answer.status)
     if isinstance(what, str) and ":" in what:
         what = Digest.parse(what)
     wanted = what if isinstance(what, Digest) else _promised(answer)

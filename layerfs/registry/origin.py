@@ -57,6 +57,28 @@ def shown(url: str) -> str:
     )
 
 
+def check_way(start: Origin, target: str, host: str) -> Origin:
+    """Refuse to go where an answer of a registry must not send us, and give the origin of where it does.
+
+    Args:
+        start: where the answer came from.
+        target: the URL that it gives.
+        host: the registry, for messages.
+
+    Raises:
+        UntrustedError: it leads from TLS to plain HTTP, or from another machine to this one or its link.
+    """
+    to = Origin.of(target)
+    if start.scheme == "https" and to.scheme != "https":
+        raise UntrustedError(f"{host} sends us from HTTPS to {shown(target)}, which is plain HTTP")
+    if to.host != start.host and not is_loopback(start.host):
+        found = address(to.host)
+        near = found is not None and (found.is_link_local or found.is_unspecified)
+        if near or is_loopback(to.host):
+            raise UntrustedError(f"{host} sends us to {to.authority}, an address of this machine or its link")
+    return to
+
+
 def split_host(host: str) -> tuple[str, int | None]:
     """Part ``HOST[:PORT]`` as a reference has it; an IPv6 address loses its brackets.
 

@@ -17,7 +17,7 @@ _AHEAD: Final = 2
 class Pieces:
     """Bytes `start` to `end` of something, in order; whoever reads closes.
 
-    Begins with two connections, and adds one whenever the reader has to wait, up to `most`; no more than
+    Begins with three connections, and adds one whenever the reader has to wait, up to `most`; no more than
     two pieces of 2 MiB for each wait in memory.
 
     Args:
@@ -36,7 +36,7 @@ class Pieces:
         self._threads = 0
         self._closed = False
         self._rest = memoryview(b"")
-        for _ in range(min(2, most)):
+        for _ in range(min(3, most)):
             self._begin()
 
     def read(self, size: int, /) -> bytes:

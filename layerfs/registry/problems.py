@@ -25,7 +25,10 @@ from layerfs.registry.origin import shown
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Asked", "Interrupted", "PlainHttpError", "clean", "from_answer", "from_exception", "retry_after"]
+__all__ = [
+    "Asked", "Interrupted", "PlainHttpError", "RefusedError", "clean", "from_answer", "from_exception",
+    "not_a_registry", "retry_after",
+]  # fmt: skip
 
 _LONGEST: Final = 300
 # OpenSSL's words, which tell apart what all are one exception.
@@ -54,6 +57,10 @@ class Asked(NamedTuple):
 
 class PlainHttpError(UnreachableError):
     """A server that was asked for TLS and does not speak it."""
+
+
+class RefusedError(UnreachableError):
+    """A port on which nobody listens."""
 
 
 # ---- no answer
@@ -87,7 +94,7 @@ def from_exception(error: Exception, host: str, *, proxy: str | None = None) -> 
         if isinstance(each, socket.gaierror):
             return _name_problem(each, host)
         if isinstance(each, ConnectionRefusedError):
-            return UnreachableError(
+            return RefusedError(
                 f"{host} refuses the connection",
                 lasting=True,
                 hint="is the registry running, and is the port the right one?",

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from typing import TYPE_CHECKING, Final
 
-from layerfs.errors import Interrupted, RegistryError, UnsupportedError, VerificationError
+from layerfs.errors import (
+    Interrupted,
+    NotFoundError,
+    RegistryError,
+    TransportError,
+    UnsupportedError,
+    VerificationError,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from layerfs.oci.descriptor import Descriptor
     from layerfs.registry.answer import Answer
     from layerfs.registry.repository import Repository
@@ -40,7 +50,7 @@ def open_from(repository: Repository, descriptor: Descriptor, start: int) -> tup
             return _send(repository, descriptor, start, None), start
         except NoRangesError:
             pass
-    answer = repository.send("GET", f"blobs/{descriptor.digest}", headers=_PLAIN, expect=(200,))
+    answer = _get(repository, descriptor, _PLAIN, (200,))
     length = answer.headers.get("Content-Length")
     if length is not None and length != str(descriptor.size):
         answer.close()
@@ -142,9 +152,7 @@ def _send(repository: Repository, descriptor: Descriptor, start: int, end: int |
     asked = f"bytes={start}-{'' if end is None else end - 1}"
     host = repository.reference.host
     try:
-        answer = repository.send(
-            "GET", f"blobs/{descriptor.digest}", headers={**_PLAIN, "Range": asked}, expect=(200, 206)
-        )
+        answer = _get(repository, descriptor, {**_PLAIN, "Range": asked}, (200, 206))
     except RegistryError as error:
         if error.status != 416:
             raise
@@ -163,3 +171,20 @@ def _send(repository: Repository, descriptor: Descriptor, start: int, end: int |
         answer.close()
         raise NoRangesError(f"{host} was asked for {asked} and answered with {given[:60]!r}", status=206)
     return answer
+
+
+def _get(
+    repository: Repository, descriptor: Descriptor, headers: Mapping[str, str], expect: tuple[int, ...]
+) -> Answer:
+    """Ask the repository, or for what may not be distributed the places that the descriptor names."""
+    try:
+        return repository.send("GET", f"blobs/{descriptor.digest}", headers=headers, expect=expect)
+    except NotFoundError:
+        # Another server's URL gets no credentials, whatever it is.
+        urls = [url for url in descriptor.urls if url.startswith("https://")]
+        for url in urls[:-1]:
+            with contextlib.suppress(TransportError, NotFoundError):
+                return repository.send("GET", url, headers=headers, expect=expect)
+        if not urls:
+            raise
+        return repository.send("GET", urls[-1], headers=headers, expect=expect)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from layerfs.errors import BudgetError, LayerfsError, NotFoundError, UntrustedError
+from layerfs.errors import BudgetError, LayerfsError, NotFoundError
 from layerfs.registry import mirrors, problems
 from layerfs.registry.answer import Answer
-from layerfs.registry.origin import Origin, shown
+from layerfs.registry.origin import Origin, check_way, shown
 from layerfs.registry.session import Request, Session
 from layerfs.registry.tokens import scope
 
@@ -158,12 +158,12 @@ def _own(url: str, origin: Origin, host: str) -> str:
     """Check a URL that an answer gave; one of the registry itself stays with TLS.
 
     Raises:
-        UntrustedError: it leads from TLS to plain HTTP.
+        UntrustedError: it leads where we do not go.
     """
     to = Origin.of(url)
-    if origin.scheme == "https" and to.scheme == "http":
+    if origin.scheme == "https" and to == ("http", origin.host, 80):
         # A registry behind a proxy that ends TLS may not know that it is spoken to by HTTPS.
-        if to.host == origin.host and (to.port == 80 or to.port == origin.port):
-            return f"{origin}{url.partition('://')[2].partition('/')[1]}{url.partition('://')[2].partition('/')[2]}"
-        raise UntrustedError(f"{host} sends us from HTTPS to {shown(url)}, which is plain HTTP")
+        _, slash, rest = url.partition("://")[2].partition("/")
+        return f"{origin}{slash}{rest}"
+    check_way(origin, url, host)
     return url

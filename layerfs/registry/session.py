@@ -7,18 +7,18 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from layerfs.errors import (
     LayerfsError,
     RegistryError,
     UnreachableError,
-    UntrustedError,
 )
 from layerfs.registry import certificates, challenge, credential_files, problems, proxies
 from layerfs.registry.answer import Answer
 from layerfs.registry.connections import Connections, Trust
-from layerfs.registry.origin import Origin, address, is_loopback, shown, split_host
+from layerfs.registry.origin import Origin, check_way, is_loopback, shown, split_host
 from layerfs.registry.settings import Options
 from layerfs.registry.tokens import Doorkeeper
 from layerfs.value import replace
@@ -37,6 +37,8 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 # What may go well a moment later: a gateway's trouble, a registry that is starting, too many requests.
 PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
 _MOST_REDIRECTS: Final = 8
+# Whoever waits for longer, in seconds, is told why.
+_SILENT: Final = 5
 _MOST_ERROR_DATA: Final = 64 << 10
 
 
@@ -96,6 +98,7 @@ class Session:
         """
         self.options = options or Options()
         self.warn = warn
+        self._directories: dict[str, Path | None] = {}
         self._state = _State(self)
 
     def repository(self, reference: Reference) -> Repository:
@@ -149,26 +152,29 @@ class Session:
         if lax or (is_loopback(name) and self.options.tls_verify is None):
             plain = Origin("http", name, port or 80)
             try:
-                self._answer(
-                    "GET",
-                    f"{origin}/v2/",
-                    origin=origin,
-                    trust=self.trust(endpoint, origin),
-                    host=endpoint.host,
-                ).close()
+                self._probe(origin, endpoint)
             except problems.PlainHttpError:
                 origin = plain
-            except UnreachableError:
-                if port is not None:
+            except UnreachableError as error:
+                if port is not None or not (lax or isinstance(error, problems.RefusedError)):
                     raise
-                self._answer("GET", f"{plain}/v2/", origin=plain, trust=Trust(), host=endpoint.host).close()
+                self._probe(plain, endpoint)
                 origin = plain
         self.state.origins[endpoint.host] = origin
         return origin
 
+    def _probe(self, origin: Origin, endpoint: Endpoint) -> None:
+        # Nothing is told to the server and nothing it says is believed: its certificate is looked at when the
+        # first real request is made, and where there is none the authorities need not be loaded.
+        trust = self.trust(endpoint, origin)._replace(verify=False)
+        self._answer("GET", f"{origin}/v2/", origin=origin, trust=trust, host=endpoint.host).drain()
+
     def trust(self, endpoint: Endpoint, to: Origin) -> Trust:
         """Say how a server proves itself that a registry, or an answer of it, leads to."""
-        directory = certificates.directory_for(endpoint.host, self.options)
+        host = endpoint.host
+        if host not in self._directories:
+            self._directories[host] = certificates.directory_for(host, self.options)
+        directory = self._directories[host]
         own = split_host(HUB_SERVER if endpoint.host == HUB else endpoint.host)[0] == to.host
         return Trust(not self.is_lax(endpoint), directory, client=own)
 
@@ -211,13 +217,14 @@ class Session:
                         body=body,
                     )
                 except UnreachableError as error:
-                    if last or error.lasting:
+                    # Whoever needs the token must not begin all of this again.
+                    error.lasting = error.lasting or last
+                    if error.lasting:
                         raise
                     self.pause(attempt)
                     continue
-                if last or answer.status not in PASSING or not self._wait(answer, attempt):
+                if last or answer.status not in PASSING or not self._wait(answer, attempt, origin.authority):
                     return answer
-                answer.close()
             raise AssertionError("there is no attempt without an end")
 
         return fetch
@@ -242,19 +249,17 @@ class Session:
                 continue
             if answer.status in request.expect:
                 return answer
-            if not last and answer.status in PASSING and self._wait(answer, attempt - 1):
-                answer.close()
+            if not last and answer.status in PASSING and self._wait(answer, attempt - 1, endpoint.host):
                 continue
             raise self.problem(answer, request.asked, door)
 
     def problem(self, answer: Answer, asked: problems.Asked, door: Doorkeeper) -> LayerfsError:
         """Say what an answer means that was not expected, and close it."""
-        data = b""
-        if asked is not None:
-            try:
-                data = answer.data(_MOST_ERROR_DATA)
-            except LayerfsError:
-                answer.close()
+        try:
+            data = answer.data(_MOST_ERROR_DATA)
+        except LayerfsError:
+            data = b""
+            answer.close()
         return problems.from_answer(answer.status, answer.headers, data, asked, secrets=door.secrets)
 
     # ---- one request
@@ -290,8 +295,8 @@ class Session:
             if answer.status not in REDIRECTS or answer.status in request.expect:
                 return answer
             target = answer.location()
-            answer.close()
-            _check_redirect(origin, target, endpoint.host)
+            answer.drain()
+            check_way(origin, target, endpoint.host)
             if method not in ("GET", "HEAD") and (answer.status == 303 or not request.repeats):
                 raise RegistryError(
                     f"{endpoint.host} sends an upload to {shown(target)}", status=answer.status,
@@ -334,11 +339,14 @@ class Session:
 
     # ---- pauses
 
-    def _wait(self, answer: Answer, attempt: int) -> bool:
-        """Pause as long as a server wants, or as is usual; False when that is too long."""
+    def _wait(self, answer: Answer, attempt: int, host: str) -> bool:
+        """Close an answer and pause as long as it wants, or as is usual; False when that is too long."""
         asked = problems.retry_after(answer.headers)
         if asked is not None and asked > self.options.patience:
             return False
+        answer.drain()
+        if asked is not None and asked > _SILENT:
+            self.warn(f"{host} wants to be left alone for {asked:.0f} seconds")
         self.pause(attempt, asked or 0.0)
         return True
 
@@ -347,26 +355,6 @@ class Session:
         # Clients that failed together must not come back together.
         pause = self.options.backoff * 2**attempt * (0.75 + random.random() / 2)
         time.sleep(max(least, min(pause, self.options.patience)))
-
-
-def _check_redirect(origin: Origin, target: str, host: str) -> None:
-    """Refuse to go where a registry must not send us.
-
-    Raises:
-        UntrustedError: from TLS to plain HTTP, or to this machine from another one.
-    """
-    to = Origin.of(target)
-    if origin.scheme == "https" and to.scheme != "https":
-        raise UntrustedError(f"{host} sends us from HTTPS to {shown(target)}, which is plain HTTP")
-    if to.host == origin.host:
-        return
-    found = address(to.host)
-    if (
-        is_loopback(to.host) or (found is not None and (found.is_link_local or found.is_unspecified))
-    ) and not (is_loopback(origin.host)):
-        raise UntrustedError(
-            f"{host} sends us to {to.authority}, which is an address of this machine or its link"
-        )
 
 
 def _name(origin: Origin, endpoint: Endpoint) -> str:

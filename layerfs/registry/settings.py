@@ -25,6 +25,9 @@ class Options:
     localhost) may speak plain HTTP, and that registries.conf(5) may allow more. `authfile` and `cert_dir`
     come before the usual places, `creds` and `anonymous` before any file.
 
+    `connect_timeout` is for a connection to be made, `read_timeout` for an answer that stands still, and
+    `upload_timeout` for a registry that thinks about what it was sent.
+
     `attempts` is how often a request is made that may be made again, `backoff` the pause after the first
     failure, doubled each time; a server that asks for a longer one gets it up to `patience`.
     """
@@ -37,6 +40,7 @@ class Options:
     connections: int = 6
     connect_timeout: float = 30.0
     read_timeout: float = 60.0
+    upload_timeout: float = 600.0
     attempts: int = 6
     backoff: float = 0.5
     patience: float = 120.0

@@ -159,18 +159,25 @@ class Doorkeeper:
         wanted = _joined([*scopes, *challenge.parameters.get("scope", "").split()])
         with self._lock:
             self._bearer = bearer
-            held = self._tokens.get(scopes)
-            if held is not None and used == f"Bearer {held.text}":
-                del self._tokens[scopes]
-            token = self._token(bearer, scopes, wanted=wanted)
+            for known, held in list(self._tokens.items()):
+                if used == f"Bearer {held.text}":
+                    del self._tokens[known]
+            # Another thread may have been here before.
+            held_now = self._tokens.get(scopes)
+            fresh = held_now is not None and held_now.until > time.monotonic()
+            token = self._token(bearer, scopes, wanted=None if fresh else wanted)
         if used == f"Bearer {token}":
             raise problem
         return f"Bearer {token}"
 
     def _token(self, bearer: _Bearer, scopes: frozenset[str], *, wanted: frozenset[str] | None = None) -> str:
-        held = self._tokens.get(scopes)
-        if held is None or held.until <= time.monotonic():
-            held = self._tokens[scopes] = self._ask(bearer, sorted(wanted or scopes))
+        now = time.monotonic()
+        if wanted is None:
+            # A token for pushing pulls as well.
+            for known, held in self._tokens.items():
+                if held.until > now and _joined([*known, *scopes]) == known:
+                    return held.text
+        held = self._tokens[scopes] = self._ask(bearer, sorted(wanted or scopes))
         return held.text
 
     def _ask(self, bearer: _Bearer, scopes: Sequence[str]) -> _Token:
@@ -200,19 +207,26 @@ class Doorkeeper:
             raise self._refused(answer, data, server)
         return _read_token(data, server)
 
-    def _refused(self, answer: Answer, data: bytes, server: Origin) -> Exception:
-        if answer.status in (400, 401, 403) and self.credentials is not None:
-            return self._wrong(answer.status)
-        asked = problems.Asked(server.authority)
-        if answer.status in (401, 403):
+    def _refused(self, answer: Answer, data: bytes, server: Origin) -> LayerfsError:
+        status = answer.status
+        if self.credentials is not None and status in (400, 401):
+            return self._wrong(status)
+        if self.credentials is not None and status == 403:
             return AuthenticationError(
-                f"{self._host} lets nobody in without a user name", status=answer.status,
-                hint=f"`layerfs login {self._host}` first",
+                f"{self._host} does not let {self.credentials.username or 'us'} do this", status=status,
+                hint=f"check the name, and your rights there; `layerfs login {self._host}` for another",
             )  # fmt: skip
-        found = problems.from_answer(answer.status, answer.headers, data, asked, secrets=self.secrets)
+        if status in (401, 403):
+            return AuthenticationError(
+                f"{self._host} lets nobody in here without a user name, or there is nothing of the name",
+                status=status, hint=f"check the name, and `layerfs login {self._host}`",
+            )  # fmt: skip
+        found = problems.from_answer(
+            status, answer.headers, data, problems.Asked(server.authority), secrets=self.secrets
+        )
         if isinstance(found, RegistryError):
             return found
-        return RegistryError(f"the token server of {self._host} failed: {found}", status=answer.status)
+        return RegistryError(f"the token server of {self._host} failed: {found}", status=status)
 
     def _wrong(self, status: int) -> AuthenticationError:
         user = self.credentials.username if self.credentials is not None else ""

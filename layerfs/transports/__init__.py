@@ -220,10 +220,16 @@ def _copy_planned(source: Source, sink: Plans, manifest: Manifest, progress: Pro
 def send(
     source: Opens, sink: Sink, blobs: Sequence[Descriptor], *, attempts: int = 1, progress: Progress
 ) -> None:
-    """Copy those of these blobs that the sink lacks; with two attempts also what it used and did not keep."""
-    from layerfs.progress import Parts
-    from layerfs.transports.endpoint import Expects, Prepares
+    """Copy those of these blobs that the sink lacks; with two attempts also what it used and did not keep.
 
+    Layers that must not be handed on, and say where they are had, stay there, unless the sink needs them.
+    """
+    from layerfs.oci import media_types
+    from layerfs.progress import Parts
+    from layerfs.transports.endpoint import Expects, Plans, Prepares
+
+    if not isinstance(sink, Plans):
+        blobs = [each for each in blobs if not (each.urls and media_types.is_foreign_layer(each.media_type))]
     if isinstance(progress, Parts):
         progress.expect({part(descriptor): descriptor.size for descriptor in blobs})
     if isinstance(sink, Prepares):

@@ -98,8 +98,8 @@ class RegistrySource:
         raw, found = self._document(str(descriptor.digest))
         if found.size != descriptor.size or found.media_type != descriptor.media_type:
             raise VerificationError(
-                f"{self._repository.reference.name}: {descriptor.digest} is not the {descriptor.size} bytes of"
-                f" {descriptor.media_type} that its index promises"
+                f"{self._repository.reference.name}: {descriptor.digest} is not the"
+                f" {descriptor.media_type} of {descriptor.size} bytes that its index promises"
             )
         return raw
 
@@ -197,7 +197,10 @@ class RegistrySink:
                 self._lanes.begin(key, functools.partial(upload.exists, self._repository, descriptor))
 
     def has(self, descriptor: Descriptor) -> bool:
-        """Say whether the repository has a blob, or has got it by now."""
+        """Say whether the repository has a blob, or has got it by now, or must not get it."""
+        if descriptor.urls and media_types.is_foreign_layer(descriptor.media_type):
+            # Whoever pulls fetches it from where its owner has it (image-spec layer.md).
+            return True
         if self._lanes.has(descriptor.digest):
             return self._lanes.wait(descriptor.digest)
         key = ("has", descriptor.digest)

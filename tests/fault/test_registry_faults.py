@@ -80,8 +80,12 @@ LASTING = {
     "a length that is too long": Row(Fault(WHERE, promise=9), Interrupted, "cut the connection", "try again"),
     "a truncated manifest": Row(Fault(WHERE, shorten=9), VerificationError, "is not sha256:", "altered it"),
     "a wrong byte": Row(Fault(WHERE, flip=9), VerificationError, "is not sha256:", "altered it"),
-    "another document": Row(
+    "a page of a web server": Row(
         Fault(WHERE, status=200, body=b"<html>", headers={"Content-Type": "text/html"}),
+        RegistryError, "seems no registry", "HOST[:PORT]",
+    ),
+    "no document": Row(
+        Fault(WHERE, status=200, body=b"hello", headers={"Content-Type": media_types.OCI_MANIFEST}),
         DocumentError, "not valid JSON", "",
     ),
     "too large a manifest": Row(

@@ -222,6 +222,20 @@ class TestPull:
         assert [seen.headers.get("Range") for seen in proxy.asked(layer)] == [None, None]
         assert sum(ends(proxy).values()) <= len(image.blobs) + 2
 
+    def test_finds_a_wrong_config_and_a_wrong_small_layer(
+        self, registry: Registry, proxy: FaultProxy, store: Store
+    ) -> None:
+        image = TinyImage(b"small", b"wrong", tars=[noise(15)])
+        reference = through(proxy, registry, push(registry, "pull/small-wrong:1", image))
+        for blob in (image.config, image.layers[0]):
+            proxy.clear()
+            proxy.add(Fault(BLOB + str(Digest.of(blob)), flip=30))
+            store.pull(reference)
+            assert ends(proxy)[str(Digest.of(blob))] == 2
+            assert store.check(contents=True).problems == ()
+            store.images.remove(reference)
+            store.collect(grace=0)
+
     def test_gives_up_where_the_bytes_stay_wrong(
         self, registry: Registry, proxy: FaultProxy, store: Store
     ) -> None:
@@ -375,6 +389,24 @@ class TestPush:
             store.push("fails:1", f"{proxy.host}/push/fails:1")
         with pytest.raises(NotFoundError):
             manifests.get(registry.repository("push/fails"), "1")
+
+    def test_leaves_out_what_may_not_be_distributed(self, registries: Path, store: Store) -> None:
+        image = TinyImage(b"owned", b"ours")
+        foreign = json.loads(image.manifest)
+        foreign["layers"][0]["mediaType"] = f"{media_types.OCI_FOREIGN_LAYER}+gzip"
+        foreign["layers"][0]["urls"] = ["https://127.0.0.1:1/layer"]
+        image.manifest = json.dumps(foreign).encode()
+        image.blobs[-1] = image.manifest
+        allowed = {"manifests": {"urls": {"allow": [".*"]}}}
+        with Registry(registries / "foreign", validation=allowed) as registry:
+            store.pull(push(registry, "push/owned-from:1", image), "owned:1")
+            store.push("owned:1", f"{registry.host}/push/owned:1")
+            repository = registry.repository("push/owned")
+            assert manifests.get(repository, "1")[0] == image.manifest
+            with pytest.raises(NotFoundError):
+                repository.send("GET", f"blobs/{Digest.of(image.layers[0])}")
+            with repository.send("GET", f"blobs/{Digest.of(image.layers[1])}") as answer:
+                assert answer.data(1 << 20) == image.layers[1]
 
     def test_by_a_digest_must_fit(self, registry: Registry, store: Store) -> None:
         image = TinyImage(b"by digest")

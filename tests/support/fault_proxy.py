@@ -65,13 +65,15 @@ class Seen(NamedTuple):
 class FaultProxy:
     """Stands before the registry at `upstream` (HOST:PORT); a context manager.
 
-    `host` is what stands in image names. `rate` limits each connection's answers, in bytes a second.
+    `host` is what stands in image names, `connections` counts those that asked for something. `rate` limits
+    each connection's answers, in bytes a second.
     """
 
     def __init__(self, upstream: str, *, name: str = "127.0.0.1", rate: int | None = None) -> None:
         self.upstream = upstream
         self.rate = rate
         self.requests: list[Seen] = []
+        self.connections = 0
         # Bytes of the registry's answers that were handed on, heads left out.
         self.sent = 0
         self._faults: list[list[object]] = []
@@ -148,7 +150,14 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def setup(self) -> None:
+        super().setup()
+        self._begun = False
+
     def _handle(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self.owner.connections += 1
         fault = self.owner.fault(f"{self.command} {self.path}") or Fault("")
         self.owner.requests.append(Seen(self.command, self.path, dict(self.headers.items())))
         self._serve(fault)

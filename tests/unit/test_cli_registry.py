@@ -90,6 +90,19 @@ class TestPull:
         assert printed == f"{sha256(image.config)}\n"
         assert layerfs.json("images")[0]["repository"] is None
 
+    def test_an_artifact_is_no_image(
+        self, layerfs: CommandLine, registry: Registry, put: Callable[[str], str], tmp_path: Path
+    ) -> None:
+        name = f"{registry.host}/artifact"
+        put(f"{name}:1")
+        digest = layerfs.good(
+            "attach", "-q", "--artifact-type", "a/b", f"{name}:1", f"{tmp_path}/from/oci-layout"
+        )
+        done = layerfs.run("pull", f"{name}@{digest.strip()}")
+        assert done.status == 1
+        assert "'a/b'" in done.err
+        assert layerfs.good("copy", "-q", f"{name}@{digest.strip()}", f"oci:{tmp_path}/to:1") == digest
+
     def test_a_platform_is_chosen(self, layerfs: CommandLine, registry: Registry, tmp_path: Path) -> None:
         index, images = multi_platform("linux/amd64", "linux/arm64/v8")
         place = layout_of_index(tmp_path / "index", index, images, name="1")

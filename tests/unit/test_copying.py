@@ -132,6 +132,25 @@ class TestAllPlatforms:
             go(f"oci:{place}:1", f"oci:{tmp_path}/to:1", every=True)
         assert not (tmp_path / "to" / "index.json").exists()
 
+    def test_an_index_of_other_digests_than_sha256_is_refused(self, tmp_path: Path) -> None:
+        index, images = multi_platform("linux/amd64")
+        digest = Digest.of(images[0].manifest, "sha512")
+        other = index.replace(sha256(images[0].manifest).encode(), str(digest).encode())
+        place = layout_of_index(tmp_path / "from", other, images, name="1")
+        write_files(place, {f"blobs/sha512/{digest.hex}": images[0].manifest})
+        with pytest.raises(UnsupportedError, match="sha256"):
+            go(f"oci:{place}:1", f"oci:{tmp_path}/to:1", every=True)
+
+    def test_layers_that_are_not_to_be_handed_on_stay_where_they_are(self, tmp_path: Path) -> None:
+        image = TinyImage(b"x")
+        manifest = json.loads(image.manifest)
+        manifest["layers"][0]["mediaType"] = media_types.DOCKER_FOREIGN_LAYER
+        manifest["layers"][0]["urls"] = ["https://example.org/layer"]
+        raw = document(manifest)
+        entry = TinyImage.describe(raw, media_types.OCI_MANIFEST)
+        write_files(tmp_path / "from", layout_files([entry], [image.config, raw]))
+        assert go(f"oci:{tmp_path}/from", f"oci:{tmp_path}/to") == sha256(raw)
+
     def test_one_platform_goes_alone(self, layout: Path, tmp_path: Path) -> None:
         digest = go(f"oci:{layout}:1", f"oci:{tmp_path}/to:1", platform=Platform.parse("linux/arm64"))
         assert len(blobs(tmp_path / "to")) == 4

@@ -6,7 +6,7 @@ import pytest
 
 from layerfs.errors import UntrustedError
 from layerfs.registry.challenge import Challenge, parse
-from layerfs.registry.origin import Origin, address, is_loopback, shown
+from layerfs.registry.origin import Origin, address, check_way, is_loopback, shown
 
 
 def test_the_challenge_of_docker_hub_is_read() -> None:
@@ -78,3 +78,30 @@ def test_names_are_no_addresses() -> None:
 def test_urls_are_shown_without_what_may_be_secret() -> None:
     assert shown("https://user:secret@host/path?X-Amz-Signature=secret#secret") == "https://host/path"
     assert shown("https://host/\x1b[31m\n") == "https://host/?[31m?"
+
+
+FAR = Origin.of("https://registry.example.com")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://cdn.example.com/x",
+        "https://127.0.0.1/x",
+        "https://localhost:8000/x",
+        "https://169.254.169.254/latest/meta-data",
+        "https://2852039166/latest/meta-data",
+        "https://[fe80::1]/x",
+        "https://0/x",
+    ],
+)
+def test_a_registry_elsewhere_sends_nobody_here(target: str) -> None:
+    with pytest.raises(UntrustedError, match="registry sends us"):
+        check_way(FAR, target, "registry")
+
+
+@pytest.mark.parametrize("target", ["https://cdn.example.com/x", "https://10.1.2.3/x"])
+def test_a_registry_may_send_us_to_other_hosts(target: str) -> None:
+    assert check_way(FAR, target, "registry") == Origin.of(target)
+    here = Origin.of("http://localhost:5000")
+    assert check_way(here, "http://127.0.0.1:9/x", "localhost:5000").port == 9

@@ -21,6 +21,7 @@ from layerfs.registry.repository import Repository
 from layerfs.registry.session import Session
 from layerfs.registry.settings import Options
 from layerfs.value import replace
+from tests.support.authority import Authority
 from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.registries import Registry, put_blob
 
@@ -319,3 +320,20 @@ class TestPrefetch:
         ahead = Prefetch(lambda descriptor: b"", threads=1)
         ahead.expect([blob])
         assert not ahead.has(blob.digest)
+
+
+def test_what_may_not_be_distributed_comes_from_where_its_owner_has_it(
+    registry: Registry, tls_registry: Registry, authority: Authority
+) -> None:
+    """The registry does not have it, and its credentials do not go along."""
+    blob = put_blob(
+        tls_registry.repository("download/foreign", Options(cert_dir=authority.certs_d("foreign"))),
+        b"foreign",
+        "application/octet-stream",
+    )
+    place = f"https://{tls_registry.host}/v2/download/foreign/blobs/{blob.digest}"
+    repository = registry.repository("download/blob", Options(cert_dir=authority.certs_d("foreign")))
+    for urls in [(place,), ("https://127.0.0.1:1/nothing", "http://127.0.0.1:1/plain", place)]:
+        assert read(Download(repository, replace(blob, urls=urls))) == b"foreign"
+    with pytest.raises(NotFoundError):
+        read(Download(repository, replace(blob, urls=("http://127.0.0.1:1/plain",))))

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.errors import AuthenticationError, UnreachableError
+from layerfs.errors import AuthenticationError, NotFoundError, UnreachableError
+from layerfs.reference import Reference
 from layerfs.registry import manifests
 from layerfs.registry.credentials import Credentials
+from layerfs.registry.session import Session
 from layerfs.registry.settings import Options
 from tests.support.authority import Authority
+from tests.support.fault_proxy import FaultProxy
 from tests.support.registries import PASSWORD, USER, Registry, put_artifact
 from tests.support.token_server import TokenServer
 
@@ -48,9 +51,12 @@ def test_a_token_is_fetched_once_for_all_requests_of_one_kind(
     repository = token_registry.repository("session/token", Options(creds=ALICE))
     token_server.requests.clear()
     put_artifact(repository)
-    assert [request.scopes for request in token_server.requests] == [("repository:session/token:pull,push",)]
+    manifests.get(repository, "1")
+    # The token for pushing pulls as well.
+    assert token_server.requests == [(USER, ("repository:session/token:pull,push",), "GET")]
+    again = token_registry.repository("session/token", Options(creds=ALICE))
     for _ in range(3):
-        manifests.get(repository, "1")
+        manifests.get(again, "1")
     assert token_server.requests[1:] == [(USER, ("repository:session/token:pull",), "GET")]
 
 
@@ -66,8 +72,8 @@ def test_everybody_gets_a_token_for_what_is_public(
 
 
 def test_a_token_is_renewed_before_it_ends(token_registry: Registry, token_server: TokenServer) -> None:
+    put_artifact(token_registry.repository("session/renewed", Options(creds=ALICE)))
     repository = token_registry.repository("session/renewed", Options(creds=ALICE))
-    put_artifact(repository)
     token_server.requests.clear()
     before, token_server.lifetime = token_server.lifetime, 1
     try:
@@ -177,8 +183,8 @@ def test_plain_http_is_not_spoken_when_tls_is_asked_for(registry: Registry) -> N
 
 
 def test_several_threads_share_a_session(token_registry: Registry, token_server: TokenServer) -> None:
+    manifest = put_artifact(token_registry.repository("session/threads", Options(creds=ALICE)))
     repository = token_registry.repository("session/threads", Options(creds=ALICE))
-    manifest = put_artifact(repository)
     token_server.requests.clear()
     found: list[bytes] = []
     threads = [
@@ -190,3 +196,19 @@ def test_several_threads_share_a_session(token_registry: Registry, token_server:
         thread.join()
     assert found == [manifest.raw] * 8
     assert len(token_server.requests) == 1
+
+
+def test_one_connection_does_for_requests_of_all_kinds(token_registry: Registry) -> None:
+    with FaultProxy(token_registry.host) as proxy:
+        session = Session(Options(creds=ALICE))
+        repository = session.repository(Reference.parse(f"{proxy.host}/session/kept:1"))
+        manifest = put_artifact(repository)
+        for _ in range(3):
+            manifests.head(repository, "1")
+            manifests.get(repository, "1")
+        assert manifests.head(repository, "none") is None
+        with pytest.raises(NotFoundError):
+            manifests.get(repository, "none")
+        manifests.delete(repository, manifest.digest)
+        assert len(proxy.requests) > 15
+        assert proxy.connections == 1

@@ -22,6 +22,9 @@ KEY: Final = b"layerfs.absent"
 PIECE: Final = 4 << 20
 """Bytes of a file that come at once; smaller files come whole."""
 
+FETCH_FAILED: Final = "cannot fetch "
+"""How a line of a server's log begins that is about data that could not be had."""
+
 _HEAD: Final = Struct("=BqQI")
 _VERSION: Final = 1
 _NOTHING: Final = (errno.ENODATA, errno.ENOTSUP)

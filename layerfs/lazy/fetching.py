@@ -27,7 +27,7 @@ from layerfs.errors import LayerfsError, StoreError, VerificationError
 from layerfs.lazy.blob import LazyBlob, Sources
 from layerfs.lazy.bodies_list import Body, read_body_line
 from layerfs.lazy.origin import Origin
-from layerfs.tree.absent import PIECE, last_piece, read_mark
+from layerfs.tree.absent import CAPABILITY, PIECE, last_piece, read_mark
 from layerfs.tree.budget import Budget
 from layerfs.value import frozen
 
@@ -171,6 +171,8 @@ class Fetching:
             if mark is None:
                 return True
             mark = mark.with_pieces(first, last)
+            if mark.capabilities:
+                os.setxattr(file, CAPABILITY, mark.capabilities)
             # Before the mark goes: until then it says what time is the file's own.
             os.utime(file, ns=(mark.mtime_ns, mark.mtime_ns))
             if mark.lacks(0, last_piece(size)):

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(
 BIG = os.urandom(1 << 20) * 11
 LAYERS = (
     packed(
+        ("./", None, {"mode": 0o711, "mtime": 1_400_000_000, "gid": 3}),
         ("etc", None, {"mode": 0o750, "gid": 7}),
         ("etc/passwd", b"root:x:0:0\n", {"mode": 0o640, "uid": 5, "gid": 6}),
         ("etc/removed", b"gone later"),

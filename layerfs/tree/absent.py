@@ -1,9 +1,9 @@
 """Files that a layer shows before it has their data: sparse ones with a mark that says where that is.
 
 The mark is an extended attribute in overlayfs's own name space, which neither users nor layers can have. It
-holds the file's true modification time and its capabilities, which writing changes and takes away; where the layer's list of bodies
-describes the file; and, once the data comes in pieces of `PIECE` bytes, a bit for each that is here. It goes
-when all of the data is on disk.
+holds the file's true modification time and its capabilities, which writing changes and takes away; where the
+layer's list of bodies describes the file; and, once the data comes in pieces of `PIECE` bytes, a bit for each
+that is here. It goes when all of the data is on disk.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ def add_rewriting(parser: CommandParser) -> None:
     """Add what changes an image on its way."""
     parser.add_argument(
         "--compression",
+        "--compression-format",
         metavar="NAME",
         choices=["gzip", "zstd", "none", "estargz", "zstd:chunked"],
         help="compress layers so, gzip, zstd, none, or estargz or zstd:chunked, of which parts can be read;"

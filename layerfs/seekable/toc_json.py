@@ -37,6 +37,8 @@ _KINDS: Final = {
 _READ: Final = 1 << 18
 _LARGEST_VALUE: Final = 2 << 20
 _LARGEST: Final = (1 << 63) - 1
+# A chunk is kept in a temporary file until all of it is verified.
+_LONGEST_CHUNK: Final = 1 << 30
 # Entries that wait for the end of a compressed piece, which is known when the next piece begins.
 _WAITING: Final = 1 << 16
 _EMPTY: Final = hashlib.sha256().hexdigest()
@@ -136,6 +138,8 @@ class _Files:
         if offset != self._covered or not 0 < size <= entry.size - offset:
             raise LayerError("a table of contents whose chunks do not make up the file", entry=entry.path)
         self._covered = offset + size
+        if size > _LONGEST_CHUNK and members.get("chunkType") != "zeros":
+            raise BudgetError(f"a file of {size} bytes that can be verified only as a whole")
         start, skip = _integer(members, "offset"), _integer(members, "innerOffset")
         if start < self._last or start >= self._limit:
             raise LayerError("a table of contents with an offset out of order or range", entry=entry.path)

@@ -156,21 +156,27 @@ class _Walk:
                 "the destination cannot hold several platforms", hint="choose one with --platform"
             )
         index = Index.parse(found.raw, found.descriptor.media_type)
+        # All blobs first: a manifest has to wait for those that are on their way.
+        documents = [
+            self._below(Resolved(member, source.document(member)), depth) for member in index.manifests
+        ]
         changed: dict[Descriptor, Descriptor] = {}
-        for member in index.manifests:
-            below = Resolved(member, source.document(member))
-            if media_types.is_index(member.media_type):
-                raw, media_type = self.index(below, depth - 1)
-            elif media_types.is_manifest(member.media_type):
-                raw, media_type = self.manifest(below)
-            else:
-                raise UnsupportedError(f"the index names {member.digest}, a {member.media_type[:100]!r}")
+        for member, (raw, media_type) in zip(index.manifests, documents, strict=True):
             changed[member] = put = sink.put_member(raw, media_type)
             if self._rewriting is None and put.digest != member.digest:
                 raise UnsupportedError(f"the index names {member.digest}, and only sha256 is written")
         if self._rewriting is None:
             return found.raw, index.media_type
         return self._rewriting.index(index, changed)
+
+    def _below(self, found: Resolved, depth: int) -> tuple[bytes, str]:
+        """Send what an index names."""
+        media_type = found.descriptor.media_type
+        if media_types.is_index(media_type):
+            return self.index(found, depth - 1)
+        if media_types.is_manifest(media_type):
+            return self.manifest(found)
+        raise UnsupportedError(f"the index names {found.descriptor.digest}, a {media_type[:100]!r}")
 
     def manifest(self, found: Resolved) -> tuple[bytes, str]:
         manifest = Manifest.parse(found.raw, found.descriptor.media_type)

@@ -260,6 +260,7 @@ def test_a_store_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> 
     # What an older layerfs wrote: the blob as one file, and no word of skeletons.
     connection.executescript(
         "DROP INDEX layers_blob; ALTER TABLE layers DROP COLUMN skeleton;"
+        " DROP TABLE index_tags; DROP TABLE index_links; DROP TABLE indexes; DROP TABLE seek_tables;"
         " ALTER TABLE layers DROP COLUMN blob_size; PRAGMA user_version = 1"
     )
     connection.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from layerfs.cli.reading import split_place
 from tests.support.commandline import IMAGE, CommandLine, make_store
+from tests.support.users import login
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
@@ -174,3 +176,18 @@ def test_whoever_stops_reading_stops_it(layerfs: CommandLine, tree: Path) -> Non
 def test_an_image_and_a_path_are_parted(text: str, parted: tuple[str, bytes]) -> None:
     known = {"app", "app:1", "host:5000/app:2"}
     assert split_place(text, known.__contains__) == parted
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("nsenter", "setpriv", "unshare"))), reason="needs nsenter, setpriv and unshare"
+)
+def test_an_ordinary_user_reads_images(tmp_path: Path) -> None:
+    with login(61_377, Path(f"/tmp/layerfs-reading-{os.getpid()}")) as user:
+        tree = tmp_path / "image"
+        (tree / "etc").mkdir(parents=True)
+        (tree / "etc/motd").write_text("hello\n")
+        user.import_tree(tree, "import", "app:1")
+        assert user.layerfs("cat", "app:1:/etc/motd").stdout == "hello\n"
+        assert user.layerfs("ls", "app:1:/etc").stdout == "motd\n"
+        user.layerfs("push", "app:1", f"oci:{user.home}/layout:1")
+        assert user.layerfs("cat", f"oci:{user.home}/layout:1:/etc/motd").stdout == "hello\n"

@@ -394,6 +394,8 @@ def test_budgets_hold_for_tables() -> None:
         entries(table(*[{"name": "a", "type": "dir"}] * 5), budget=Budget(entries=4))
     with pytest.raises(BudgetError):
         entries(table({"name": "a", "type": "symlink", "linkName": "x" * 5_000_000}))
+    with pytest.raises(BudgetError):
+        entries(table({**FILE, "size": 1 << 40}))
     for format in FORMATS:
         blob, done = MADE[format]
         with pytest.raises(BudgetError):

@@ -272,6 +272,10 @@ class Ingest:
             self.offset = 0
             self._begin()
 
+    def pass_by(self) -> None:
+        """Leave it to the kernel when this is written to disk: it will most likely be discarded."""
+        self._behind = None
+
     def _begin(self) -> None:
         if self._blobs.durability != "none":
             self._behind = files.WriteBehind(self._descriptor, self.offset)

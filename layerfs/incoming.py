@@ -65,14 +65,23 @@ class Incoming:
             return
         self.begun = True
         assert self.ingest is not None
+        if self._known < _MAGIC:
+            # Too little to tell what it is.
+            self.ingest.restart()
+            self._known = 0
         if self._known:
             self._skip(self._known)
-            self._plain = detect(self.ingest.read_back(_MAGIC, 0)) is Compression.NONE
+            head = self.ingest.read_back(_MAGIC, 0)
+        else:
+            while len(self._head) < _MAGIC and (data := self._stream.read(CHUNK)):
+                self._head += data
+            head = self._head[:_MAGIC]
+        self._plain = detect(head) is Compression.NONE
+        if not self._plain or self._whole:
             return
-        while len(self._head) < _MAGIC and (data := self._stream.read(CHUNK)):
-            self._head += data
-        self._plain = detect(self._head[:_MAGIC]) is Compression.NONE
-        if self._plain and not self._whole and not self._portable:
+        if self._known or self._portable:
+            self.ingest.pass_by()
+        else:
             self._open.close()
             self.ingest = None
 

@@ -272,6 +272,9 @@ class Unpacking:
 
     def _commit_blobs(self) -> None:
         """Sync all that was written so far, then make the blobs visible."""
+        for ingest in self._passing:
+            ingest.discard()
+        self._passing.clear()
         if self._flusher is not None:
             self._flusher.sync()
         for ingest in self._ingests:
@@ -279,9 +282,6 @@ class Unpacking:
         for algorithm in {ingest.digest.algorithm for ingest in self._ingests}:
             self._blobs.sync_names(algorithm)
         self._ingests.clear()
-        for ingest in self._passing:
-            ingest.discard()
-        self._passing.clear()
 
     # -- processes
 

@@ -124,7 +124,7 @@ class LayoutSink:
 
         def write() -> None:
             self.put_blob(descriptor, Counted(stream.read, advance))
-            del self._streams[descriptor.digest]
+            self._streams.pop(descriptor.digest, None)
             ending()
 
         self._lanes.begin(descriptor.digest, write)

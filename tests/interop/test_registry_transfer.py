@@ -32,9 +32,11 @@ from layerfs.registry import manifests, ranges
 from layerfs.registry.credentials import Credentials
 from layerfs.registry.settings import Options
 from layerfs.transports import copying, parse
+from tests.support.authority import Authority
 from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.registries import PASSWORD, USER, Registry, put_blob
 from tests.support.tiny_images import TinyImage, tar
+from tests.support.token_server import TokenServer
 
 BLOB = "GET /v2/.*/blobs/"
 # Larger than what is fetched ahead, so that a forked process fetches it; and not to be compressed.
@@ -167,6 +169,34 @@ class TestPull:
             store.pull(f"{basic_registry.host}/pull/closed:1")
         assert store.pull(f"{basic_registry.host}/pull/closed:1", options=alice).names
 
+    def test_signs_in_once_for_all_the_processes_that_fetch_layers(
+        self, token_registry: Registry, token_server: TokenServer, store: Store
+    ) -> None:
+        alice = Options(creds=Credentials(USER, PASSWORD))
+        image = TinyImage(b"token", tars=[noise(17), noise(18)])
+        repository = token_registry.repository("pull/token", alice)
+        for blob in image.blobs[:-1]:
+            put_blob(repository, blob, "application/octet-stream")
+        manifests.put(repository, image.manifest, media_types.OCI_MANIFEST, "1")
+        token_server.requests.clear()
+        store.pull(f"{token_registry.host}/pull/token:1", options=alice)
+        assert [request.scopes for request in token_server.requests] == [("repository:pull/token:pull",)]
+        token_server.requests.clear()
+        store.push(
+            f"{token_registry.host}/pull/token:1", f"{token_registry.host}/push/token:1", options=alice
+        )
+        assert store.check(contents=True).problems == ()
+
+    def test_comes_over_tls(self, tls_registry: Registry, authority: Authority, store: Store) -> None:
+        known = Options(cert_dir=authority.certs_d("transfer"))
+        image = TinyImage(b"tls", tars=[noise(19)])
+        repository = tls_registry.repository("pull/tls", known)
+        for blob in image.blobs[:-1]:
+            put_blob(repository, blob, "application/octet-stream")
+        manifests.put(repository, image.manifest, media_types.OCI_MANIFEST, "1")
+        assert store.pull(f"{tls_registry.host}/pull/tls:1", options=known).names
+        store.push(f"{tls_registry.host}/pull/tls:1", f"{tls_registry.host}/push/tls:1", options=known)
+
     def test_of_many_small_layers_forks_nothing_and_gives_them_all(
         self, registry: Registry, proxy: FaultProxy, store: Store
     ) -> None:
@@ -265,6 +295,25 @@ class TestPull:
         store.pull(reference)
         assert [seen.headers.get("Range") for seen in proxy.asked(str(layer))] == ["bytes=2000-", None]
         assert store.check(contents=True).problems == ()
+
+    @pytest.mark.parametrize("compress", [True, False])
+    @pytest.mark.parametrize("known", [1, 3, 4, 5000, None])
+    def test_goes_on_from_any_place(
+        self, registry: Registry, proxy: FaultProxy, store: Store, compress: bool, known: int | None
+    ) -> None:
+        image = TinyImage(b"any", tars=[noise(16)], compress=compress)
+        reference = through(proxy, registry, push(registry, f"pull/any:{compress}", image))
+        layer = image.layers[1]
+        with store.blobs.ingest(Digest.of(layer), len(layer)) as ingest:
+            ingest.write(layer[:known])
+        store.pull(reference)
+        asked = [seen.headers.get("Range") for seen in proxy.asked(str(Digest.of(layer)))]
+        assert asked == ([] if known is None else [f"bytes={known}-" if known > 3 else None])
+        assert store.blobs.is_whole(Digest.of(layer)) is compress
+        with store.blobs.open(Digest.of(layer)) as stream:
+            assert b"".join(iter(lambda: stream.read(1 << 20), b"")) == layer
+        assert store.check(contents=True).problems == ()
+        assert partial(store.root) == {}
 
 
 SCRIPT = """

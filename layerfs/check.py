@@ -21,6 +21,7 @@ from layerfs.driver import Lazy, Logs
 from layerfs.errors import InUseError, LayerfsError, NotFoundError, VerificationError, printable
 from layerfs.layers import Layer, Layers, State
 from layerfs.progress import Progress, Silent
+from layerfs.tree.absent import FETCH_FAILED
 from layerfs.tree.entry import Entry, Kind
 from layerfs.tree.read_entry import read_directory_entry, read_entry
 from layerfs.tree.toc import read_toc
@@ -194,7 +195,10 @@ class Check:
             what = (
                 f"a process of the driver {layers.driver.name} met an error of its own: {lines[-1].strip()}"
             )
-            self._tell("log", str(log), what, hint="read the log, tell the authors, then delete it")
+            hint = "read the log, tell the authors, then delete it"
+            if lines[-1].startswith(FETCH_FAILED):
+                what, hint = lines[-1], "it is tried again when the file is read; then delete the log"
+            self._tell("log", str(log), what, hint=hint)
 
     def _check_driver(self, layers: Layers) -> int:
         held = set(layers.driver.layers())

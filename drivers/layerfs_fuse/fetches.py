@@ -18,7 +18,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from layerfs.errors import printable
-from layerfs.tree.absent import PIECE, Mark, last_piece
+from layerfs.tree.absent import FETCH_FAILED, PIECE, Mark, last_piece
 from layerfs_fuse.large import Request
 from layerfs_fuse.nodes import Node
 from layerfs_fuse.places import Layers, LazyPlace
@@ -199,7 +199,7 @@ class Fetches:
         node = fetch.node
         if node.at is not None:
             path = printable(b"/" + node.at.path() + b"/" + node.at_name).replace("//", "/")
-            self._log(f"cannot fetch {path}: {words}")
+            self._log(f"{FETCH_FAILED}{path}: {words}")
         for request in fetch.waiting:
             self._refuse(request.unique, number)
 

@@ -27,7 +27,7 @@ from layerfs.errors import LayerfsError, StoreError, VerificationError
 from layerfs.lazy.blob import LazyBlob, Sources
 from layerfs.lazy.bodies_list import Body, read_body_line
 from layerfs.lazy.origin import Origin
-from layerfs.tree.absent import PIECE, last_piece, read_mark
+from layerfs.tree.absent import CAPABILITY, PIECE, Mark, last_piece, read_mark
 from layerfs.tree.budget import Budget
 from layerfs.value import frozen
 
@@ -136,16 +136,16 @@ class Fetching:
             if body.in_parts:
                 for begin, end in mark.missing(first, last):
                     offset, size_here = begin * PIECE, (end + 1 - begin) * PIECE
-                    with _emptied(file, offset, size_here):
+                    with _emptied(file, mark, offset, size_here):
                         _write(file, offset, lacking.blob.read(body.extent, offset, size_here))
             else:
                 first, last = 0, last_piece(size)
-                self._bring_whole(file, lacking.blob, body)
+                self._bring_whole(file, mark, lacking.blob, body)
             if self._durable:
                 os.fdatasync(file)
             return self._note(file, first, last, size)
 
-    def _bring_whole(self, file: int, blob: LazyBlob, body: Body) -> None:
+    def _bring_whole(self, file: int, mark: Mark, blob: LazyBlob, body: Body) -> None:
         """Bring a file whose data is verified by one digest."""
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as small:
             spooled: BinaryIO = small  # type: ignore[assignment]
@@ -162,7 +162,7 @@ class Fetching:
                         f" {body.digest}"
                     )
                 spooled.seek(0)
-                with _emptied(file, 0, body.extent.size):
+                with _emptied(file, mark, 0, body.extent.size):
                     _write(file, 0, iter(lambda: spooled.read(_CHUNK), b""))
 
     def _note(self, file: int, first: int, last: int, size: int) -> bool:
@@ -171,8 +171,8 @@ class Fetching:
             if mark is None:
                 return True
             mark = mark.with_pieces(first, last)
-            # Before the mark goes: until then it says what time is the file's own.
-            os.utime(file, ns=(mark.mtime_ns, mark.mtime_ns))
+            # Before the mark goes: until then it says what is the file's own.
+            _restore(file, mark)
             if mark.lacks(0, last_piece(size)):
                 os.setxattr(file, self._mark, mark.pack())
                 return False
@@ -239,6 +239,13 @@ def _ignore(words: str) -> None:
     """Nobody is there to be told."""
 
 
+def _restore(file: int, mark: Mark) -> None:
+    """Give a file back what writing has changed besides the data."""
+    if mark.capabilities:
+        os.setxattr(file, CAPABILITY, mark.capabilities)
+    os.utime(file, ns=(mark.mtime_ns, mark.mtime_ns))
+
+
 def _write(file: int, offset: int, pieces: Iterator[bytes]) -> None:
     for data in pieces:
         view = memoryview(data)
@@ -249,13 +256,15 @@ def _write(file: int, offset: int, pieces: Iterator[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _emptied(file: int, offset: int, size: int) -> Iterator[None]:
+def _emptied(file: int, mark: Mark, offset: int, size: int) -> Iterator[None]:
     """Give the room of a part of a file back when the block fails, most of all for want of room."""
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
             linux.fallocate(file, _PUNCH, offset, size)
+        with contextlib.suppress(OSError):
+            _restore(file, mark)
         raise
 
 

@@ -21,7 +21,7 @@ from layerfs.lazy.fetching import Fetching, fetching_of
 from layerfs.lazy.origin import LABEL, Origin, layer_names
 from layerfs.leases import Lease
 from layerfs.seekable.layer import IndexedLayer, open_layer
-from layerfs.tree.absent import Mark
+from layerfs.tree.absent import CAPABILITY, Mark
 from layerfs.tree.entry import Entry
 from layerfs.tree.extract import outline
 from layerfs.tree.toc import TocWriter
@@ -335,15 +335,21 @@ class _Outlining:
         self._bodies = bodies
         self._mark = mark
         self._body: Body | None = None
+        self._capable = False
 
     def entries(self) -> Iterator[tuple[Entry, str | None]]:
         """Give the entries, one after the other."""
         for entry, digest, extent in self._indexed.entries():
             self._body = None if extent is None else Body(extent, digest)
+            self._capable = CAPABILITY.encode() in entry.xattrs
             yield entry, digest
 
     def leave_out(self, file: int) -> None:
         """Mark a file of which the data is not here."""
         assert self._body is not None
         place, length = self._bodies.add(self._body)
-        os.setxattr(file, self._mark, Mark(os.fstat(file).st_mtime_ns, place, length).pack())
+        mark = Mark(os.fstat(file).st_mtime_ns, place, length)
+        if self._capable and CAPABILITY in os.listxattr(file):
+            # Writing the data will take it away (capabilities(7)).
+            mark = mark._replace(capabilities=os.getxattr(file, CAPABILITY))
+        os.setxattr(file, self._mark, mark.pack())

@@ -1,9 +1,9 @@
 """Files that a layer shows before it has their data: sparse ones with a mark that says where that is.
 
 The mark is an extended attribute in overlayfs's own name space, which neither users nor layers can have. It
-holds the file's true modification time, which writing changes for moments; where the layer's list of bodies
-describes the file; and, once the data comes in pieces of `PIECE` bytes, a bit for each that is here. It goes
-when all of the data is on disk.
+holds the file's true modification time and its capabilities, which writing changes and takes away; where the
+layer's list of bodies describes the file; and, once the data comes in pieces of `PIECE` bytes, a bit for each
+that is here. It goes when all of the data is on disk.
 """
 
 from __future__ import annotations
@@ -22,22 +22,32 @@ KEY: Final = b"layerfs.absent"
 PIECE: Final = 4 << 20
 """Bytes of a file that come at once; smaller files come whole."""
 
-_HEAD: Final = Struct("=BqQI")
+FETCH_FAILED: Final = "cannot fetch "
+"""How a line of a server's log begins that is about data that could not be had."""
+
+CAPABILITY: Final = "security.capability"
+
+_HEAD: Final = Struct("=BqQIH")
 _VERSION: Final = 1
 _NOTHING: Final = (errno.ENODATA, errno.ENOTSUP)
 
 
 class Mark(NamedTuple):
-    """What is known of an absent body: times in nanoseconds; `place` and `length` are of its description."""
+    """What is known of an absent body: `place` and `length` are of its description, `here` are the bits.
+
+    `mtime_ns` is in nanoseconds, `capabilities` the value of ``security.capability``, if the file has that.
+    """
 
     mtime_ns: int
     place: int
     length: int
     here: bytes = b""
+    capabilities: bytes = b""
 
     def pack(self) -> bytes:
         """Give the attribute's value."""
-        return _HEAD.pack(_VERSION, self.mtime_ns, self.place, self.length) + self.here
+        head = _HEAD.pack(_VERSION, self.mtime_ns, self.place, self.length, len(self.capabilities))
+        return head + self.capabilities + self.here
 
     def has(self, piece: int) -> bool:
         """Say whether a piece is here."""
@@ -90,5 +100,6 @@ def read_mark(target: int | bytes, name: bytes) -> Mark | None:
         raise
     if len(value) < _HEAD.size or value[0] != _VERSION:
         raise StoreError("a file's mark says nothing that could be understood")
-    _, mtime_ns, place, length = _HEAD.unpack_from(value)
-    return Mark(mtime_ns, place, length, value[_HEAD.size :])
+    _, mtime_ns, place, length, more = _HEAD.unpack_from(value)
+    end = _HEAD.size + more
+    return Mark(mtime_ns, place, length, value[end:], value[_HEAD.size : end])

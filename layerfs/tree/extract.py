@@ -142,7 +142,8 @@ class _Listed:
     def __iter__(self) -> Iterator[Entry]:
         for entry, digest in self._listed:
             self.digest = digest
-            yield entry
+            # As archives write the root's name: without one an entry is none.
+            yield entry if entry.path else entry._replace(path=b"./")
             self.offset += 1
 
     def whole(self) -> bytes | None:

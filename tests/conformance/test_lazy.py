@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(
 BIG = os.urandom(1 << 20) * 11
 LAYERS = (
     packed(
+        ("./", None, {"mode": 0o711, "mtime": 1_400_000_000, "gid": 3}),
         ("etc", None, {"mode": 0o750, "gid": 7}),
         ("etc/passwd", b"root:x:0:0\n", {"mode": 0o640, "uid": 5, "gid": 6}),
         ("etc/removed", b"gone later"),
@@ -150,6 +151,8 @@ def test_what_was_fetched_stays_for_later_mounts(image: EstargzImage, store: Sto
             (tree / "bin" / "su").read_bytes()
         assert raised.value.errno == errno.EIO
     assert "cannot fetch /bin/su: " in logged(store)
+    (problem,) = store.check().problems
+    assert problem.what.startswith("cannot fetch /bin/su: ") and "tried again" in problem.hint
 
 
 def test_a_read_only_mount_fetches_too(image: EstargzImage, store: Store, tmp_path: Path) -> None:

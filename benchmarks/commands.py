@@ -18,11 +18,13 @@ from typing import IO, Any, Final
 
 from benchmarks import processes
 from benchmarks.processes import Cpu
+from benchmarks.sampler import Sampler
 
 # What changes how our own Python runs and no user has set.
 _UNSET: Final = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
 # How much of what a failed command said is told, in characters.
 _TAIL: Final = 300
+_SOURCES: Final = Path(__file__).parents[1]
 _STOP_SECONDS: Final = 20
 _START_SECONDS: Final = 60
 
@@ -39,6 +41,7 @@ class Commands:
     Attributes:
         cpu: what all commands so far have used.
         peak: the largest resident memory of one process among them since this was last set to 0, in bytes.
+        sampler: sees how much memory all of them hold together.
     """
 
     def __init__(self) -> None:
@@ -49,13 +52,21 @@ class Commands:
     def __enter__(self) -> Commands:
         processes.adopt_orphans()
         self._directory = tempfile.TemporaryDirectory(prefix="layerfs-benchmark-output-")
-        self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with other:
-            self._launcher = self._start(
-                [sys.executable, "-I", "-S", Path(__file__).with_name("launcher.py"), str(other.fileno())],
-                pass_fds=[other.fileno()],
-            )
+        launcher: Words = [sys.executable, "-I", "-S", Path(__file__).with_name("launcher.py")]
+        self._channel, self._launcher = self._start_helper(launcher)
+        channel, self._sampling = self._start_helper([sys.executable, "-m", "benchmarks.sampler"])
+        self.sampler = Sampler(channel, self._launcher.pid)
         return self
+
+    def _start_helper(self, command: Words) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        """Start a part of the harness that answers on a socket, the number of which is its last word."""
+        channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path = os.pathsep.join(filter(None, [str(_SOURCES), os.environ.get("PYTHONPATH")]))
+        with other:
+            started = self._start(
+                [*command, str(other.fileno())], environment={"PYTHONPATH": path}, pass_fds=[other.fileno()]
+            )
+        return channel, started
 
     def __exit__(self, *exception: object) -> None:
         # Whatever a peer has left running has nobody else to end it.
@@ -63,7 +74,9 @@ class Commands:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self._channel.close()
+        self.sampler.close()
         self._launcher.wait()
+        self._sampling.wait()
         self._directory.cleanup()
 
     def run(
@@ -177,9 +190,9 @@ class Commands:
         return started
 
     def others(self) -> set[int]:
-        """Give the living processes below this one but the launcher: daemons, servers of mounts."""
+        """Give the living processes below this one but the harness's own: daemons, servers of mounts."""
         processes.reap(self._waited)
-        return processes.descendants(os.getpid()) - {self._launcher.pid}
+        return processes.descendants(os.getpid(), {self._sampling.pid}) - {self._launcher.pid}
 
     def used(self) -> Cpu:
         """Give what this process, its commands, its daemons and its mounts' servers have used so far."""

@@ -151,7 +151,7 @@ class Rounds:
             return
         # Those of other subjects, which are at rest.
         others = commands.others() - opened.subject.daemons()
-        watch = StopWatch(commands, lambda: commands.others() - others)
+        watch = StopWatch(commands, others)
         opened.bench.settle()
         try:
             workload.run(opened.subject, opened.bench, watch)

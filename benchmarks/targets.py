@@ -138,8 +138,8 @@ def time_each(result: Result) -> Estimate:
 
 
 def peak_memory(result: Result) -> Estimate:
-    """Give the peak of memory of the largest command of a workload."""
-    return estimates.estimate([float(sample.memory) for sample in result.samples])
+    """Give the peak of memory of a workload: of its largest process, or of all together if that is more."""
+    return estimates.estimate([float(sample.most_memory) for sample in result.samples])
 
 
 def _measured(results: Results, workload: str, subject: str) -> Result | None:

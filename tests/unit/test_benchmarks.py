@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import estimates, machine, plots, processes
-from benchmarks.clock import Sample
+from benchmarks.clock import Sample, StopWatch
 from benchmarks.commands import CommandError, Commands
 from benchmarks.filesystem import fresh
 from benchmarks.images.archives import digests
@@ -205,6 +205,20 @@ def test_what_a_command_has_used_is_counted(tmp_path: Path) -> None:
     small, large, cpu = json.loads(done.stdout)
     assert small < 50 << 20 < 200 << 20 < large < 400 << 20
     assert cpu > 0.01
+
+
+def test_the_memory_of_processes_that_work_at_the_same_time_is_added_up() -> None:
+    hungry = "import os, time; os.fork(); data = os.urandom(60 << 20); time.sleep(0.4)"
+    with Commands() as commands:
+        commands.run(["true"])
+        watch = StopWatch(commands, set())
+        with watch():
+            commands.run([sys.executable, "-c", hungry])
+    assert watch.sample is not None
+    assert 60 << 20 < watch.sample.memory < 110 << 20
+    assert 120 << 20 < watch.sample.together < 200 << 20
+    assert watch.sample.resting == 0
+    assert watch.sample.most_memory == watch.sample.together
 
 
 def test_a_command_that_fails_says_what_it_said() -> None:

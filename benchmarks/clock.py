@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from benchmarks import processes
@@ -19,7 +19,8 @@ class Sample(NamedTuple):
     process of a command, 0 if there was none, and `server_memory` the sum of the servers' peaks; memory is in
     bytes. `together` is the most that all of them, commands and servers, held at one moment, what they share
     counted once; it is sampled, so that what lasts less than 50 ms may be missed. `resting` is the part of it
-    that the servers held before. `items` is how many things were done.
+    that the servers held before. `items` is how many things were done, and `received` how many bytes
+    came over a link, or to a registry, where that is counted.
     """
 
     wall: float
@@ -31,6 +32,7 @@ class Sample(NamedTuple):
     items: int = 1
     together: int = 0
     resting: int = 0
+    received: int = 0
 
     @property
     def most_memory(self) -> int:
@@ -41,7 +43,9 @@ class Sample(NamedTuple):
 class Clock(Protocol):
     """What a workload gets: ``with clock():`` around what is measured."""
 
-    def __call__(self, items: int = 1) -> contextlib.AbstractContextManager[None]: ...
+    def __call__(
+        self, items: int = 1, *, received: Callable[[], int] = int
+    ) -> contextlib.AbstractContextManager[None]: ...
 
 
 class StopWatch:
@@ -57,14 +61,15 @@ class StopWatch:
         self.sample: Sample | None = None
 
     @contextlib.contextmanager
-    def __call__(self, items: int = 1) -> Iterator[None]:
-        """Count what happens in a block."""
+    def __call__(self, items: int = 1, *, received: Callable[[], int] = int) -> Iterator[None]:
+        """Count what happens in a block; `received` counts bytes from its own beginning on."""
         commands = self._commands
         before = commands.others() - self._at_rest
         processes.forget_peak(before)
         commands.peak = 0
         served, used = processes.used_by(before), commands.used()
-        commands.sampler.begin(self._at_rest)
+        commands.sampler.begin(self._at_rest | commands.scenery)
+        bytes_before = received()
         wall = time.perf_counter()
         try:
             yield
@@ -83,10 +88,11 @@ class StopWatch:
             items,
             memory.peak,
             memory.resting,
+            received() - bytes_before,
         )
 
 
 @contextlib.contextmanager
-def not_counted(items: int = 1) -> Iterator[None]:
+def not_counted(items: int = 1, *, received: Callable[[], int] = int) -> Iterator[None]:
     """Take the place of a clock while a workload is done to fill the caches."""
     yield

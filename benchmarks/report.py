@@ -28,7 +28,7 @@ details { margin: .6em 0 } summary { cursor: pointer }
 """
 HEADINGS: Final = (
     *("median", "95 % interval", "spread", "CPU", "of it servers"),
-    *("largest process", "all together", "of it at rest", "servers' peaks"),
+    *("largest process", "all together", "of it at rest", "servers' peaks", "bytes"),
 )
 
 _OF_COMMANDS: Final = ("images", "registries", "containers")
@@ -168,15 +168,15 @@ def _cells(result: Result) -> list[str]:
 
 
 def figures(result: Result) -> list[str]:
-    """Give the median, its interval, spread, processor time, the servers' part of it, and peaks of memory."""
+    """Give what stands under `HEADINGS`; of a workload that failed only that."""
     if not result.samples:
         return ["failed" if result.failed else ""]
     wall = estimates.estimate(result.walls)
     cpu = statistics.median(sample.user + sample.system for sample in result.samples)
     server = statistics.median(sample.server for sample in result.samples)
-    memory = (
+    sizes = (
         statistics.median(getattr(sample, name) for sample in result.samples)
-        for name in ("memory", "together", "resting", "server_memory")
+        for name in ("memory", "together", "resting", "server_memory", "received")
     )
     return [
         units.seconds(wall.median),
@@ -184,7 +184,7 @@ def figures(result: Result) -> list[str]:
         f"{estimates.spread(result.walls):.0%}",
         units.seconds(cpu),
         units.seconds(server) if server else "",
-        *(units.mebibytes(size) if size else "" for size in memory),
+        *(units.mebibytes(size) if size else "" for size in sizes),
     ]
 
 

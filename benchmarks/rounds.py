@@ -15,7 +15,7 @@ from benchmarks.filesystem import fresh
 from benchmarks.images.cache import Images
 from benchmarks.results import Result, Results
 from benchmarks.scales import Scale
-from benchmarks.subjects.base import Candidate, Subject
+from benchmarks.subjects.base import Candidate, Subject, UnsupportedError
 from benchmarks.workloads import SECTIONS
 from benchmarks.workloads.base import Bench, UnsuitedError, Workload
 
@@ -77,6 +77,7 @@ class Rounds:
     def run(self, left_out: dict[str, str]) -> Results:
         """Run every round and give what was measured; `left_out` are the subjects that could not be."""
         plan = self._plan
+        self._left_out = left_out
         noise = []
         for number in range(-plan.warm_up, plan.rounds):
             around = machine.Noise()
@@ -156,6 +157,9 @@ class Rounds:
         try:
             workload.run(opened.subject, opened.bench, watch)
         except UnsuitedError:
+            return
+        except UnsupportedError as error:
+            self._left_out[f"{workload.name} on {name}"] = str(error)
             return
         except _FAILURES as error:
             self._samples.setdefault(pair, [])

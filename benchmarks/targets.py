@@ -281,7 +281,7 @@ TABLES: Final = (
             ),
             Ratio(("version",), _STORE, "python", 2),
             Ratio(("images",), _STORE, "python", 4, theirs=("version",)),
-            Growth("create-among-10000", "create-among-1", _STORE, 1.5, time),
+            Growth("create-among-10000", "create-among-1", _STORE, 1.5, time_each),
             Growth("list-10000", "list-100", _STORE, 1.5, time_each),
             Growth("images-10000", "images-100", _STORE, 1.5, time_each),
             Growth("load-crowd", "load-few", _STORE, 1.3, time_each),

@@ -52,6 +52,7 @@ ROWS: list[set[str]] = [
         "containers",
         "runtime",
         "garbage",
+        "removing",
         "check",
         "transports",
         "plugins",

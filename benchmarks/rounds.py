@@ -14,7 +14,7 @@ from benchmarks.commands import CommandError, Commands
 from benchmarks.filesystem import fresh
 from benchmarks.images.cache import Images
 from benchmarks.results import Result, Results
-from benchmarks.scales import Scale
+from benchmarks.scales import QUICK, Scale
 from benchmarks.subjects.base import Candidate, Subject, UnsupportedError
 from benchmarks.workloads import SECTIONS
 from benchmarks.workloads.base import Bench, UnsuitedError, Workload
@@ -124,10 +124,17 @@ class Rounds:
                 if workload.once and not first:
                     continue
                 for subject, one in order:
-                    if isinstance(one.subject, workload.needs):
+                    if isinstance(one.subject, workload.needs) and not self._spared(workload, subject):
                         self._told(f"{name}: {workload.name} ({place} of {len(plan.workloads)}) {subject}")
                         with self._place_for(workload, subject, one) as chosen:
                             self._measure(workload, subject, chosen, counted=counted)
+
+    def _spared(self, workload: Workload, subject: str) -> bool:
+        """Say whether a quick run can do without this pair."""
+        if self._plan.scale is not QUICK or workload.storage:
+            return False
+        candidates = {each.name: each for each in self._plan.subjects}
+        return candidates[subject].variant_of in candidates
 
     @contextlib.contextmanager
     def _place_for(self, workload: Workload, subject: str, opened: _Opened) -> Iterator[_Opened]:

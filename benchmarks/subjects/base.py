@@ -51,11 +51,15 @@ Open = Callable[[Path, Commands], contextlib.AbstractContextManager[Subject]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
-    """A subject that may be measured: its name, why it cannot be here, else "", and how it is opened."""
+    """A subject that may be measured: its name, why it cannot be here, else "", and how it is opened.
+
+    `variant_of` names a subject from which it differs only in how layers are stored, "" if there is none.
+    """
 
     name: str
     missing: str
     open: Open
+    variant_of: str = ""
 
 
 @runtime_checkable

@@ -134,4 +134,8 @@ class _Opening:
 def candidates() -> list[Candidate]:
     """Give one subject for each snapshotter."""
     reason = "needs root" if os.geteuid() else missing("containerd", "ctr", "runc")
-    return [Candidate(f"containerd-{each}", reason, _Opening(each)) for each in _SNAPSHOTTERS]
+    first, second = (f"containerd-{each}" for each in _SNAPSHOTTERS)
+    return [
+        Candidate(first, reason, _Opening(_SNAPSHOTTERS[0])),
+        Candidate(second, reason, _Opening(_SNAPSHOTTERS[1]), variant_of=first),
+    ]

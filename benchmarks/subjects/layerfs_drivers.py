@@ -290,8 +290,12 @@ class _Opening:
             yield kind(place, commands, store)
 
 
-def candidates(place: Path) -> list[Candidate]:
-    """Give one subject for each installed driver, best first; `place` is where the drivers are tried."""
+def candidates(root: Path) -> list[Candidate]:
+    """Give one subject for each installed driver, best first; `root` is where the drivers are tried."""
     reason = "needs root" if os.geteuid() else ""
-    found = plugins.explain(place)
-    return [Candidate(PREFIX + each.name, reason or each.reason, _Opening(each.name)) for each in found]
+    found = plugins.explain(root)
+    names = [PREFIX + each.name for each in found]
+    return [
+        Candidate(name, reason or each.reason, _Opening(each.name), names[0] if name != names[0] else "")
+        for name, each in zip(names, found, strict=True)
+    ]

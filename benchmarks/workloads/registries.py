@@ -120,10 +120,10 @@ def _why_no_link() -> str:
 
 
 WORKLOADS: Final[tuple[Workload, ...]] = (
-    Workload("registry-pull", about(pull), Fetches, pull, why_not=registry.why_not),
-    Workload("registry-copy", about(copy), CopiesOut, copy, why_not=registry.why_not),
-    Workload("registry-push", about(push), Packs, push, why_not=registry.why_not),
-    Workload("registry-send", about(send), Sends, send, why_not=registry.why_not),
+    Workload("registry-pull", about(pull), Fetches, pull, why_not=registry.why_not, storage=False),
+    Workload("registry-copy", about(copy), CopiesOut, copy, why_not=registry.why_not, storage=False),
+    Workload("registry-push", about(push), Packs, push, why_not=registry.why_not, storage=False),
+    Workload("registry-send", about(send), Sends, send, why_not=registry.why_not, storage=False),
     Workload("slow-link-pull", about(slow_pull), Fetches, slow_pull, why_not=_why_no_link, slow=True),
     Workload(
         "slow-link-estargz",

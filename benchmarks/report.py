@@ -34,7 +34,7 @@ HEADINGS: Final = (
 _OF_COMMANDS: Final = ("images", "registries", "containers")
 _MEMORY: Final = (
     "The largest process, and all processes of the subject together at one moment; in brackets what its "
-    "daemons held before the work began."
+    "daemons held before the work began. `-` is work that had ended before the first sample."
 )
 _TARGET_HEADINGS: Final = ("work", "against", "target", "here", "")
 
@@ -89,6 +89,13 @@ def to_markdown(results: Results, plots: Mapping[str, str], target: Path) -> Non
         parts.append(_markdown_table(*_matrix(results, workloads, _median)))
     if workloads := [name for name in results.about if _uses_memory(results, name)]:
         parts += ["### Memory", _MEMORY, _markdown_table(*_matrix(results, workloads, _memory))]
+    # What a failed command said names places of the machine, and stands in the other forms.
+    remarks = [
+        *_left_out(results),
+        *(f"{each.workload} failed on {each.subject}" for each in _failed(results)),
+    ]
+    if remarks:
+        parts += ["### Notes", "\n".join(f"* {line}" for line in remarks)]
     before, _, rest = text.partition(_BEGIN)
     _, _, after = rest.partition(_END)
     target.write_text(f"{before}{_BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{_END}{after}")
@@ -158,7 +165,9 @@ def _memory(result: Result | None) -> str:
         statistics.median(getattr(sample, name) for sample in result.samples)
         for name in ("memory", "together", "resting")
     )
-    text = f"{units.mebibytes(largest)}, {units.mebibytes(together)}"
+    if not largest:
+        return ""
+    text = f"{units.mebibytes(largest)}, {units.mebibytes(together) if together else '-'}"
     return f"{text} ({units.mebibytes(resting)})" if resting else text
 
 
@@ -188,11 +197,17 @@ def figures(result: Result) -> list[str]:
     ]
 
 
+def _left_out(results: Results) -> list[str]:
+    return [f"{name} was left out: {reason}" for name, reason in results.left_out.items()]
+
+
+def _failed(results: Results) -> list[Result]:
+    return [each for each in results.results if each.failed]
+
+
 def _notes(results: Results) -> list[str]:
-    lines = [f"{name} was left out: {reason}" for name, reason in results.left_out.items()]
-    lines += [
-        f"{each.workload} failed on {each.subject}: {each.failed}" for each in results.results if each.failed
-    ]
+    lines = _left_out(results)
+    lines += [f"{each.workload} failed on {each.subject}: {each.failed}" for each in _failed(results)]
     lines += [f"the image {name} is made of {image['made_of']}" for name, image in results.images.items()]
     return ["<h2>Notes</h2>", "<ul>", *(f"<li>{html.escape(line)}</li>" for line in lines), "</ul>"]
 

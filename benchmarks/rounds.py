@@ -74,17 +74,27 @@ class Rounds:
         self._samples: dict[tuple[str, str], list[Sample]] = {}
         self._failed: dict[tuple[str, str], str] = {}
 
-    def run(self, left_out: dict[str, str]) -> Results:
-        """Run every round and give what was measured; `left_out` are the subjects that could not be."""
+    def run(
+        self, left_out: dict[str, str], *, keep: Callable[[Results], None] = lambda results: None
+    ) -> Results:
+        """Run every round and give what was measured; `left_out` are the subjects that could not be.
+
+        `keep` gets what there is after each counted round: a run takes hours, and may be interrupted.
+        """
         plan = self._plan
         self._left_out = left_out
-        noise = []
+        noise: list[dict[str, float]] = []
         for number in range(-plan.warm_up, plan.rounds):
             around = machine.Noise()
             name = "warm-up" if number < 0 else f"round {number + 1} of {plan.rounds}"
             self._round(name, counted=number >= 0, first=number == 0, backwards=bool(number % 2))
             if number >= 0:
                 noise.append(around.measure())
+                keep(self._gathered(noise))
+        return self._gathered(noise)
+
+    def _gathered(self, noise: list[dict[str, float]]) -> Results:
+        plan = self._plan
         return Results(
             machine.facts(),
             plan.describe(),
@@ -92,7 +102,7 @@ class Rounds:
             noise,
             {workload.name: _explain(workload) for workload in plan.workloads},
             self._sections(),
-            left_out,
+            self._left_out,
             tuple(self._results()),
         )
 

@@ -196,7 +196,8 @@ class Layerfs(Subject):
         except CommandError as error:
             # Older versions, and drivers that cannot, say so; all else is a failure.
             if any(text in str(error) for text in _UNSUPPORTED):
-                raise UnsupportedError(str(error).splitlines()[0]) from error
+                said = str(error).splitlines()[0].rpartition("layerfs: ")[2]
+                raise UnsupportedError(said) from error
             raise
 
     # -- containers

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from layerfs.ledger import Record
     from layerfs.oci.config import ImageConfig
     from layerfs.oci.manifest import Manifest
+    from layerfs.runtime.process import ProcessSpec
     from layerfs.runtime.settings import RunSettings
     from layerfs.tree.change import Change, ChangeKind
 
@@ -157,6 +158,48 @@ class Container:
             InUseError: the container is running, or mounted.
         """
         return self._containers.start(self, tty=tty, interactive=interactive, on_start=on_start)
+
+    def execute(
+        self,
+        command: Sequence[str],
+        *,
+        env: Sequence[str] = (),
+        working_dir: str | None = None,
+        user: str | None = None,
+        tty: bool = False,
+        interactive: bool = False,
+    ) -> int:
+        """Run one more process in the running container, wait for it, and give its exit status.
+
+        What is not given is as the container's own process has it. See `runtime.enter.enter`.
+
+        Args:
+            env: ``NAME=VALUE``, on top of the container's; a bare ``NAME`` takes one away.
+            working_dir: the directory to start in, which must be there.
+            user: as for `create`.
+
+        Raises:
+            InUseError: the container is not running.
+            ProcessError: the process could not be started.
+        """
+        from layerfs.runtime import enter
+
+        container, spec = self._containers.entrance(
+            self.id, command, env=env, working_dir=working_dir, user=user, tty=tty, interactive=interactive
+        )
+        return enter.enter(container, spec)
+
+    def stop(self, *, signal: int | None = None, seconds: float = 10.0) -> None:
+        """Ask the container's process to end, wait, and kill it if it stays; one at rest is left alone.
+
+        Args:
+            signal: sent first; the image's StopSignal, or SIGTERM, when left out.
+            seconds: how long it has, before SIGKILL.
+
+        Raises:
+            PermissionError: it is another user's.
+        """
+        self._containers.stop(self.id, signal=signal, seconds=seconds)
 
     def changes(self) -> Iterator[Change]:
         """Give everything that a commit would carry, in the order of a walk; best at rest."""
@@ -352,6 +395,85 @@ class Containers:
                 self._finished(container.id, status)
         return status
 
+    def entrance(
+        self,
+        ref: str,
+        command: Sequence[str],
+        *,
+        env: Sequence[str] = (),
+        working_dir: str | None = None,
+        user: str | None = None,
+        tty: bool = False,
+        interactive: bool = False,
+    ) -> tuple[Owner, ProcessSpec]:
+        """Give what `runtime.enter.enter` needs to run a command; see `Container.execute`.
+
+        Raises:
+            InUseError: it is not running.
+        """
+        from layerfs.runtime import process
+
+        container = self.get(ref)
+        owner = self._owner(container)
+        if owner is None:
+            raise InUseError(
+                f"container {container.name} is not running", hint=f"`layerfs start {container.name}` first"
+            )
+        own = container.settings
+        settings = replace(
+            own,
+            command=tuple(command),
+            entrypoint=(),
+            env=(*own.env, *env),
+            working_dir=working_dir or own.working_dir,
+            user=own.user if user is None else user,
+            tty=tty,
+            interactive=interactive,
+        )
+        config = self._images.get(container.image_digest).config.config
+        return owner, process.resolve(config, settings, hostname=container.id[:12])
+
+    def stop(self, ref: str, *, signal: int | None, seconds: float) -> None:
+        """Stop a container; see `Container.stop`."""
+        from layerfs import signals
+
+        owner, number = self.stoppable(ref, signal=signal)
+        if owner is not None:
+            signals.stop(owner, number, seconds=seconds)
+            self.wait_at_rest(ref)
+
+    def stoppable(self, ref: str, *, signal: int | None) -> tuple[Owner | None, int]:
+        """Say which process is to be stopped, None when there is none, and by which signal first.
+
+        Raises:
+            InvalidError: the image's StopSignal is none.
+        """
+        from layerfs import signals
+
+        container = self.get(ref)
+        if signal is None:
+            asked = self._images.get(container.image_digest).config.config.stop_signal
+            signal = signals.parse(asked) if asked else signals.TERM
+        return self._owner(container), signal
+
+    def wait_at_rest(self, ref: str) -> None:
+        """Wait until nobody holds the layer of a container whose process has ended.
+
+        Raises:
+            InUseError: somebody does after ten seconds; its process may have been started again.
+        """
+        # It may have been one of `run --rm`, and be gone.
+        with contextlib.suppress(NotFoundError):
+            self._wait_for_layer(self.get(ref))
+
+    def _owner(self, container: Container) -> Owner | None:
+        """Name a running container's process 1."""
+        row = self._database.row(
+            "SELECT pid, start, boot FROM containers WHERE id = ? AND status = 'running'", container.id
+        )
+        owner = None if row is None else Owner(*row)
+        return owner if owner is not None and liveness.alive(owner) else None
+
     def unpack(
         self, manifest: Manifest, config: ImageConfig, *, progress: Progress | None = None
     ) -> str | None:
@@ -501,9 +623,14 @@ class Containers:
 
     def _kill(self, container: Container) -> None:
         """Kill a container's process, and wait until nobody holds its layer any more."""
-        row = self._database.row("SELECT pid, start, boot FROM containers WHERE id = ?", container.id)
-        if row is not None and row[0] is not None:
-            liveness.kill(Owner(*row))
+        from layerfs import signals
+
+        owner = self._owner(container)
+        if owner is not None:
+            signals.kill(owner)
+        self._wait_for_layer(container)
+
+    def _wait_for_layer(self, container: Container) -> None:
         layers = self.layers_of(container.driver)
         driver_id = layers.stat(container.id).driver_id
         deadline = time.monotonic() + _KILL_SECONDS

@@ -54,28 +54,6 @@ def mount_namespace(pid: int | str = "self") -> int:
     return os.stat(f"/proc/{pid}/ns/mnt").st_ino
 
 
-def kill(owner: Owner) -> None:
-    """Kill that very process; nothing happens when it is gone.
-
-    Raises:
-        PermissionError: it is not ours to kill.
-    """
-    import signal
-
-    try:
-        process = os.pidfd_open(owner.pid)
-    except ProcessLookupError:
-        return
-    try:
-        # Only now is it certain that the number cannot pass to another process in between.
-        if alive(owner):
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(process)
-
-
 def processes_in_namespace(namespace: int) -> Iterator[int]:
     """Give the processes that live in a mount namespace, and those of which nobody tells us where they live.
 

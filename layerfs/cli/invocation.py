@@ -104,12 +104,10 @@ def _overlay(given: argparse.Namespace, arguments: argparse.Namespace) -> None:
 # Commands of docker and podman that people will try here.
 _ELSEWHERE = {
     "build": "`layerfs run` a container, then `layerfs commit` it",
-    "exec": "not supported yet; `layerfs mount` and `layerfs cp` reach a container's files",
-    "kill": "`layerfs rm --force` ends a container and removes it",
     "login": "registries are not supported yet; skopeo copies from one into oci:DIR",
     "logs": "nothing is kept; `layerfs start --attach` shows what a container writes",
+    "restart": "`layerfs stop` a container, then `layerfs start` it",
     "search": "registries are not supported yet; skopeo copies from one into oci:DIR",
-    "stop": "not supported yet; `layerfs rm --force` ends a container and removes it",
     "unmount": "did you mean umount?",
 }
 

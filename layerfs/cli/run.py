@@ -24,8 +24,8 @@ EXIT_RUN_FAILED = 125
 _REPORT_MAXIMUM = 4096
 
 
-def _configure_create(parser: CommandParser) -> None:
-    parser.add_argument("--name", metavar="NAME", help="the container's name; made up when left out")
+def configure_environment(parser: CommandParser) -> None:
+    """Add -e and --env-file, which `environment` reads."""
     parser.add_argument(
         "-e",
         "--env",
@@ -41,6 +41,11 @@ def _configure_create(parser: CommandParser) -> None:
         default=[],
         help="read variables from a file, one a line, # begins a comment; may be repeated",
     )
+
+
+def _configure_create(parser: CommandParser) -> None:
+    parser.add_argument("--name", metavar="NAME", help="the container's name; made up when left out")
+    configure_environment(parser)
     parser.add_argument("-w", "--workdir", metavar="DIR", help="the directory to start in, made when missing")
     parser.add_argument(
         "-u", "--user", metavar="USER[:GROUP]", help="names or numbers of the image's passwd and group"
@@ -278,7 +283,7 @@ start.""",
     "start": Command(
         description="""\
 Runs the container's command on the tree as it was left, in the background and without streams; `ps` shows
-how it is, `rm -f` ends it. With --attach it stays, and gives the exit status of the process as `layerfs run`
+how it is, `stop` ends it. With --attach it stays, and gives the exit status of the process as `layerfs run`
 does.""",
         examples=["layerfs start -a job", "layerfs start job"],
         configure=_configure_start,

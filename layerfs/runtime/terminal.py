@@ -30,15 +30,16 @@ _OUTPUT: Final = 1
 class Terminal:
     """One pseudoterminal, from before the fork on: the process makes it, and sends its master here.
 
-    With `read_input`, what comes on our standard input goes to it.
+    With `read_input`, what comes on our standard input goes to it; with `console` it is /dev/console too.
     """
 
-    def __init__(self, *, read_input: bool) -> None:
+    def __init__(self, *, read_input: bool, console: bool) -> None:
         self._ours, self._theirs = socket.socketpair()
         self._size = _window_size()
         self._master = -1
         self._pending = bytearray()
         self._read_input = read_input
+        self._console = console
         self._saved: list[Any] | None = None
 
     # The process's side.
@@ -48,7 +49,7 @@ class Terminal:
         self._theirs.close()
 
     def take(self, uid: int) -> None:
-        """Make a terminal in the container's devpts ours: controlling, standard streams, and /dev/console.
+        """Make a terminal in the container's devpts ours: controlling, and standard streams.
 
         Runs in the process, in its root, as leader of a session without a terminal.
         """
@@ -61,8 +62,9 @@ class Terminal:
         os.fchown(slave, uid, -1)
         if self._size is not None:
             fcntl.ioctl(slave, termios.TIOCSWINSZ, self._size)
-        dev = os.open("/dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        mounts.put(mounts.clone(linux.AT_FDCWD, name), dev, "console")
+        if self._console:
+            dev = os.open("/dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            mounts.put(mounts.clone(linux.AT_FDCWD, name), dev, "console")
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
         socket.send_fds(self._theirs, [b"t"], [master])
         for stream in (0, 1, 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -257,6 +258,24 @@ def test_a_container_runs_on_a_mount_of_the_user_namespace(user: Login) -> None:
     script = "echo $$; cat /proc/1/comm; id -u; echo x > /new; cat /new"
     assert user.layerfs("run", "--rm", IMAGE, "sh", "-c", script).stdout == "1\nsh\n0\nx\n"
     assert all(map(ends, servers(user.home)))
+
+
+def test_a_running_container_is_entered_and_stopped(user: Login) -> None:
+    script = "trap 'exit 4' TERM; while :; do sleep 0.05; done"
+    user.layerfs("create", "--name", "up", IMAGE, "sh", "-c", script)
+    user.layerfs("start", "up")
+    try:
+        script = "echo $$; id -u; cat /proc/1/comm; echo x > /made"
+        number, *rest = user.layerfs("exec", "up", "sh", "-c", script).stdout.split()
+        assert int(number) > 1
+        assert rest == ["0", "sh"]
+        assert user.layerfs("exec", "up", "sh", "-c", "exit 6", check=False).returncode == 6
+        assert user.layerfs("stop", "up").stdout == "up\n"
+        (found,) = json.loads(user.layerfs("--json", "ps", "-a").stdout)
+        assert (found["status"], found["exit_code"]) == ("exited", 4)
+        assert user.layerfs("diff", "up").stdout == "A /made\n"
+    finally:
+        user.layerfs("rm", "-f", "up")
 
 
 @alone

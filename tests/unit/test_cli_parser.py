@@ -109,7 +109,7 @@ def test_global_options_stand_after_the_command_too() -> None:
         ([], "a command is missing", "--help"),
         (["imgaes"], "'imgaes' is not a command", "did you mean images"),
         (["xyzzy"], "'xyzzy' is not a command", "lists the commands"),
-        (["stop", "x"], "'stop' is not a command", "rm --force"),
+        (["restart", "x"], "'restart' is not a command", "layerfs stop"),
         (["unmount", "/x"], "'unmount' is not a command", "umount"),
         (["--rot", "/a", "images"], "unknown option --rot", "did you mean --root"),
         (["--root"], "--root needs a value", "--root DIR"),

@@ -39,6 +39,7 @@ ROWS: list[set[str]] = [
         "incoming",
         "database",
         "leases",
+        "signals",
         "ledger",
     },
     {"layer_table", "contents", "assembly", "filling", "unpacking", "layers"},

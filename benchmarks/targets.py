@@ -302,6 +302,7 @@ TABLES: Final = (
             ),
             Part("lazy-ls", "slow-link-estargz", _UNION, _UNION, 0.05, bytes_received),
             Part("lazy-ls", "slow-link-estargz", _UNION, _UNION, 0.15, time),
+            Part("lazy-ls", "slow-link-estargz", _UNION, "docker", 0.15, time),
             Bound("lazy-ls", _UNION, _MEMORY, peak_memory, units.mebibytes),
         ),
     ),

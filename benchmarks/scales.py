@@ -57,7 +57,7 @@ TINY: Final = Scale(
 )
 QUICK: Final = Scale(
     name="quick",
-    large=64 * MEBIBYTE,
+    large=32 * MEBIBYTE,
     heavy=20 * MEBIBYTE,
     medium=8 * MEBIBYTE,
     written=32 * MEBIBYTE,

@@ -92,8 +92,8 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
     in_folder("read-cold", read_all, state=State.COLD),
     in_folder("read-first", read_all, slow=True),
     in_folder("read-again", read_all, state=State.AGAIN),
-    in_folder("sequential-cold", sequential, image="large", state=State.COLD),
+    in_folder("sequential-cold", sequential, image="large", state=State.COLD, slow=True),
     in_folder("sequential-warm", sequential, image="large", state=State.AGAIN, slow=True),
-    in_folder("random-first", random_reads, image="large"),
+    in_folder("random-first", random_reads, image="large", slow=True),
     in_folder("random-warm", random_reads, image="large", state=State.AGAIN, slow=True),
 )

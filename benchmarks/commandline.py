@@ -133,8 +133,18 @@ def _run(arguments: Sequence[str]) -> int:
         left_out = {each.name: each.missing for each in chosen if each.missing}
         left_out |= {each.name: each.why_not() for each in workloads if each.why_not()}
         commands = stack.enter_context(Commands())
-        results = Rounds(plan, images, commands, told=tell).run(left_out)
+        results = Rounds(plan, images, commands, told=tell).run(left_out, keep=_keeping(options.json))
     return _give(results, options)
+
+
+def _keeping(path: Path | None) -> Callable[[Results], None]:
+    """Give what writes results into the file that was asked for, before the run has ended."""
+
+    def keep(results: Results) -> None:
+        if path is not None and path != Path("-"):
+            path.write_text(to_json(results))
+
+    return keep
 
 
 def _show(arguments: Sequence[str]) -> int:

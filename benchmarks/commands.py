@@ -18,11 +18,14 @@ from typing import IO, Any, Final
 
 from benchmarks import processes
 from benchmarks.processes import Cpu
+from benchmarks.sampler import Sampler
 
 # What changes how our own Python runs and no user has set.
 _UNSET: Final = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
 # How much of what a failed command said is told, in characters.
 _TAIL: Final = 300
+# Where `-m benchmarks.NAME` finds the harness's own daemons.
+_SOURCES: Final = Path(__file__).parents[1]
 _STOP_SECONDS: Final = 20
 _START_SECONDS: Final = 60
 
@@ -39,23 +42,32 @@ class Commands:
     Attributes:
         cpu: what all commands so far have used.
         peak: the largest resident memory of one process among them since this was last set to 0, in bytes.
+        scenery: processes that are neither of a subject nor work for one, and what they start with them.
+        sampler: sees how much memory all of them hold together.
     """
 
     def __init__(self) -> None:
         self.cpu = Cpu()
         self.peak = 0
+        self.scenery: set[int] = set()
         self._waited: set[int] = set()
 
     def __enter__(self) -> Commands:
         processes.adopt_orphans()
         self._directory = tempfile.TemporaryDirectory(prefix="layerfs-benchmark-output-")
-        self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with other:
-            self._launcher = self._start(
-                [sys.executable, "-I", "-S", Path(__file__).with_name("launcher.py"), str(other.fileno())],
-                pass_fds=[other.fileno()],
-            )
+        launcher: Words = [sys.executable, "-I", "-S", Path(__file__).with_name("launcher.py")]
+        self._channel, self._launcher = self._start_helper(launcher)
+        channel, self._sampling = self._start_helper([sys.executable, "-m", "benchmarks.sampler"])
+        self.scenery.add(self._sampling.pid)
+        self.sampler = Sampler(channel, self._launcher.pid)
         return self
+
+    def _start_helper(self, command: Words) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        """Start a part of the harness that answers on a socket, the number of which is its last word."""
+        channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            started = self._start([*command, str(other.fileno())], pass_fds=[other.fileno()])
+        return channel, started
 
     def __exit__(self, *exception: object) -> None:
         # Whatever a peer has left running has nobody else to end it.
@@ -63,7 +75,9 @@ class Commands:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self._channel.close()
+        self.sampler.close()
         self._launcher.wait()
+        self._sampling.wait()
         self._directory.cleanup()
 
     def run(
@@ -124,16 +138,20 @@ class Commands:
         log: Path,
         ready: Callable[[], bool],
         environment: Mapping[str, str] | None = None,
+        scenery: bool = False,
     ) -> Iterator[int]:
         """Keep a daemon running for the length of a block, which gets its process id.
 
-        The daemon is asked to end, then made to, and with it whatever it leaves behind.
+        What one that is `scenery` uses is not counted. The daemon is asked to end, then made to, and with it
+        whatever it leaves behind.
 
         Raises:
             CommandError: it is not ready after a minute, or has ended.
         """
         with log.open("wb") as written:
             started = self._start(command, environment=environment, output=written)
+        if scenery:
+            self.scenery.add(started.pid)
         below: set[int] = set()
         try:
             deadline = time.monotonic() + _START_SECONDS
@@ -155,6 +173,7 @@ class Commands:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             self._waited.discard(started.pid)
+            self.scenery.discard(started.pid)
 
     def _start(
         self,
@@ -166,6 +185,7 @@ class Commands:
     ) -> subprocess.Popen[bytes]:
         started = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", *map(str, command)],
+            cwd=_SOURCES,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -177,9 +197,9 @@ class Commands:
         return started
 
     def others(self) -> set[int]:
-        """Give the living processes below this one but the launcher: daemons, servers of mounts."""
+        """Give the living processes below this one but the harness's own: daemons, servers of mounts."""
         processes.reap(self._waited)
-        return processes.descendants(os.getpid()) - {self._launcher.pid}
+        return processes.descendants(os.getpid(), self.scenery) - {self._launcher.pid}
 
     def used(self) -> Cpu:
         """Give what this process, its commands, its daemons and its mounts' servers have used so far."""

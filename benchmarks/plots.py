@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import estimates
+from benchmarks import estimates, units
 from benchmarks.results import Result, Results
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ _WIDTH: Final = 12.0
 _BAR: Final = 0.27
 _HEAD: Final = 0.75
 _LINE_HEIGHT: Final = 3.2
+_LEGEND_COLUMNS: Final = 8
+_GAPS: Final = {"h_pad": 0.09, "w_pad": 0.09}
+_SMALL: Final[dict[str, Any]] = {"fontsize": 7, "color": "#555555"}
 # Ours are strong, what they stand beside is pale, floors are grey.
 _OURS: Final = ("#0b6e99", "#d9730d", "#0f7b6c", "#ad1a72", "#6940a5")
 _PEERS: Final = ("#9fb8c8", "#c8b49f", "#a8c4a2", "#c4a8bd", "#b3aecb", "#c9c3a0", "#a0c4c9", "#cbb0b0")
@@ -91,16 +94,20 @@ def _bars(results: Results, workloads: Sequence[str], colours: Mapping[str, str]
         max(len(shown[name]) for name in names[row * _COLUMNS : (row + 1) * _COLUMNS]) for row in range(rows)
     ]
     figure = Figure(figsize=(_WIDTH, sum(heights) * _BAR + rows * _HEAD), layout="constrained")
+    figure.set_layout_engine("constrained", **_GAPS)
     places = figure.subplots(rows, _COLUMNS, squeeze=False, gridspec_kw={"height_ratios": heights})
     for place, axes in enumerate(places.flat):
         if place < len(names):
-            _bar_chart(axes, names[place], shown[names[place]], colours)
+            _bar_chart(axes, names[place], shown[names[place]], colours, heights[place // _COLUMNS])
         else:
             axes.set_axis_off()
     return figure
 
 
-def _bar_chart(axes: Axes, workload: str, found: Sequence[Result], colours: Mapping[str, str]) -> None:
+def _bar_chart(
+    axes: Axes, workload: str, found: Sequence[Result], colours: Mapping[str, str], slots: int
+) -> None:
+    """Draw one workload; `slots` is how many bars the tallest chart of the row has, so that all are alike."""
     scale, unit = _unit(max(max(result.walls) for result in found))
     for place, result in enumerate(found):
         middle = estimates.estimate(result.walls)
@@ -108,9 +115,20 @@ def _bar_chart(axes: Axes, workload: str, found: Sequence[Result], colours: Mapp
         axes.plot([middle.low * scale, middle.high * scale], [place, place], color="#333333", linewidth=1)
         dots = [wall * scale for wall in result.walls]
         axes.plot(dots, [place] * len(dots), ".", color="#333333", markersize=2.5, alpha=0.6)
+        end = max(*dots, middle.high * scale)
+        axes.annotate(
+            units.seconds(middle.median),
+            (end, place),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            **_SMALL,
+        )
     axes.set_yticks(range(len(found)), [result.subject for result in found])
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
+    axes.set_ylim(slots - 0.5, -0.5)
+    # The figures at the ends of the bars need room.
+    axes.set_xlim(0, max(max(result.walls) for result in found) * scale * 1.25)
+    axes.locator_params(axis="x", nbins=5)
     axes.tick_params(length=0)
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -124,14 +142,21 @@ def _growth(results: Results, workloads: Sequence[str], colours: Mapping[str, st
     if not series:
         return None
     rows = -(-len(series) // _COLUMNS)
-    figure = Figure(figsize=(_WIDTH, rows * _LINE_HEIGHT), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, rows * _LINE_HEIGHT + _HEAD), layout="constrained")
+    figure.set_layout_engine("constrained", **_GAPS)
     places = figure.subplots(rows, _COLUMNS, squeeze=False)
+    known: dict[str, Any] = {}
     for place, axes in enumerate(places.flat):
         if place < len(series):
             name = list(series)[place]
             _line_chart(axes, name, series[name], colours)
+            handles, labels = axes.get_legend_handles_labels()
+            known |= dict(zip(labels, handles, strict=True))
         else:
             axes.set_axis_off()
+    lines = -(-len(known) // _LEGEND_COLUMNS)
+    columns = -(-len(known) // lines)
+    figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=columns, frameon=False)
     return figure
 
 
@@ -172,7 +197,6 @@ def _line_chart(
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.grid(color="#e4e4e4", linewidth=0.7)
-    axes.legend(frameon=False, fontsize=7)
     axes.set_title(f"{name}-N, ms over N")
 
 

@@ -50,13 +50,14 @@ def reap(except_for: Iterable[int]) -> None:
                 os.waitpid(child, os.WNOHANG)
 
 
-def descendants(root: int) -> set[int]:
-    """Give the processes below `root`, at any depth."""
+def descendants(root: int, spared: Iterable[int] = ()) -> set[int]:
+    """Give the processes below `root`, at any depth, without those spared and what is below these."""
+    passed = set(spared)
     found: set[int] = set()
     waiting = [root]
     while waiting:
         for child in _children(waiting.pop()):
-            if child not in found:
+            if child not in found and child not in passed:
                 found.add(child)
                 waiting.append(child)
     return found

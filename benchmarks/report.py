@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +26,16 @@ th:first-child, td:first-child { text-align: left } th { background: #f6f6f4; fo
 .met { color: #0f7b3c } .missed, .failed { color: #b3261e; font-weight: 600 } .unknown { color: #888 }
 details { margin: .6em 0 } summary { cursor: pointer }
 """
-HEADINGS: Final = ("median", "95 % interval", "spread", "CPU", "of it servers", "memory", "servers' memory")
+HEADINGS: Final = (
+    *("median", "95 % interval", "spread", "CPU", "of it servers"),
+    *("largest process", "all together", "of it at rest", "servers' peaks", "bytes"),
+)
 
+_OF_COMMANDS: Final = ("images", "registries", "containers")
+_MEMORY: Final = (
+    "The largest process, and all processes of the subject together at one moment; in brackets what its "
+    "daemons held before the work began. `-` is work that had ended before the first sample."
+)
 _TARGET_HEADINGS: Final = ("work", "against", "target", "here", "")
 
 Cells = Sequence[Sequence[str]]
@@ -77,7 +86,16 @@ def to_markdown(results: Results, plots: Mapping[str, str], target: Path) -> Non
         if section in plots:
             (directory / f"{section}.svg").write_text(_as_file(plots[section]))
             parts.append(f"![{section}]({directory.name}/{section}.svg)")
-        parts.append(_markdown_table(*_matrix(results, workloads)))
+        parts.append(_markdown_table(*_matrix(results, workloads, _median)))
+    if workloads := [name for name in results.about if _uses_memory(results, name)]:
+        parts += ["### Memory", _MEMORY, _markdown_table(*_matrix(results, workloads, _memory))]
+    # What a failed command said names places of the machine, and stands in the other forms.
+    remarks = [
+        *_left_out(results),
+        *(f"{each.workload} failed on {each.subject}" for each in _failed(results)),
+    ]
+    if remarks:
+        parts += ["### Notes", "\n".join(f"* {line}" for line in remarks)]
     before, _, rest = text.partition(_BEGIN)
     _, _, after = rest.partition(_END)
     target.write_text(f"{before}{_BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{_END}{after}")
@@ -112,10 +130,12 @@ def _target_cells(row: Row) -> list[str]:
     return [row.work, row.against, row.limit, row.figure, row.verdict.value if row.limit else ""]
 
 
-def _matrix(results: Results, workloads: Sequence[str]) -> tuple[list[str], Cells]:
+def _matrix(
+    results: Results, workloads: Sequence[str], write: Callable[[Result | None], str]
+) -> tuple[list[str], Cells]:
     subjects = [name for name in results.subjects if any(results.find(each, name) for each in workloads)]
     rows = [
-        [workload, *(_median(results.find(workload, subject)) for subject in subjects)]
+        [workload, *(write(results.find(workload, subject)) for subject in subjects)]
         for workload in workloads
         if workload in results.about
     ]
@@ -128,24 +148,44 @@ def _median(result: Result | None) -> str:
     return f"{units.seconds(estimates.estimate(result.walls).median)} ±{estimates.spread(result.walls):.0%}"
 
 
+def _uses_memory(results: Results, workload: str) -> bool:
+    """Say whether a workload is one of commands, and not of what is done in a mounted folder."""
+    return any(
+        name == workload
+        for section in _OF_COMMANDS
+        for name in results.sections.get(section, [])
+        if name in results.workloads
+    )
+
+
+def _memory(result: Result | None) -> str:
+    if result is None or not result.samples:
+        return ""
+    largest, together, resting = (
+        statistics.median(getattr(sample, name) for sample in result.samples)
+        for name in ("memory", "together", "resting")
+    )
+    if not largest:
+        return ""
+    text = f"{units.mebibytes(largest)}, {units.mebibytes(together) if together else '-'}"
+    return f"{text} ({units.mebibytes(resting)})" if resting else text
+
+
 def _cells(result: Result) -> list[str]:
     """Give a subject's name and its figures, in the order of the headings."""
     return [result.subject, *figures(result)]
 
 
 def figures(result: Result) -> list[str]:
-    """Give the median, its interval, spread, processor time, the servers' part of it, and peaks of memory."""
+    """Give what stands under `HEADINGS`; of a workload that failed only that."""
     if not result.samples:
         return ["failed" if result.failed else ""]
     wall = estimates.estimate(result.walls)
-    cpu, server, memory, servers = (
-        estimates.estimate(values).median
-        for values in (
-            [sample.user + sample.system for sample in result.samples],
-            [sample.server for sample in result.samples],
-            [float(sample.memory) for sample in result.samples],
-            [float(sample.server_memory) for sample in result.samples],
-        )
+    cpu = statistics.median(sample.user + sample.system for sample in result.samples)
+    server = statistics.median(sample.server for sample in result.samples)
+    sizes = (
+        statistics.median(getattr(sample, name) for sample in result.samples)
+        for name in ("memory", "together", "resting", "server_memory", "received")
     )
     return [
         units.seconds(wall.median),
@@ -153,16 +193,21 @@ def figures(result: Result) -> list[str]:
         f"{estimates.spread(result.walls):.0%}",
         units.seconds(cpu),
         units.seconds(server) if server else "",
-        units.mebibytes(memory) if memory else "",
-        units.mebibytes(servers) if servers else "",
+        *(units.mebibytes(size) if size else "" for size in sizes),
     ]
+
+
+def _left_out(results: Results) -> list[str]:
+    return [f"{name} was left out: {reason}" for name, reason in results.left_out.items()]
+
+
+def _failed(results: Results) -> list[Result]:
+    return [each for each in results.results if each.failed]
 
 
 def _notes(results: Results) -> list[str]:
-    lines = [f"{name} was left out: {reason}" for name, reason in results.left_out.items()]
-    lines += [
-        f"{each.workload} failed on {each.subject}: {each.failed}" for each in results.results if each.failed
-    ]
+    lines = _left_out(results)
+    lines += [f"{each.workload} failed on {each.subject}: {each.failed}" for each in _failed(results)]
     lines += [f"the image {name} is made of {image['made_of']}" for name, image in results.images.items()]
     return ["<h2>Notes</h2>", "<ul>", *(f"<li>{html.escape(line)}</li>" for line in lines), "</ul>"]
 

@@ -14,8 +14,8 @@ from benchmarks.commands import CommandError, Commands
 from benchmarks.filesystem import fresh
 from benchmarks.images.cache import Images
 from benchmarks.results import Result, Results
-from benchmarks.scales import Scale
-from benchmarks.subjects.base import Candidate, Subject
+from benchmarks.scales import QUICK, Scale
+from benchmarks.subjects.base import Candidate, Subject, UnsupportedError
 from benchmarks.workloads import SECTIONS
 from benchmarks.workloads.base import Bench, UnsuitedError, Workload
 
@@ -74,16 +74,27 @@ class Rounds:
         self._samples: dict[tuple[str, str], list[Sample]] = {}
         self._failed: dict[tuple[str, str], str] = {}
 
-    def run(self, left_out: dict[str, str]) -> Results:
-        """Run every round and give what was measured; `left_out` are the subjects that could not be."""
+    def run(
+        self, left_out: dict[str, str], *, keep: Callable[[Results], None] = lambda results: None
+    ) -> Results:
+        """Run every round and give what was measured; `left_out` are the subjects that could not be.
+
+        `keep` gets what there is after each counted round: a run takes hours, and may be interrupted.
+        """
         plan = self._plan
-        noise = []
+        self._left_out = left_out
+        noise: list[dict[str, float]] = []
         for number in range(-plan.warm_up, plan.rounds):
             around = machine.Noise()
             name = "warm-up" if number < 0 else f"round {number + 1} of {plan.rounds}"
             self._round(name, counted=number >= 0, first=number == 0, backwards=bool(number % 2))
             if number >= 0:
                 noise.append(around.measure())
+                keep(self._gathered(noise))
+        return self._gathered(noise)
+
+    def _gathered(self, noise: list[dict[str, float]]) -> Results:
+        plan = self._plan
         return Results(
             machine.facts(),
             plan.describe(),
@@ -91,7 +102,7 @@ class Rounds:
             noise,
             {workload.name: _explain(workload) for workload in plan.workloads},
             self._sections(),
-            left_out,
+            self._left_out,
             tuple(self._results()),
         )
 
@@ -123,10 +134,17 @@ class Rounds:
                 if workload.once and not first:
                     continue
                 for subject, one in order:
-                    if isinstance(one.subject, workload.needs):
+                    if isinstance(one.subject, workload.needs) and not self._spared(workload, subject):
                         self._told(f"{name}: {workload.name} ({place} of {len(plan.workloads)}) {subject}")
                         with self._place_for(workload, subject, one) as chosen:
                             self._measure(workload, subject, chosen, counted=counted)
+
+    def _spared(self, workload: Workload, subject: str) -> bool:
+        """Say whether a quick run can do without this pair."""
+        if self._plan.scale is not QUICK or workload.storage:
+            return False
+        candidates = {each.name: each for each in self._plan.subjects}
+        return candidates[subject].variant_of in candidates
 
     @contextlib.contextmanager
     def _place_for(self, workload: Workload, subject: str, opened: _Opened) -> Iterator[_Opened]:
@@ -151,11 +169,14 @@ class Rounds:
             return
         # Those of other subjects, which are at rest.
         others = commands.others() - opened.subject.daemons()
-        watch = StopWatch(commands, lambda: commands.others() - others)
+        watch = StopWatch(commands, others)
         opened.bench.settle()
         try:
             workload.run(opened.subject, opened.bench, watch)
         except UnsuitedError:
+            return
+        except UnsupportedError as error:
+            self._left_out[f"{workload.name} on {name}"] = str(error)
             return
         except _FAILURES as error:
             self._samples.setdefault(pair, [])

@@ -13,13 +13,15 @@ MEBIBYTE: Final = 1 << 20
 class Scale:
     """How much there is of everything; sizes are in bytes.
 
-    `large` is the file that is read, `medium` the one that is copied up, `written` what is written in blocks.
-    `created` files are made and deleted, `changed` ones before a commit. `depths` are numbers of layers,
-    `containers` how many there are over one image. `crowd` is the files of the one very large layer.
+    `large` is the file that is read, `heavy` the one layer that comes over a slow link, `medium` the file
+    that is copied up, `written` what is written in blocks. `created` files are made and deleted, `changed`
+    ones before a commit. `depths` are numbers of layers, `containers` how many there are over one image.
+    `crowd` is the files of the one very large layer.
     """
 
     name: str
     large: int
+    heavy: int
     medium: int
     written: int
     created: int
@@ -38,6 +40,7 @@ class Scale:
 TINY: Final = Scale(
     name="tiny",
     large=2 * MEBIBYTE,
+    heavy=MEBIBYTE,
     medium=MEBIBYTE,
     written=MEBIBYTE,
     created=20,
@@ -54,7 +57,8 @@ TINY: Final = Scale(
 )
 QUICK: Final = Scale(
     name="quick",
-    large=64 * MEBIBYTE,
+    large=32 * MEBIBYTE,
+    heavy=20 * MEBIBYTE,
     medium=8 * MEBIBYTE,
     written=32 * MEBIBYTE,
     created=1_000,
@@ -72,6 +76,7 @@ QUICK: Final = Scale(
 FULL: Final = Scale(
     name="full",
     large=512 * MEBIBYTE,
+    heavy=200 * 1000 * 1000,
     medium=100 * MEBIBYTE,
     written=256 * MEBIBYTE,
     created=5_000,

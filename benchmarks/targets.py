@@ -127,6 +127,30 @@ class ServerMemory:
         return Row(f"peak memory of the server, {self.subject}", "", "", figure, Verdict.UNKNOWN)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """One of our own workloads over another one, in some measure."""
+
+    workload: str
+    whole: str
+    ours: str
+    theirs: str
+    limit: float
+    measure: Callable[[Result], Estimate]
+
+    def row(self, results: Results) -> Row | None:
+        """Compare the two."""
+        what = self.measure.__name__.replace("_", " ")
+        work, limit = f"{self.workload}, {self.ours}: {what}", f"at most {self.limit:g}"
+        against = f"{self.whole} of {self.theirs}"
+        one = _measured(results, self.workload, self.ours)
+        other = _measured(results, self.whole, self.theirs)
+        if one is None or other is None:
+            return Row(work, against, limit, "", Verdict.UNKNOWN)
+        value = self.measure(one).median / self.measure(other).median
+        return Row(work, against, limit, units.ratio(value), _verdict(value, self.limit))
+
+
 def time(result: Result) -> Estimate:
     """Give the wall time of a workload."""
     return estimates.estimate(result.walls)
@@ -138,8 +162,13 @@ def time_each(result: Result) -> Estimate:
 
 
 def peak_memory(result: Result) -> Estimate:
-    """Give the peak of memory of the largest command of a workload."""
-    return estimates.estimate([float(sample.memory) for sample in result.samples])
+    """Give the peak of memory of a workload: of its largest process, or of all together if that is more."""
+    return estimates.estimate([float(sample.most_memory) for sample in result.samples])
+
+
+def bytes_received(result: Result) -> Estimate:
+    """Give how many bytes came over the link."""
+    return estimates.estimate([float(sample.received) for sample in result.samples])
 
 
 def _measured(results: Results, workload: str, subject: str) -> Result | None:
@@ -252,10 +281,29 @@ TABLES: Final = (
             ),
             Ratio(("version",), _STORE, "python", 2),
             Ratio(("images",), _STORE, "python", 4, theirs=("version",)),
-            Growth("create-among-10000", "create-among-1", _STORE, 1.5, time),
+            Growth("create-among-10000", "create-among-1", _STORE, 1.5, time_each),
             Growth("list-10000", "list-100", _STORE, 1.5, time_each),
             Growth("images-10000", "images-100", _STORE, 1.5, time_each),
             Growth("load-crowd", "load-few", _STORE, 1.3, time_each),
+        ),
+    ),
+    Table(
+        "registries",
+        (
+            Ratio(("registry-pull",), _STORE, "docker", 0.30),
+            Ratio(("registry-pull",), _STORE, "podman", 0.33),
+            Ratio(("registry-copy",), _STORE, "skopeo", 0.6),
+            Ratio(("registry-push",), _STORE, "docker", 0.5),
+            Ratio(("registry-push",), _STORE, "podman", 0.5),
+            Ratio(("slow-link-pull",), _STORE, "docker", 0.5),
+            *(
+                Bound(workload, _STORE, _MEMORY, peak_memory, units.mebibytes)
+                for workload in ("registry-pull", "registry-copy", "registry-push", "slow-link-pull")
+            ),
+            Part("lazy-ls", "slow-link-estargz", _UNION, _UNION, 0.05, bytes_received),
+            Part("lazy-ls", "slow-link-estargz", _UNION, _UNION, 0.15, time),
+            Part("lazy-ls", "slow-link-estargz", _UNION, "docker", 0.15, time),
+            Bound("lazy-ls", _UNION, _MEMORY, peak_memory, units.mebibytes),
         ),
     ),
 )

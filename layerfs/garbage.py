@@ -23,6 +23,7 @@ from layerfs.errors import InUseError, NotFoundError
 from layerfs.layers import Layers
 from layerfs.leases import leased
 from layerfs.ledger import Ledger
+from layerfs.removing import remove_together
 from layerfs.value import frozen
 
 GRACE_SECONDS: Final = 3600.0
@@ -114,16 +115,10 @@ class Garbage:
         candidates = set(blobs) | self._unnamed_indexes()
         names = list(chain_ids)[::-1]
         for layers in self._all_layers():
-            for name in names:
-                try:
-                    layer = layers.stat(name)
-                    layers.remove(name)
-                except NotFoundError:
-                    continue
-                except InUseError:
-                    break  # what lies below is needed too
+            # Where one is needed, what lies below is needed too.
+            for layer in remove_together(layers, names):
                 candidates |= {blob for blob in (layer.blob, layer.toc, layer.skeleton) if blob is not None}
-                lines.append(f"Deleted: {name}")
+                lines.append(f"Deleted: {layer.name}")
         for blob in candidates:
             self._remove_blob(blob)
         return lines

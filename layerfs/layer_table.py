@@ -9,7 +9,7 @@ import enum
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -342,27 +342,21 @@ class LayerTable:
         """
         # Files must not vanish before the row does, or a power failure would bring the name back alone.
         with self.database.transaction(durable=layer.state is State.COMMITTED) as connection:
-            state = connection.execute("SELECT state FROM layers WHERE id = ?", (layer.row,)).fetchone()
-            if state != (layer.state.value,):
-                raise _missing(layer.name)
-            child = connection.execute("SELECT name FROM layers WHERE parent = ?", (layer.row,)).fetchone()
-            if child is not None:
-                raise InUseError(f"layer {layer.name!r} has a child, {child[0]!r}")
-            image = connection.execute(
-                "SELECT 1 FROM image_layers WHERE chain_id = ?", (layer.name,)
-            ).fetchone()
-            if image is not None:
-                raise InUseError(f"layer {layer.name!r} belongs to an image")
-            query = "SELECT name FROM containers WHERE id = ?"
-            if not containers and connection.execute(query, (layer.name,)).fetchone() is not None:
-                raise InUseError(f"layer {layer.name!r} belongs to a container")
-            if leased(connection, "layer", layer.driver_id):
-                raise InUseError(f"layer {layer.name!r} is leased by a running operation")
-            if (user := sole_holder(connection, layer.row)) is not None:
-                raise InUseError(f"layer {layer.name!r} holds a blob that {user} needs")
-            connection.execute(f"{_MARK} WHERE id = ?", (layer.row,))
-            # A container must not outlive its layer, not even if we are killed right here.
-            connection.execute("DELETE FROM containers WHERE id = ?", (layer.name,))
+            _mark(connection, layer, containers=containers, going=())
+
+    def mark_together(self, layers: Sequence[Layer]) -> list[Layer]:
+        """Mark committed layers, children first, as `mark` does; give those before the first that stays."""
+        marked: list[Layer] = []
+        with self.database.transaction(durable=True) as connection:
+            for layer in layers:
+                try:
+                    _mark(connection, layer, containers=True, going={each.row for each in marked})
+                except NotFoundError:
+                    continue
+                except InUseError:
+                    break
+                marked.append(layer)
+        return marked
 
     def mark_unborn(self, row: int) -> None:
         """Take away a layer that never came to be; nobody else knows it."""
@@ -398,10 +392,11 @@ class LayerTable:
         statement = "SELECT 1 FROM layers WHERE state IN ('draft', 'removing') LIMIT 1"
         return self.database.row(statement) is not None
 
-    def delete(self, row: int) -> None:
-        """Delete the row of a marked layer, after its files are gone."""
+    def delete(self, *rows: int) -> None:
+        """Delete the rows of marked layers, children first, after their files are gone."""
         with self.database.transaction() as connection:
-            connection.execute("DELETE FROM layers WHERE id = ? AND state = 'removing'", (row,))
+            for row in rows:
+                connection.execute("DELETE FROM layers WHERE id = ? AND state = 'removing'", (row,))
 
     def _committed(self, connection: sqlite3.Connection, name: str) -> int:
         row = connection.execute(
@@ -438,6 +433,29 @@ class LayerTable:
             raise _taken(name) from error
         if cursor.rowcount != 1:
             raise NotFoundError(f"the layer that was to become {name!r} was removed meanwhile")
+
+
+def _mark(connection: sqlite3.Connection, layer: Layer, *, containers: bool, going: Collection[int]) -> None:
+    """Mark a layer as removed; its children among the rows `going` are no obstacle."""
+    state = connection.execute("SELECT state FROM layers WHERE id = ?", (layer.row,)).fetchone()
+    if state != (layer.state.value,):
+        raise _missing(layer.name)
+    for row, name in connection.execute("SELECT id, name FROM layers WHERE parent = ?", (layer.row,)):
+        if row not in going:
+            raise InUseError(f"layer {layer.name!r} has a child, {name!r}")
+    image = connection.execute("SELECT 1 FROM image_layers WHERE chain_id = ?", (layer.name,)).fetchone()
+    if image is not None:
+        raise InUseError(f"layer {layer.name!r} belongs to an image")
+    query = "SELECT name FROM containers WHERE id = ?"
+    if not containers and connection.execute(query, (layer.name,)).fetchone() is not None:
+        raise InUseError(f"layer {layer.name!r} belongs to a container")
+    if leased(connection, "layer", layer.driver_id):
+        raise InUseError(f"layer {layer.name!r} is leased by a running operation")
+    if (user := sole_holder(connection, layer.row)) is not None:
+        raise InUseError(f"layer {layer.name!r} holds a blob that {user} needs")
+    connection.execute(f"{_MARK} WHERE id = ?", (layer.row,))
+    # A container must not outlive its layer, not even if we are killed right here.
+    connection.execute("DELETE FROM containers WHERE id = ?", (layer.name,))
 
 
 def sole_holder(connection: sqlite3.Connection, row: int) -> str | None:

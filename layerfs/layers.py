@@ -117,7 +117,7 @@ class Layers:
         if layer.state is not State.ACTIVE:
             raise InvalidError(f"layer {key!r} is {layer.state.value}; only an active one is committed")
         with self.lock(layer.driver_id, name=key), Lease(self._database) as lease:
-            self._refuse_live(layer, writable_only=True)
+            self.refuse_live(layer, writable_only=True)
             if self.table.has(name):
                 raise ExistsError(f"there is a layer {name!r} already")
             below = self.table.stack(layer.row)[:-1]
@@ -143,7 +143,7 @@ class Layers:
         """
         layer = self.table.find(name)
         with self.lock(layer.driver_id, name=name) as lock:
-            self._refuse_live(layer)
+            self.refuse_live(layer)
             self.table.mark(layer, containers=containers)
             self._erase(layer.row, layer.driver_id, lock)
 
@@ -470,7 +470,7 @@ class Layers:
                 if writable and busy is not None:
                     raise busy
                 if writable:
-                    self._refuse_live(layer, writable_only=True)
+                    self.refuse_live(layer, writable_only=True)
                 root = self.open_root(self._mount_of(layer, read_only=not writable))
             stack.callback(os.close, root)
             yield root
@@ -497,12 +497,18 @@ class Layers:
 
         mounting.detach(target, lazy=lazy)
 
-    # -- parts that `unpacking`, `garbage` and `check` use too
+    # -- parts that `unpacking`, `removing`, `garbage` and `check` use too
 
     def lock(self, driver_id: str, *, shared: bool = False, name: str | None = None) -> Lock:
         """Give a layer's lock, not yet taken; taking it raises InUseError when it is not free soon."""
         called = functools.partial(self.table.called, name)
         return _LayerLock(self.root / "locks" / driver_id, called, shared=shared)
+
+    def refuse_live(self, layer: Layer, *, writable_only: bool = False) -> None:
+        """Raise InUseError for a live mount; the caller holds the layer's lock exclusively."""
+        for record in self.clear(self.ledger.live(layer.row, locked=True)):
+            if not (writable_only and record.read_only):
+                raise self.ledger.refusal(self.table.called(layer.name), record)
 
     def erase(self, row: int, driver_id: str) -> bool:
         """Delete a layer that is marked as removed; False when another process does so, or it must wait."""
@@ -623,7 +629,7 @@ class Layers:
         place = b"" if target is None else os.fsencode(target)
         with self.lock(layer.driver_id, shared=not writable, name=name):
             if writable:
-                self._refuse_live(layer, writable_only=True)
+                self.refuse_live(layer, writable_only=True)
             mount = self._mount_of(layer, read_only=not writable, options=options)
             outside = options is not None and self._outside is not None
             record = self.ledger.record(
@@ -670,12 +676,6 @@ class Layers:
             if not self.ledger.is_outside(record) or shown(record, mounting.mount_table()):
                 return record
         return None
-
-    def _refuse_live(self, layer: Layer, *, writable_only: bool = False) -> None:
-        """Raise InUseError for a live mount; the caller holds the layer's lock exclusively."""
-        for record in self.clear(self.ledger.live(layer.row, locked=True)):
-            if not (writable_only and record.read_only):
-                raise self.ledger.refusal(self.table.called(layer.name), record)
 
 
 class _LayerLock(Lock):

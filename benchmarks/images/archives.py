@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.images import estargz
+
 _PIECE: Final = 1 << 20
 _OCI: Final = "application/vnd.oci.image"
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -76,6 +78,30 @@ def _write_layout(
         size = part.stat().st_size
         part.rename(blobs / digest)
         descriptors.append(_descriptor(f"{_OCI}.layer.v1.tar+{compression}", digest, size))
+    _write_index(directory, config, descriptors, tag)
+    return [each["digest"].partition(":")[2] for each in descriptors]
+
+
+def write_estargz(directory: Path, layers: list[Path], tag: str) -> None:
+    """Write an OCI layout with eStargz layers; unpacked they have other digests than those given."""
+    blobs = directory / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    descriptors, diff_ids = [], []
+    for place, layer in enumerate(layers):
+        part = blobs / f"part-{place}"
+        table, diff_id = estargz.pack(layer, part)
+        digest, size = _digest(part), part.stat().st_size
+        part.rename(blobs / digest)
+        diff_ids.append(diff_id)
+        annotations = {estargz.TOC_DIGEST: table}
+        descriptors.append(
+            _descriptor(f"{_OCI}.layer.v1.tar+gzip", digest, size) | {"annotations": annotations}
+        )
+    _write_index(directory, _config(diff_ids), descriptors, tag)
+
+
+def _write_index(directory: Path, config: bytes, descriptors: list[dict[str, Any]], tag: str) -> None:
+    blobs = directory / "blobs" / "sha256"
     manifest = _json(
         {
             "schemaVersion": 2,
@@ -88,7 +114,6 @@ def _write_layout(
     described["annotations"] = {"org.opencontainers.image.ref.name": tag}
     (directory / "index.json").write_bytes(_json({"schemaVersion": 2, "manifests": [described]}))
     (directory / "oci-layout").write_bytes(_json({"imageLayoutVersion": "1.0.0"}))
-    return [each["digest"].partition(":")[2] for each in descriptors]
 
 
 def _compress(source: Path, target: Path, compression: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from benchmarks.images.archives import digests, write_archives
+from benchmarks.images.archives import digests, write_archives, write_estargz
 from benchmarks.images.image import TAG, Image
 from benchmarks.images.layer import LayerWriter
 from benchmarks.images.packages import UnavailableError
@@ -42,6 +42,18 @@ class Images:
         if name not in self._found:
             self._found[name] = self._load(name)
         return self._found[name]
+
+    def get_estargz(self, name: str) -> Image:
+        """Give such an image, with an OCI layout of eStargz layers beside the others."""
+        image = self.get(name)
+        place = image.layout("estargz")
+        if not place.exists():
+            self._told(f"packing the layers of {name} as eStargz, kept in {place}")
+            part = place.with_name(f"part-{os.getpid()}")
+            shutil.rmtree(part, ignore_errors=True)
+            write_estargz(part, list(image.layers), TAG)
+            part.rename(place)
+        return image
 
     def used(self) -> dict[str, Image]:
         """Give the images that were asked for, by name."""

@@ -36,7 +36,7 @@ class Image:
         return self.directory / "docker.tar"
 
     def layout(self, compression: str) -> Path:
-        """An OCI layout with layers compressed by "gzip" or "zstd"."""
+        """An OCI layout with layers compressed by "gzip", "zstd", or where it was made by "estargz"."""
         return self.directory / f"oci-{compression}"
 
     def layout_archive(self, compression: str) -> Path:

@@ -71,7 +71,7 @@ Write = Callable[[LayerWriter], None]
 def layers_of(name: str, scale: Scale, cache: Path) -> tuple[str, list[Write]]:
     """Say what an image is made of, and give what writes each of its layers, bottom first.
 
-    Names: "tree", "system", "large", "crowd", "few" and "depth-N".
+    Names: "tree", "system", "large", "heavy", "crowd", "few" and "depth-N".
 
     Raises:
         UnavailableError: the packages that it is made of cannot be had.
@@ -79,6 +79,8 @@ def layers_of(name: str, scale: Scale, cache: Path) -> tuple[str, list[Write]]:
     kind, _, number = name.partition("-")
     if kind == "large":
         return f"{scale.large} and {scale.medium} bytes", [lambda writer: _large(writer, scale), _note(1)]
+    if kind == "heavy":
+        return f"{scale.heavy} random bytes", [lambda writer: _heavy(writer, scale)]
     if kind == "depth":
         return "one small file a layer", [_note(place) for place in range(int(number))]
     if kind in ("crowd", "few"):
@@ -170,6 +172,10 @@ def _large(writer: LayerWriter, scale: Scale) -> None:
     writer.generated(LARGE, scale.large, _noise(1, scale.large))
     writer.generated(MEDIUM, scale.medium, _noise(2, scale.medium))
     writer.directory("etc")
+
+
+def _heavy(writer: LayerWriter, scale: Scale) -> None:
+    writer.generated(LARGE, scale.heavy, _noise(3, scale.heavy))
 
 
 def _noise(seed: int, size: int) -> Iterator[bytes]:

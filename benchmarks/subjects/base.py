@@ -16,6 +16,10 @@ from benchmarks.commands import Commands
 from benchmarks.images.image import Image
 
 
+class UnsupportedError(Exception):
+    """A subject cannot do this here; that is noted, and is no failure."""
+
+
 class Subject:
     """One subject, opened on an empty directory of a fresh file system.
 
@@ -47,11 +51,15 @@ Open = Callable[[Path, Commands], contextlib.AbstractContextManager[Subject]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
-    """A subject that may be measured: its name, why it cannot be here, else "", and how it is opened."""
+    """A subject that may be measured: its name, why it cannot be here, else "", and how it is opened.
+
+    `variant_of` names a subject from which it differs only in how layers are stored, "" if there is none.
+    """
 
     name: str
     missing: str
     open: Open
+    variant_of: str = ""
 
 
 @runtime_checkable
@@ -282,3 +290,70 @@ class Starts(Protocol):
 
     def version(self) -> None:
         """Print the version."""
+
+
+@runtime_checkable
+class Fetches(Protocol):
+    """Takes in images from a registry."""
+
+    def get_rid(self, image: Image) -> None:
+        """Have nothing of the image, from wherever it came."""
+
+    def fetch(self, reference: str) -> None:
+        """Pull the image and unpack it, so that it can be mounted."""
+
+    def drop(self, reference: str) -> None:
+        """Delete it with all that only it needs; nothing if it is not there."""
+
+
+@runtime_checkable
+class CopiesOut(Protocol):
+    """Copies an image out of a registry without unpacking it."""
+
+    def copy_out(self, reference: str, target: Path) -> None:
+        """Write an OCI layout."""
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """Pushes an image that it keeps unpacked to a registry."""
+
+    def have(self, image: Image) -> None:
+        """Have an image ready, out of the archive; again does nothing."""
+
+    def name_for(self, image: Image, reference: str) -> None:
+        """Do what must be done before the image can be pushed under that name; is not measured."""
+
+    def pack(self, image: Image, reference: str) -> None:
+        """Push it, its layers packed by gzip."""
+
+    def unname(self, reference: str) -> None:
+        """Take back what `name_for` did."""
+
+
+@runtime_checkable
+class Sends(Protocol):
+    """Pushes an image that came packed to a registry, as it came."""
+
+    def have_packed(self, image: Image) -> None:
+        """Have the image of the gzip layout ready; again does nothing."""
+
+    def send(self, image: Image, reference: str) -> None:
+        """Push it."""
+
+    def forget_packed(self, image: Image) -> None:
+        """Delete what `have_packed` has made."""
+
+
+@runtime_checkable
+class Lazies(Protocol):
+    """Mounts an image of a registry without pulling it."""
+
+    def get_rid(self, image: Image) -> None:
+        """Have nothing of the image, from wherever it came."""
+
+    def mount_lazily(self, reference: str) -> Path:
+        """Mount it and give the folder."""
+
+    def unmount_lazily(self) -> None:
+        """Unmount it and delete all that was fetched; nothing if it is not mounted."""

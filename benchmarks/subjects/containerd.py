@@ -82,6 +82,19 @@ class Containerd(Subject):
         """Remove the image and wait until its files are gone."""
         self.call("images", "remove", "--sync", image.reference)
 
+    def get_rid(self, image: Image) -> None:
+        """Remove the image."""
+        if self.holds(image):
+            self.forget(image)
+
+    def fetch(self, reference: str) -> None:
+        """Pull an image from a registry and unpack it."""
+        self.call("images", "pull", "--plain-http", "--snapshotter", self._snapshotter, reference)
+
+    def drop(self, reference: str) -> None:
+        """Remove it and wait until its files are gone."""
+        self.call("images", "remove", "--sync", reference)
+
     def images(self) -> None:
         """List the images."""
         self.call("images", "list")
@@ -121,4 +134,8 @@ class _Opening:
 def candidates() -> list[Candidate]:
     """Give one subject for each snapshotter."""
     reason = "needs root" if os.geteuid() else missing("containerd", "ctr", "runc")
-    return [Candidate(f"containerd-{each}", reason, _Opening(each)) for each in _SNAPSHOTTERS]
+    first, second = (f"containerd-{each}" for each in _SNAPSHOTTERS)
+    return [
+        Candidate(first, reason, _Opening(_SNAPSHOTTERS[0])),
+        Candidate(second, reason, _Opening(_SNAPSHOTTERS[1]), variant_of=first),
+    ]

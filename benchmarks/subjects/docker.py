@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import processes
 from benchmarks.commands import CommandError, Commands, missing
+from benchmarks.link import NETWORK
 from benchmarks.subjects.base import Candidate, Subject
 from benchmarks.subjects.engine import Engine
 
@@ -37,6 +38,7 @@ class Docker(Engine):
                 [
                     *("dockerd", "--storage-driver", "overlay2", "--iptables=false", "--bridge=none"),
                     *("--data-root", place / "data", "--exec-root", Path(sockets, "exec")),
+                    *("--insecure-registry", NETWORK),
                     *("--pidfile", place / "pid", "-H", docker._environment["DOCKER_HOST"]),
                 ],
                 log=place / "log",

@@ -18,6 +18,9 @@ class Engine(Subject, abc.ABC):
     # Without a network, as everyone here runs.
     options: Sequence[str] = ("--network", "none")
 
+    # What plain HTTP takes, where the daemon has not been told.
+    insecure: Sequence[str] = ()
+
     @abc.abstractmethod
     def call(self, *words: str | Path) -> bytes:
         """Run one command of the engine on its private root."""
@@ -42,6 +45,30 @@ class Engine(Subject, abc.ABC):
     def forget(self, image: Image) -> None:
         """Remove the image."""
         self.call("image", "rm", "--force", image.reference)
+
+    def get_rid(self, image: Image) -> None:
+        """Remove the image, and what was built or pulled with the same layers."""
+        self.call("image", "prune", "--all", "--force")
+
+    def fetch(self, reference: str) -> None:
+        """Pull an image from a registry."""
+        self.call("pull", "--quiet", *self.insecure, reference)
+
+    def drop(self, reference: str) -> None:
+        """Remove it."""
+        self.call("image", "rm", "--force", reference)
+
+    def name_for(self, image: Image, reference: str) -> None:
+        """Give the image the registry's name."""
+        self.call("tag", image.reference, reference)
+
+    def pack(self, image: Image, reference: str) -> None:
+        """Push it; layers are packed by gzip unless told otherwise."""
+        self.call("push", "--quiet", *self.insecure, reference)
+
+    def unname(self, reference: str) -> None:
+        """Take the name back."""
+        self.call("image", "rm", reference)
 
     def images(self) -> None:
         """List the images."""

@@ -9,12 +9,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.commands import Commands
+from benchmarks.commands import CommandError, Commands
 from benchmarks.images.image import TAG, Image
-from benchmarks.subjects.base import Candidate, Subject
+from benchmarks.subjects.base import Candidate, Subject, UnsupportedError
 from layerfs import Store, plugins
 from layerfs.errors import NotFoundError
 
+_INSECURE = "--tls-verify=false"
+_UNSUPPORTED = ("not supported", "unknown option", "is not a command")
+_LAZY = "lazy"
+_LAZY_DRIVERS = ("fuse",)
 PREFIX = "layerfs-"
 # What users type, if this Python has it; `-m` takes some milliseconds more.
 _SCRIPT = Path(sys.executable).with_name("layerfs")
@@ -150,6 +154,52 @@ class Layerfs(Subject):
         """Push the image that was pulled."""
         self.call("push", "--quiet", _packed(image), f"oci:{target}:{TAG}")
 
+    # -- registries
+
+    def get_rid(self, image: Image) -> None:
+        """Remove the image under all its names."""
+        self.forget(image)
+        if self._has(_packed(image)):
+            self.forget_packed(image)
+
+    def fetch(self, reference: str) -> None:
+        """Pull an image from a registry."""
+        self._call_registry("pull", "--quiet", _INSECURE, f"docker://{reference}", reference)
+
+    def drop(self, reference: str) -> None:
+        """Remove it."""
+        if self._has(reference):
+            self.call("rmi", reference)
+
+    def copy_out(self, reference: str, target: Path) -> None:
+        """Copy the image of a registry into a layout, without the store."""
+        self._call_registry("copy", "--quiet", _INSECURE, f"docker://{reference}", f"oci:{target}:{TAG}")
+
+    def name_for(self, image: Image, reference: str) -> None:
+        """There is nothing to do: a push names its target."""
+
+    def unname(self, reference: str) -> None:
+        """There is nothing to take back."""
+
+    def pack(self, image: Image, reference: str) -> None:
+        """Push the image of the archive, packed by gzip."""
+        words = ("--quiet", _INSECURE, "--compression", "gzip")
+        self._call_registry("push", *words, image.reference, f"docker://{reference}")
+
+    def send(self, image: Image, reference: str) -> None:
+        """Push the image that was pulled."""
+        self._call_registry("push", "--quiet", _INSECURE, _packed(image), f"docker://{reference}")
+
+    def _call_registry(self, *words: str | Path) -> None:
+        try:
+            self.call(*words)
+        except CommandError as error:
+            # Older versions, and drivers that cannot, say so; all else is a failure.
+            if any(text in str(error) for text in _UNSUPPORTED):
+                said = str(error).splitlines()[0].rpartition("layerfs: ")[2]
+                raise UnsupportedError(said) from error
+            raise
+
     # -- containers
 
     def run(self, image: Image, command: Sequence[str]) -> None:
@@ -213,6 +263,23 @@ def _packed(image: Image) -> str:
     return f"localhost/packed-{image.name}:{TAG}"
 
 
+class LazyLayerfs(Layerfs):
+    """A store under a driver that can mount what is not there yet."""
+
+    def mount_lazily(self, reference: str) -> Path:
+        """Mount an image of a registry; files are fetched when they are read."""
+        target = self._target(_LAZY)
+        self._call_registry("mount", "--lazy", _INSECURE, "--name", _LAZY, f"docker://{reference}", target)
+        return target
+
+    def unmount_lazily(self) -> None:
+        """Unmount it and have all that was fetched deleted."""
+        with contextlib.suppress(CommandError):
+            self.call("umount", self._target(_LAZY))
+            self.call("rm", _LAZY)
+        self.call("gc", "--grace", "0")
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Opening:
     driver: str
@@ -220,11 +287,16 @@ class _Opening:
     @contextlib.contextmanager
     def __call__(self, place: Path, commands: Commands) -> Iterator[Subject]:
         with Store.open(place / "store", driver=self.driver) as store:
-            yield Layerfs(place, commands, store)
+            kind = LazyLayerfs if self.driver in _LAZY_DRIVERS else Layerfs
+            yield kind(place, commands, store)
 
 
-def candidates(place: Path) -> list[Candidate]:
-    """Give one subject for each installed driver, best first; `place` is where the drivers are tried."""
+def candidates(root: Path) -> list[Candidate]:
+    """Give one subject for each installed driver, best first; `root` is where the drivers are tried."""
     reason = "needs root" if os.geteuid() else ""
-    found = plugins.explain(place)
-    return [Candidate(PREFIX + each.name, reason or each.reason, _Opening(each.name)) for each in found]
+    found = plugins.explain(root)
+    names = [PREFIX + each.name for each in found]
+    return [
+        Candidate(name, reason or each.reason, _Opening(each.name), names[0] if name != names[0] else "")
+        for name, each in zip(names, found, strict=True)
+    ]

@@ -25,6 +25,8 @@ class Podman(Engine):
     # By itself it would raise limits, which not every root may.
     options = (*Engine.options, "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
 
+    insecure = ("--tls-verify=false",)
+
     def __init__(self, place: Path, commands: Commands, run: Path) -> None:
         super().__init__(place, commands)
         self._policy = place / "policy.json"
@@ -74,6 +76,10 @@ class Podman(Engine):
     def _pull(self, image: Image, compression: str) -> None:
         source = f"oci:{image.layout(compression)}:{TAG}"
         self.call("pull", "--quiet", "--signature-policy", self._policy, source)
+
+    def fetch(self, reference: str) -> None:
+        """Pull an image from a registry."""
+        self.call("pull", "--quiet", *self.insecure, "--signature-policy", self._policy, reference)
 
     def forget(self, image: Image) -> None:
         """Remove the image, whatever it is called after a pull: it is the only one then."""

@@ -29,9 +29,18 @@ class Skopeo(Subject):
         """Copy the gzip layout into another layout."""
         self._copy(f"oci:{image.layout('gzip')}:{TAG}", f"oci:{target}:{TAG}")
 
-    def _copy(self, source: str, target: str) -> None:
+    def copy_out(self, reference: str, target: Path) -> None:
+        """Copy the image of a registry into a layout."""
+        self._copy(f"docker://{reference}", f"oci:{target}:{TAG}", "--src-tls-verify=false")
+
+    def send(self, image: Image, reference: str) -> None:
+        """Copy the gzip layout into a registry."""
+        self._copy(f"oci:{image.layout('gzip')}:{TAG}", f"docker://{reference}", "--dest-tls-verify=false")
+
+    def _copy(self, source: str, target: str, *options: str) -> None:
         scratch: Words = ["--tmpdir", self.place]
-        self.commands.run(["skopeo", "--insecure-policy", *scratch, "copy", "--quiet", source, target])
+        words = ["copy", "--quiet", *options, source, target]
+        self.commands.run(["skopeo", "--insecure-policy", *scratch, *words])
 
 
 def candidates() -> list[Candidate]:

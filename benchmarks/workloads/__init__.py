@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.workloads import containers, growth, mounting, programs, reading, transfer, writing
+from benchmarks.workloads import (
+    containers,
+    growth,
+    mounting,
+    programs,
+    reading,
+    registries,
+    transfer,
+    writing,
+)
 from benchmarks.workloads.base import Workload
 
 SECTIONS: Final[dict[str, tuple[Workload, ...]]] = {
     "images": transfer.WORKLOADS,
+    "registries": registries.WORKLOADS,
     "containers": containers.WORKLOADS,
     "mounting": mounting.WORKLOADS,
     "reading": reading.WORKLOADS,

@@ -69,7 +69,8 @@ class Workload:
 
     `why_not` says why this machine cannot do it, "" if it can. A `slow` one is left out of quick runs,
     one that does not fit a scale out of that. One that runs `alone` gets a file system of its own, since it
-    leaves much behind; one that runs `once` does so in one round only.
+    leaves much behind; one that runs `once` does so in one round only. How layers are stored matters little
+    to one that is not of the `storage`: quick runs leave it out on variants of a subject.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Workload:
     slow: bool = False
     alone: bool = False
     once: bool = False
+    storage: bool = True
     fits: Callable[[Scale], bool] = _always
 
 

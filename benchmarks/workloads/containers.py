@@ -130,5 +130,5 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
         "commit-mixed", _mixed, "Make an image of many files, a large one, a tree deleted.", _commit
     ),
     _with_changes("remove", _mixed, "Remove such a container.", _delete, slow=True),
-    Workload("export", about(export), Exports, export),
+    Workload("export", about(export), Exports, export, storage=False),
 )

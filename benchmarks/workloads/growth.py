@@ -14,6 +14,8 @@ from benchmarks.workloads import transfer
 from benchmarks.workloads.base import Bench, Run, UnsuitedError, Workload
 
 _CYCLES: Final = 5
+# One alone says little, and a store of so many is filled in one round only.
+_CREATED: Final = 10
 
 
 def _depth(layers: int) -> Workload:
@@ -40,10 +42,11 @@ def _create_among(count: int) -> Workload:
     def run(subject: Crowds, bench: Bench, clock: Clock) -> None:
         _populate(subject, bench, count)
         image = bench.images.get("few")
-        with clock():
-            subject.create("one-more", image)
+        with clock(_CREATED):
+            for number in range(_CREATED):
+                subject.create(f"one-more-{number}", image)
 
-    text = f"Create a container beside {count} others."
+    text = f"Create {_CREATED} containers beside {count} others."
     return _crowd(f"create-among-{count}", text, Crowds, run, count)
 
 

@@ -166,7 +166,7 @@ def _no_compiler() -> str:
 
 
 WORKLOADS: Final[tuple[Workload, ...]] = (
-    in_folder("clone+compile", clone_and_compile, why_not=_no_compiler),
+    in_folder("clone+compile", clone_and_compile, why_not=_no_compiler, slow=True),
     in_folder("sqlite-wal", sqlite_inserts),
     in_folder("sqlite-rollback", sqlite_rollback, slow=True),
     in_folder("postgres-initdb", initdb, why_not=_no_postgres, slow=True),

@@ -131,14 +131,14 @@ def version(subject: Starts, bench: Bench, clock: Clock) -> None:
 
 WORKLOADS: Final[tuple[Workload, ...]] = (
     Workload("load", about(load), Loads, load),
-    Workload("pull-gzip", about(pull_gzip), PullsGzip, pull_gzip),
-    Workload("pull-zstd", about(pull_zstd), PullsZstd, pull_zstd),
-    Workload("save", about(save), Saves, save),
-    Workload("push", about(push), Pushes, push),
+    Workload("pull-gzip", about(pull_gzip), PullsGzip, pull_gzip, storage=False),
+    Workload("pull-zstd", about(pull_zstd), PullsZstd, pull_zstd, storage=False),
+    Workload("save", about(save), Saves, save, storage=False),
+    Workload("push", about(push), Pushes, push, storage=False),
     Workload("remove-image", about(remove_image), Keeps, remove_image),
     Workload("collect", about(collect), Collects, collect, slow=True),
-    Workload("images", about(list_images), Keeps, list_images),
-    Workload("version", about(version), Starts, version),
+    Workload("images", about(list_images), Keeps, list_images, storage=False),
+    Workload("version", about(version), Starts, version, storage=False),
 )
 CROWDS: Final[tuple[Workload, ...]] = (
     Workload("load-few", about(load_few), Loads, load_few, slow=True, alone=True, once=True),

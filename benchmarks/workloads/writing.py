@@ -106,12 +106,12 @@ def delete_lower(folder: Path, bench: Bench, clock: Clock) -> None:
 
 WORKLOADS: Final[tuple[Workload, ...]] = (
     in_folder("create", create),
-    in_folder("delete", delete),
+    in_folder("delete", delete, slow=True),
     in_folder("write-1m", _writing(MEBIBYTE, "1 MiB"), image="large"),
-    in_folder("write-4k", _writing(4 * KIBIBYTE, "4 KiB"), image="large"),
+    in_folder("write-4k", _writing(4 * KIBIBYTE, "4 KiB"), image="large", slow=True),
     in_folder("copy-up", copy_up, image="large", state=State.FRESH),
     in_folder("copy-up-many", copy_up_many, slow=True),
-    in_folder("rename-new", rename_new),
+    in_folder("rename-new", rename_new, slow=True),
     in_folder("move-lower", move_lower, slow=True),
     in_folder("delete-lower", delete_lower),
 )

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import time
+import zlib
 from pathlib import Path
 
 import pytest
 
-from benchmarks import estimates, machine, plots, processes
-from benchmarks.clock import Sample
-from benchmarks.commands import CommandError, Commands
+from benchmarks import estimates, link, machine, plots, processes, registry
+from benchmarks.clock import Sample, StopWatch
+from benchmarks.commands import CommandError, Commands, missing
 from benchmarks.filesystem import fresh
+from benchmarks.images import estargz
 from benchmarks.images.archives import digests
 from benchmarks.images.cache import Images
+from benchmarks.images.layer import LayerWriter
 from benchmarks.results import Result, Results, from_json, to_json
 from benchmarks.scales import TINY
+from benchmarks.subjects.base import Lazies
 from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[2]
@@ -64,8 +74,11 @@ def test_a_reader_that_has_enough_ends_the_list_quietly(cache: Path) -> None:
 def test_every_workload_runs_on_a_driver(cache: Path, tmp_path: Path) -> None:
     found = measured(cache, tmp_path, "layerfs-overlay2", "*")
     expected = {
-        name for name, workload in WORKLOADS.items() if workload.fits(TINY) and not workload.why_not()
+        name
+        for name, workload in WORKLOADS.items()
+        if workload.fits(TINY) and not workload.why_not() and workload.needs is not Lazies
     }
+    expected -= {name.removesuffix(" on layerfs-overlay2") for name in found.left_out}
     assert set(found.workloads) == expected
 
 
@@ -83,7 +96,8 @@ def test_every_driver_and_every_union_shows_a_folder(cache: Path, tmp_path: Path
 @needs_root
 @pytest.mark.parametrize("peer", ["docker", "podman", "containerd-*", "umoci", "skopeo", "tar,cp,dd,python"])
 def test_a_peer_that_is_installed_runs_what_it_can(cache: Path, tmp_path: Path, peer: str) -> None:
-    found = measured(cache, tmp_path, peer, "load,pull-*,save,push,run-true,commit-mixed,export,version")
+    workloads = "load,pull-*,save,push,registry-*,slow-link-*,run-true,commit-mixed,export,version"
+    found = measured(cache, tmp_path, peer, workloads)
     if found.left_out:
         pytest.skip(f"left out: {found.left_out}")
     assert found.results
@@ -107,6 +121,60 @@ def test_an_interrupted_run_leaves_no_daemon_and_no_mount(cache: Path, tmp_path:
     assert not [process for process in started if Path(f"/proc/{process}").exists()]
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
     assert not os.listdir(tmp_path)
+
+
+@needs_root
+@pytest.mark.skipif(bool(link.why_not() or missing("skopeo")), reason="no slow link, or no skopeo")
+def test_a_registry_at_the_end_of_a_slow_link_gives_what_was_put_there(cache: Path, tmp_path: Path) -> None:
+    images = Images(cache, TINY, told=lambda line: None)
+    image = images.get_estargz("system")
+    with (
+        Commands() as commands,
+        link.slow(commands) as over,
+        registry.serving(commands, tmp_path / "registry", [(image, "estargz")], over=over) as served,
+    ):
+        began = time.monotonic()
+        commands.run(["skopeo", "inspect", "--tls-verify=false", f"docker://{served.reference(image)}"])
+        # Two requests over a new connection need three round trips.
+        assert time.monotonic() - began > 3 * link.ROUND_TRIP
+        assert over.received() > 500
+        source, target = f"docker://{served.reference(image)}", f"oci:{tmp_path / 'copy'}:1"
+        words = ["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", source, target]
+        commands.run(["skopeo", *words])
+        assert over.received() > served.stored()
+        assert not commands.others()
+    layers = sorted((tmp_path / "copy" / "blobs" / "sha256").iterdir())
+    assert [path.name for path in layers] == digests(layers)
+
+
+@needs_root
+def test_a_lazy_mount_is_measured_or_noted(cache: Path, tmp_path: Path) -> None:
+    found = measured(cache, tmp_path, "layerfs-fuse", "lazy-ls")
+    assert found.results or found.left_out
+
+
+def test_estargz_layers_are_plain_tars_with_a_table_that_says_where_files_begin(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "plain.tar", tmp_path / "packed"
+    data = random.Random(1).randbytes(9 << 20)
+    with LayerWriter(plain) as writer:
+        writer.file("etc/large", data)
+        writer.file("etc/small", b"small")
+        writer.symlink("etc/link", "small")
+    table_digest, diff_id = estargz.pack(plain, packed)
+    blob = packed.read_bytes()
+    unpacked = gzip.decompress(blob)
+    assert hashlib.sha256(unpacked).hexdigest() == diff_id
+    with tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:
+        assert archive.getnames() == ["etc", "etc/large", "etc/small", "etc/link", "stargz.index.json"]
+        table = archive.extractfile("stargz.index.json").read()  # type: ignore[union-attr]
+    assert f"sha256:{hashlib.sha256(table).hexdigest()}" == table_digest
+    begin = int(blob[-35:-19], 16)
+    assert zlib.decompressobj(31).decompress(blob[begin:])[512 : 512 + len(table)] == table
+    entries = json.loads(table)["entries"]
+    chunks = [each for each in entries if each["name"] == "etc/large"]
+    found = b"".join(zlib.decompressobj(31).decompress(blob[each["offset"] :]) for each in chunks)
+    assert found == data
+    assert [each.get("chunkOffset") for each in chunks] == [0, 4 << 20, 8 << 20]
 
 
 def test_a_run_is_shown_again_and_compared(cache: Path, tmp_path: Path) -> None:
@@ -205,6 +273,20 @@ def test_what_a_command_has_used_is_counted(tmp_path: Path) -> None:
     small, large, cpu = json.loads(done.stdout)
     assert small < 50 << 20 < 200 << 20 < large < 400 << 20
     assert cpu > 0.01
+
+
+def test_the_memory_of_processes_that_work_at_the_same_time_is_added_up() -> None:
+    hungry = "import os, time; os.fork(); data = os.urandom(60 << 20); time.sleep(0.4)"
+    with Commands() as commands:
+        commands.run(["true"])
+        watch = StopWatch(commands, set())
+        with watch():
+            commands.run([sys.executable, "-c", hungry])
+    assert watch.sample is not None
+    assert 60 << 20 < watch.sample.memory < 110 << 20
+    assert 120 << 20 < watch.sample.together < 200 << 20
+    assert watch.sample.resting == 0
+    assert watch.sample.most_memory == watch.sample.together
 
 
 def test_a_command_that_fails_says_what_it_said() -> None:

@@ -57,6 +57,7 @@ ROWS: list[set[str]] = [
         "containers",
         "runtime",
         "garbage",
+        "removing",
         "check",
         "transports",
         "plugins",

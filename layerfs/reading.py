@@ -1,8 +1,8 @@
 """Reads the files of images where they lie: nothing is unpacked, and nothing is mounted for long.
 
 Of a layer that is unpacked here, its table of contents says what it has, and its own files are read. Of one
-that is not, its blob is read at random: by the index that it carries itself, or by a table of seek
-points, which is built in one pass when the store needs it first, and kept. Of an image that is not in a
+that is not, its blob is read at random by a table of seek points, which is built in one pass when the
+store needs it first, and kept. Of an image that is not in a
 store, a layer with an index of its own is read by ranges, and others are read through once, and kept in a
 temporary file.
 """
@@ -246,10 +246,8 @@ def _stored(
     warn: Callable[[str], None],
 ) -> Contents:
     blob = _ranges_of(opened.enter_context(blobs.open(descriptor.digest)))
-    layer = open_layer(blob, descriptor, trusted=True, budget=budget, warn=warn)
-    if layer is None:
-        table = _ranges_of(opened.enter_context(blobs.open(tables.build(descriptor.digest))))
-        layer = open_layer(blob, descriptor, table=table, budget=budget, warn=warn)
+    table = _ranges_of(opened.enter_context(blobs.open(tables.build(descriptor.digest))))
+    layer = open_layer(blob, descriptor, table=table, budget=budget, warn=warn)
     assert layer is not None
     return _Indexed(layer)
 

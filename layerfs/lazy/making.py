@@ -222,9 +222,7 @@ class Making:
         layers = self._layers
         stored = layers.blobs.path(origin.descriptor.digest)
         blob = LazyBlob(origin, self._sources, stored=stored, budget=layers.budget)
-        index = open_layer(
-            blob, origin.descriptor, budget=layers.budget, trusted=stored.exists(), warn=self._warn
-        )
+        index = open_layer(blob, origin.descriptor, budget=layers.budget, warn=self._warn)
         if index is not None:
             return index, origin
         table = self._tables.find(origin.descriptor.digest)

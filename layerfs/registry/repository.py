@@ -116,7 +116,9 @@ class Repository:
         raise AssertionError("the last attempt returns or raises")
 
     def _places(self, method: str, path: str, actions: tuple[str, ...]) -> tuple[Endpoint, ...]:
-        if method not in ("GET", "HEAD") or actions != ("pull",):
+        # Lists are the registry's own: a mirror has what was asked for through it.
+        kept = path.startswith(("manifests/", "blobs/"))
+        if not kept or method not in ("GET", "HEAD") or actions != ("pull",):
             return self._endpoints[-1:]
         by_tag = path.startswith("manifests/") and ":" not in path
         return tuple(place for place in self._endpoints if (place.tags if by_tag else place.digests))

@@ -1,0 +1,129 @@
+"""A server of HTTP on loopback whose answers are written byte by byte, for what no registry would say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from layerfs.digest import Digest
+
+
+class Asked(NamedTuple):
+    """One request; names of header fields are in lower case."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+# All of an answer, in pieces; when they end, the connection is closed.
+Answers = Callable[[Asked], Iterator[bytes] | bytes]
+
+
+class Scripted:
+    """Answers every request as it is told to; a context manager. `host` is what stands in image names."""
+
+    def __init__(self, answers: Answers, *, address: str = "127.0.0.1") -> None:
+        self.answers = answers
+        self.asked: list[Asked] = []
+        self._listening = socket.create_server(
+            (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+        )
+        port = self._listening.getsockname()[1]
+        self.host = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._listen, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError, ValueError), connection, connection.makefile("rb") as stream:
+            if connection.recv(1, socket.MSG_PEEK) == b"\x16":
+                # Somebody tries TLS first.
+                connection.sendall(answer(400))
+                return
+            method, target, _ = stream.readline().decode("latin-1").split(" ", 2)
+            headers = {}
+            while (line := stream.readline().decode("latin-1").strip()) != "":
+                name, _, value = line.partition(":")
+                headers[name.lower()] = value.strip()
+            asked = Asked(method, target, headers, stream.read(int(headers.get("content-length", "0"))))
+            self.asked.append(asked)
+            given = self.answers(asked)
+            for piece in (given,) if isinstance(given, bytes) else given:
+                connection.sendall(piece)
+
+
+def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
+    """Write an answer; underscores in names of header fields stand for dashes."""
+    fields = {"Content-Length": str(len(body)), "Connection": "close"}
+    fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"HTTP/1.1 {status} Said\r\n{head}\r\n".encode("latin-1") + body
+
+
+class Fake:
+    """The answers of a registry that has some documents and blobs, in one repository or any."""
+
+    def __init__(self) -> None:
+        self.manifests: dict[str, tuple[bytes, str]] = {}
+        self.blobs: dict[str, bytes] = {}
+
+    def put(self, raw: bytes, media_type: str, *names: str) -> Digest:
+        """Have a manifest, by its digest and tags."""
+        digest = Digest.of(raw)
+        for name in (str(digest), *names):
+            self.manifests[name] = (raw, media_type)
+        return digest
+
+    def add(self, data: bytes) -> Digest:
+        """Have a blob."""
+        digest = Digest.of(data)
+        self.blobs[str(digest)] = data
+        return digest
+
+    def __call__(self, asked: Asked) -> bytes:
+        path = asked.target.partition("?")[0]
+        name = path.rpartition("/")[2]
+        if path == "/v2/":
+            return answer(200, b"{}", Content_Type="application/json")
+        if "/manifests/" in path and name in self.manifests:
+            raw, media_type = self.manifests[name]
+            return _but_head(asked, answer(200, raw, Content_Type=media_type))
+        if "/blobs/" in path and name in self.blobs:
+            return _but_head(asked, self._blob(asked, self.blobs[name]))
+        body = json.dumps({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "unknown"}]}).encode()
+        return _but_head(asked, answer(404, body, Content_Type="application/json"))
+
+    def _blob(self, asked: Asked, data: bytes) -> bytes:
+        wanted = asked.headers.get("range")
+        if wanted is None:
+            return answer(200, data, Accept_Ranges="bytes")
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        end = int(last) + 1 if last else len(data)
+        part = data[int(first) : end]
+        given = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
+        return answer(206, part, Content_Range=given, Accept_Ranges="bytes")
+
+
+def _but_head(asked: Asked, whole: bytes) -> bytes:
+    return whole.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if asked.method == "HEAD" else whole

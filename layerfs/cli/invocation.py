@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from layerfs.cli import commands
+from layerfs.cli import commands, output
 from layerfs.cli.parser import HelpShown, UsageError, build, overview, similar, split_global
 from layerfs.errors import LayerfsError, ProcessError
 
@@ -133,7 +133,7 @@ def _complain(text: str) -> None:
     except OSError:
         _silence(sys.stdout.fileno())
     try:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(output.words(text) + "\n")
         sys.stderr.flush()
     except OSError:
         _silence(sys.stderr.fileno())
@@ -179,4 +179,5 @@ def _trace(debug: bool) -> None:
     if debug:
         import traceback
 
-        _complain(traceback.format_exc().rstrip())
+        for line in traceback.format_exc().split("\n")[:-1]:
+            _complain(line)

@@ -73,9 +73,9 @@ class ArchiveSink:
         self._add_stream(blob_name(descriptor.digest), descriptor.size, verified(stream, descriptor))
         self._written.add(descriptor.digest)
 
-    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
+    def put_member(self, raw: bytes, media_type: str, *, algorithm: str = "sha256") -> Descriptor:
         """Append a manifest that is not listed; see `Nests`."""
-        descriptor = Descriptor.to(raw, media_type)
+        descriptor = Descriptor.to(raw, media_type, algorithm)
         if descriptor.digest not in self._written:
             self._directory("blobs")
             self._directory(f"blobs/{descriptor.digest.algorithm}")

@@ -129,11 +129,11 @@ class LayoutSink:
 
         self._lanes.begin(descriptor.digest, write)
 
-    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
+    def put_member(self, raw: bytes, media_type: str, *, algorithm: str = "sha256") -> Descriptor:
         """Write a manifest that is not listed; see `Nests`."""
         # Not before what it names.
         self._lanes.finish()
-        descriptor = Descriptor.to(raw, media_type)
+        descriptor = Descriptor.to(raw, media_type, algorithm)
         self.put_blob(descriptor, _Bytes(raw))
         return descriptor
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
-
-from layerfs.digest import Digest
 
 
 class Asked(NamedTuple):
@@ -79,51 +76,3 @@ def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 {status} Said\r\n{head}\r\n".encode("latin-1") + body
-
-
-class Fake:
-    """The answers of a registry that has some documents and blobs, in one repository or any."""
-
-    def __init__(self) -> None:
-        self.manifests: dict[str, tuple[bytes, str]] = {}
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, raw: bytes, media_type: str, *names: str) -> Digest:
-        """Have a manifest, by its digest and tags."""
-        digest = Digest.of(raw)
-        for name in (str(digest), *names):
-            self.manifests[name] = (raw, media_type)
-        return digest
-
-    def add(self, data: bytes) -> Digest:
-        """Have a blob."""
-        digest = Digest.of(data)
-        self.blobs[str(digest)] = data
-        return digest
-
-    def __call__(self, asked: Asked) -> bytes:
-        path = asked.target.partition("?")[0]
-        name = path.rpartition("/")[2]
-        if path == "/v2/":
-            return answer(200, b"{}", Content_Type="application/json")
-        if "/manifests/" in path and name in self.manifests:
-            raw, media_type = self.manifests[name]
-            return _but_head(asked, answer(200, raw, Content_Type=media_type))
-        if "/blobs/" in path and name in self.blobs:
-            return _but_head(asked, self._blob(asked, self.blobs[name]))
-        body = json.dumps({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "unknown"}]}).encode()
-        return _but_head(asked, answer(404, body, Content_Type="application/json"))
-
-    def _blob(self, asked: Asked, data: bytes) -> bytes:
-        wanted = asked.headers.get("range")
-        if wanted is None:
-            return answer(200, data, Accept_Ranges="bytes")
-        first, _, last = wanted.removeprefix("bytes=").partition("-")
-        end = int(last) + 1 if last else len(data)
-        part = data[int(first) : end]
-        given = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
-        return answer(206, part, Content_Range=given, Accept_Ranges="bytes")
-
-
-def _but_head(asked: Asked, whole: bytes) -> bytes:
-    return whole.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if asked.method == "HEAD" else whole

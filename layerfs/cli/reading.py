@@ -39,6 +39,9 @@ def split_place(text: str, is_image: Callable[[str], bool]) -> tuple[str, bytes]
 
     scheme = text.find("://") + 1
     cut = text.rfind(":/")
+    if transports.has_transport(text) and ":" not in text[: max(cut, 0)]:
+        # The slash begins the path of a layout, or of an archive.
+        cut = -1
     if cut > scheme and text[cut : cut + 3] != "://":
         return text[:cut], os.fsencode(text[cut + 1 :])
     if scheme or transports.has_transport(text):
@@ -94,7 +97,8 @@ class _Reader:
             text = f"{output.plain(os.fsdecode(error.filename or ''))}: {error.strerror}"
         sys.stdout.flush()
         hint = getattr(error, "hint", None)
-        sys.stderr.write(f"layerfs: {self._program}: {text}\n" + (f"hint: {hint}\n" if hint else ""))
+        lines = [f"layerfs: {self._program}: {text}", *([f"hint: {hint}"] if hint else [])]
+        sys.stderr.write("".join(f"{output.words(line)}\n" for line in lines))
         self.status = max(self.status, status)
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from layerfs.cli import secrets
 from layerfs.cli.parser import CommandParser
 
 TYPE_CHECKING = False
@@ -48,6 +49,8 @@ def read(arguments: argparse.Namespace, *, prefix: str = "") -> Options:
     verify, directory, authfile, creds = (
         given("tls_verify"), given("cert_dir"), given("authfile"), given("creds")
     )  # fmt: skip
+    if creds is not None:
+        secrets.cover(creds)
     return Options(
         tls_verify=None if verify is None else verify == "true",
         cert_dir=None if directory is None else Path(directory),

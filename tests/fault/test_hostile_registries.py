@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,8 +23,12 @@ from layerfs.registry.repository import Repository
 from layerfs.registry.session import Session
 from layerfs.registry.settings import Options
 from layerfs.value import replace
+from tests.support.commandline import CommandLine
+from tests.support.estargz_images import TOC_DIGEST, EstargzImage
+from tests.support.modern_registry import ModernRegistry
 from tests.support.registries import put_blob
 from tests.support.scripted import Answers, Asked, Scripted, answer
+from tests.support.tiny_images import MANIFEST, TinyImage, document, layout_files, tar, write_files
 
 QUICK = Options(attempts=2, backoff=0.01, read_timeout=5, connect_timeout=5)
 ALICE = Credentials("alice", "wonderland")
@@ -84,8 +90,8 @@ ANSWERS: dict[str, Callable[[Asked], Iterator[bytes] | bytes]] = {
 
 # What can only be told from a broken connection by looking closer than is worth it.
 CUTS = (
-    "header fields without end", "a header line without end", "two lengths", "a status that is none", "no HTTP",
-    "nothing",
+    "header fields without end", "a header line without end", "two lengths", "a status that is none",
+    "no HTTP", "nothing",
 )  # fmt: skip
 
 
@@ -175,14 +181,14 @@ def test_a_list_goes_on_at_its_own_host() -> None:
 
 
 @pytest.mark.parametrize(
-    "document",
+    "given",
     ['{"token": "t", "expires_in": 1' + "0" * 400 + "}", '{"token": "t", "expires_in": 1e999}',
      '{"token": "t", "expires_in": -5}', '{"token": "t", "expires_in": NaN}'],
 )  # fmt: skip
-def test_a_token_lasts_as_long_as_makes_sense(document: str) -> None:
+def test_a_token_lasts_as_long_as_makes_sense(given: str) -> None:
     def answers(asked: Asked) -> bytes:
         if asked.target.startswith("/token"):
-            return answer(200, document.encode())
+            return answer(200, given.encode())
         if asked.headers.get("authorization") == "Bearer t":
             return answer(200, b"{}", Content_Type=media_types.OCI_MANIFEST)
         return answer(401, WWW_Authenticate=f'Bearer realm="http://{asked.headers["host"]}/token"')
@@ -192,14 +198,14 @@ def test_a_token_lasts_as_long_as_makes_sense(document: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "document",
+    "given",
     ['{"token": "a\\r\\nX-Evil: 1"}', '{"token": 7}', '{"token": ""}', "[]", "null", '"t"',
      '{"token": "\\u00e9"}', "[" * 100000, '{"token": "' + "t" * (2 << 20) + '"}'],
 )  # fmt: skip
-def test_what_is_no_token_is_told(document: str) -> None:
+def test_what_is_no_token_is_told(given: str) -> None:
     def answers(asked: Asked) -> bytes:
         if asked.target.startswith("/token"):
-            return answer(200, document.encode())
+            return answer(200, given.encode())
         return answer(401, WWW_Authenticate=f'Bearer realm="http://{asked.headers["host"]}/token"')
 
     with Scripted(answers) as server, pytest.raises(LayerfsError):
@@ -245,3 +251,70 @@ def test_a_blob_of_another_length_is_refused_or_cut(given: Answers) -> None:
 
 def test_a_blob_without_end_ends_where_it_was_promised_to() -> None:
     assert _blob(lambda asked: _endless()) == bytes(1000)
+
+
+# ---- what reaches the terminal
+
+
+def test_a_strangers_words_move_no_cursor_and_forge_no_line(tmp_path: Path) -> None:
+    layerfs = CommandLine(tmp_path / "store")
+    modern = ModernRegistry()
+    modern.tags = {"good": "", "\x1b[31mred\nforged": ""}
+    with Scripted(modern) as server:
+        assert sorted(layerfs.good("tags", f"{server.host}/app").splitlines()) == [" [31mred forged", "good"]
+    image = EstargzImage(tar({"file": b"content"}))
+    manifest = json.loads(image.manifest)
+    evil = "\x1b]0;owned\x07\nhint: run this"
+    manifest["layers"][0]["annotations"] = {TOC_DIGEST: evil}
+    image.manifest = document(manifest)
+    write_files(tmp_path / "from", layout_files([image.entry(name="1")], [*image.blobs, image.manifest]))
+    done = layerfs.run("ls", f"oci:{tmp_path}/from:1")
+    assert done.status == 2
+    assert done.err.endswith("its descriptor promises ?]0;owned??hint: run this\n")
+    debugged = layerfs.run("--debug", "mount", "--lazy", f"oci:{tmp_path}/from:1", tmp_path)
+    assert debugged.status == 1
+    assert not {"\x1b", "\x07"} & set(debugged.err)
+
+
+def test_a_password_is_not_in_the_list_of_processes_while_a_registry_is_asked(tmp_path: Path) -> None:
+    shown = []
+
+    def answers(asked: Asked) -> bytes:
+        for place in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = place.read_bytes()
+                if str(tmp_path).encode() in words:
+                    shown.append(words)
+        if asked.headers.get("authorization") == ALICE.basic():
+            return answer(404, b"{}", Content_Type="application/json")
+        return answer(401, WWW_Authenticate='Basic realm="x"')
+
+    layerfs = CommandLine(tmp_path / "store")
+    with Scripted(answers) as server:
+        place = f"docker://{server.host}/app:1"
+        for words in (
+            ("pull", "--creds", "alice:wonderland", place),
+            ("copy", "--src-creds=alice:wonderland", place, f"oci:{tmp_path}/to"),
+            ("login", "-u", "alice", "-pwonderland", "--authfile", tmp_path / "auth.json", server.host),
+        ):
+            layerfs.run(*words)
+        proven = [asked for asked in server.asked if asked.headers.get("authorization") == ALICE.basic()]
+    assert len(proven) >= 3
+    assert shown and not [words for words in shown if b"wonderland" in words]
+
+
+def test_tags_that_may_not_be_listed_keep_nobody_from_looking_at_an_image(tmp_path: Path) -> None:
+    modern = ModernRegistry()
+    image = TinyImage(b"text")
+    for blob in image.blobs:
+        modern.add(blob)
+    modern.put(image.manifest, MANIFEST, "1")
+
+    def answers(asked: Asked) -> bytes:
+        return answer(403) if "/tags/" in asked.target else modern(asked)
+
+    with Scripted(answers) as server:
+        done = CommandLine(tmp_path / "store").run("inspect", f"docker://{server.host}/app:1")
+    assert done.status == 0
+    assert json.loads(done.out)[0]["tags"] is None
+    assert done.err.startswith("warning: the tags are not known: ")

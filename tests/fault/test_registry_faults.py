@@ -423,6 +423,12 @@ def test_a_proxy_that_refuses(status: int, message: str, hint: str, registry: Re
     assert "secret" not in f"{error}{error.hint}"
 
 
+def test_a_proxy_of_another_kind_is_refused() -> None:
+    error = failure("registry.test", environment={"HTTPS_PROXY": "socks5://user:secret@127.0.0.1:1080"})
+    assert str(error) == "the environment names a proxy of the kind 'socks5'"
+    assert error.hint == "HTTPS_PROXY=http://HOST:PORT is of the form that is known"
+
+
 def test_a_proxy_that_is_not_there() -> None:
     error = failure("registry.test", environment={"HTTPS_PROXY": "http://127.0.0.1:1"})
     assert str(error) == "the proxy http://127.0.0.1:1, on the way to registry.test, cannot be reached"

@@ -132,7 +132,7 @@ def open_stored(
                 _unpacked(chain_id, drivers, blobs, opened)
                 or _stored(descriptor, blobs, tables, opened, budget=budget, warn=warn)
             )
-        return OpenImage(MergedTree(layers, budget=budget, warn=warn), opened.pop_all())
+        return OpenImage(MergedTree(layers, budget=budget), opened.pop_all())
 
 
 def open_from(
@@ -169,7 +169,7 @@ def open_from(
         # Far away, an index takes the time of an answer or two.
         with ThreadPoolExecutor(_AT_ONCE, "layerfs-reading") as threads:
             layers = list(threads.map(layer, manifest.layers))
-        return OpenImage(MergedTree(layers, budget=budget, warn=warn), opened.pop_all())
+        return OpenImage(MergedTree(layers, budget=budget), opened.pop_all())
 
 
 class _Indexed:

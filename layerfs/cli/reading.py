@@ -190,11 +190,14 @@ class _Lists:
 
     def directories(self, path: bytes, node: Node) -> Iterator[tuple[bytes, Node]]:
         """Give the directory, and those below if they are wanted, in the order of ls."""
-        yield path, node
-        if self._recursive:
-            for name, child in sorted((node.children or {}).items()):
-                if child.children is not None and (self._hidden or not name.startswith(b".")):
-                    yield from self.directories(os.path.join(path, name), child)
+        todo = [(path, node)]
+        while todo:
+            here, directory = todo.pop()
+            yield here, directory
+            if self._recursive:
+                for name, child in sorted((directory.children or {}).items(), reverse=True):
+                    if child.children is not None and (self._hidden or not name.startswith(b".")):
+                        todo.append((os.path.join(here, name), child))
 
     def of(self, image: OpenImage, path: bytes, node: Node) -> list[tuple[bytes, Node]]:
         """Give what is shown of a directory."""

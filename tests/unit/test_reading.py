@@ -9,6 +9,8 @@ import json
 import os
 import random
 import stat
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -397,3 +399,38 @@ def test_what_a_stored_layer_shows_is_what_whoever_unpacks_it_gets(store: Store,
         assert b"".join(opened.read(b"/etc/passwd")) == b"root:x:0:0\n"
         with pytest.raises(FileNotFoundError):
             opened.tree.find(b"/etc/more")
+
+
+def test_a_hard_link_to_nothing_is_refused_as_it_is_when_unpacked(store: Store) -> None:
+    keep_packed(
+        store, [layer([("a", (tarfile.LNKTYPE, "b")), ("b", (tarfile.LNKTYPE, "a"))])], "gzip", "circle:1"
+    )
+    keep_packed(
+        store,
+        [layer([("f", b"x")]), layer([(".wh.f", b""), ("a", (tarfile.LNKTYPE, "f"))])],
+        "gzip",
+        "hidden:1",
+    )
+    for name in ("circle:1", "hidden:1"):
+        with pytest.raises(LayerError, match="hard link to"):
+            store.read_image(name)
+
+
+def test_a_long_chain_of_hard_links_takes_no_time(store: Store) -> None:
+    links = [(f"l{number}", (tarfile.LNKTYPE, f"l{number + 1}")) for number in range(20_000)]
+    keep_packed(store, [layer([*links, ("l20000", b"end")])], "gzip")
+    with store.read_image("app:1") as opened:
+        assert opened.tree.find(b"/l0").links == 20_001
+
+
+def test_a_tree_is_as_deep_as_strangers_like(store: Store) -> None:
+    path = "/".join(["d"] * 1500)
+    keep_packed(store, [layer([(f"{path}/f", b"deep")])], "gzip")
+    with store.read_image("app:1") as opened:
+        assert b"".join(opened.read(f"{path}/f".encode())) == b"deep"
+        assert len(list(walk(opened.tree.root))) == 1502
+    done = subprocess.run(
+        [sys.executable, "-m", "layerfs", "--root", store.root, "ls", "-R", "app:1"], capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b"/d:\nf\n")

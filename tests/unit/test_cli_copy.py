@@ -28,7 +28,7 @@ def index(tmp_path: Path) -> bytes:
 def test_all_platforms_keep_the_digest_and_no_store_is_made(
     layerfs: CommandLine, index: bytes, tmp_path: Path
 ) -> None:
-    words = ("copy", "-q", "--all", f"oci:{tmp_path}/from:1", f"oci:{tmp_path}/to:1")
+    words = ("copy", "-q", "--all", "--preserve-digests", f"oci:{tmp_path}/from:1", f"oci:{tmp_path}/to:1")
     assert layerfs.good(*words, "--digestfile", tmp_path / "digest") == sha256(index) + "\n"
     assert (tmp_path / "digest").read_text() == sha256(index)
     assert not layerfs.root.exists()
@@ -54,6 +54,7 @@ def test_layers_are_compressed_as_asked(layerfs: CommandLine, index: bytes, tmp_
         (("--all", "--platform", "linux/arm64"), 2, "one of the two"),
         (("--compression-level", "3"), 2, "--compression"),
         (("--force-compression",), 2, "--compression"),
+        (("--preserve-digests", "--compression", "gzip"), 2, "leave one out"),
         (("--compression", "gzip", "--compression-level", "12"), 1, None),
         (("--compression", "xz"), 2, "--help"),
         (("--annotation", "nothing"), 2, "NAME=TEXT"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +28,39 @@ from tests.support.tiny_images import (
     write_files,
 )
 
+# More than there are connections at once: whoever was refused is let in with the next token.
+_USES = 8
+
 
 @pytest.fixture
 def layerfs(tmp_path: Path) -> CommandLine:
     return CommandLine(tmp_path / "store")
 
 
-@pytest.fixture(params=[{}, {"filters": False, "page": 1}], ids=["all at once", "page by page, unfiltered"])
-def modern(request: pytest.FixtureRequest) -> ModernRegistry:
-    return ModernRegistry(**request.param)
-
-
-@pytest.fixture(params=["127.0.0.1", "::1"])
-def host(modern: ModernRegistry, request: pytest.FixtureRequest) -> Iterator[str]:
+@contextmanager
+def serving(modern: ModernRegistry, address: str) -> Iterator[str]:
     try:
-        server = Scripted(modern, address=request.param)
+        server = Scripted(modern, address=address)
     except OSError as error:
-        pytest.skip(f"no {request.param}: {error}")
+        pytest.skip(f"no {address}: {error}")
     with server:
         yield server.host
 
 
+@pytest.fixture(
+    params=[("127.0.0.1", {}), ("::1", {"filters": False, "page": 1})], ids=["IPv4", "IPv6, paged"]
+)
+def registry(request: pytest.FixtureRequest) -> Iterator[tuple[ModernRegistry, str]]:
+    address, options = request.param
+    modern = ModernRegistry(**options)
+    with serving(modern, address) as host:
+        yield modern, host
+
+
 def test_referrers_are_attached_listed_and_deleted_without_a_tag_of_theirs(
-    layerfs: CommandLine, modern: ModernRegistry, host: str, tmp_path: Path
+    layerfs: CommandLine, registry: tuple[ModernRegistry, str], tmp_path: Path
 ) -> None:
+    modern, host = registry
     image = TinyImage(b"subject")
     write_files(tmp_path / "from", layout_files([image.entry(name="1")], image.blobs))
     layerfs.good("copy", "-q", f"oci:{tmp_path}/from:1", f"docker://{host}/team/app:1")
@@ -87,21 +97,24 @@ def layout(directory: Path) -> tuple[bytes, list[TinyImage]]:
     return index, images
 
 
-def test_an_index_may_name_its_images_by_other_digests(
-    layerfs: CommandLine, modern: ModernRegistry, host: str, tmp_path: Path
-) -> None:
+def test_an_index_may_name_its_images_by_other_digests(layerfs: CommandLine, tmp_path: Path) -> None:
+    modern = ModernRegistry()
+    with serving(modern, "127.0.0.1") as host:
+        _over_and_back(layerfs, modern, host, tmp_path)
+
+
+def _over_and_back(layerfs: CommandLine, modern: ModernRegistry, host: str, tmp_path: Path) -> None:
     index, images = layout(tmp_path / "from")
     copied = layerfs.good("copy", "-q", "--all", f"oci:{tmp_path}/from:1", f"docker://{host}/app:1")
     assert copied.strip() == sha256(index)
     assert f"sha512:{hashlib.sha512(images[0].manifest).hexdigest()}" in modern.manifests
-    for words in (("oci:{}:1",), ("oci-archive:{}.tar:1",)):
-        place = words[0].format(tmp_path / "to")
+    for place in (f"oci:{tmp_path}/to:1", f"oci-archive:{tmp_path}/to.tar:1"):
         assert layerfs.good("copy", "-q", "--all", f"docker://{host}/app:1", place).strip() == sha256(index)
         assert layerfs.good("inspect", "--raw", place).encode() == index
     layerfs.good("pull", "-q", "--all-platforms", f"{host}/app:1")
     pushed = layerfs.good("push", "-q", "--all-platforms", f"{host}/app:1", f"docker://{host}/app:2")
     assert pushed.strip() == sha256(index)
-    assert layerfs.good("check") is not None
+    layerfs.good("check")
 
 
 def nested(depth: int, width: int) -> tuple[bytes, dict[str, bytes]]:
@@ -132,33 +145,34 @@ def test_an_index_of_the_same_over_and_over_is_walked_once(layerfs: CommandLine,
 
 
 class _Forgetful(ModernRegistry):
-    """Lets in who has a token of the last moments, whatever it had said of how long it lasts."""
+    """Forgets a token after some requests, whatever it had said of how long it lasts."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.given: list[float] = []
+        self.left: list[int] = []
+        self._lock = threading.Lock()
 
     def __call__(self, asked: Asked) -> bytes:
-        now = time.monotonic()
         if asked.target.startswith("/token"):
-            self.given.append(now)
-            token = {"token": f"t{len(self.given) - 1}", "expires_in": 3600}
+            self.left.append(_USES)
+            token = {"token": f"t{len(self.left) - 1}", "expires_in": 3600}
             return answer(200, json.dumps(token).encode(), Content_Type="application/json")
         kind, _, number = asked.headers.get("authorization", "").partition(" t")
-        if kind != "Bearer" or now - self.given[int(number)] > 0.15:
-            realm = f'Bearer realm="http://{asked.headers["host"]}/token",service="s"'
-            return answer(401, WWW_Authenticate=realm)
-        time.sleep(0.03)
+        with self._lock:
+            if kind != "Bearer" or not self.left[int(number)]:
+                realm = f'Bearer realm="http://{asked.headers["host"]}/token",service="s"'
+                return answer(401, WWW_Authenticate=realm)
+            self.left[int(number)] -= 1
         return super().__call__(asked)
 
 
 def test_tokens_that_end_on_the_way_are_renewed(layerfs: CommandLine, tmp_path: Path) -> None:
-    image = TinyImage(*(os.urandom(1_200_000) for _ in range(5)))
+    image = TinyImage(*(os.urandom(50_000) for _ in range(12)), os.urandom(2_000_000))
     write_files(tmp_path / "from", layout_files([image.entry(name="1")], image.blobs))
     forgetful = _Forgetful()
     with Scripted(forgetful) as server:
         place = f"docker://{server.host}/app:1"
         for words in ((f"oci:{tmp_path}/from:1", place), (place, f"oci:{tmp_path}/to:1")):
-            before = len(forgetful.given)
+            before = len(forgetful.left)
             assert layerfs.good("copy", "-q", *words).strip() == sha256(image.manifest)
-            assert len(forgetful.given) - before > 1
+            assert len(forgetful.left) - before > 1

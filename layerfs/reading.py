@@ -15,7 +15,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, runtime_checkable
 
 from layerfs import linux
 from layerfs.blobs import CHUNK, Blobs
@@ -39,6 +39,10 @@ from layerfs.transports.endpoint import Source
 from layerfs.tree.budget import Budget
 from layerfs.tree.entry import Kind
 from layerfs.tree.toc import read_toc
+
+if TYPE_CHECKING:
+    from layerfs.registry.settings import Options
+    from layerfs.transports import Place
 
 _AT_ONCE = 8
 _BENEATH = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS
@@ -170,6 +174,29 @@ def open_from(
         with ThreadPoolExecutor(_AT_ONCE, "layerfs-reading") as threads:
             layers = list(threads.map(layer, manifest.layers))
         return OpenImage(MergedTree(layers, budget=budget), opened.pop_all())
+
+
+def open_place(
+    place: Place,
+    *,
+    platform: Platform | None = None,
+    options: Options | None = None,
+    spool: Callable[[], BinaryIO],
+    budget: Budget,
+    warn: Callable[[str], None],
+) -> OpenImage:
+    """Open an image where it is, outside of any store; see `open_from`.
+
+    Args:
+        place: where it is.
+        options: how a registry is spoken with.
+    """
+    with contextlib.ExitStack() as opened:
+        source = place.source(spool=spool, budget=budget, warn=warn, options=options)
+        opened.callback(source.close)
+        found = open_from(source, place.name, platform=platform, spool=spool, budget=budget, warn=warn)
+        found.closes(opened.pop_all())
+        return found
 
 
 class _Indexed:

@@ -166,7 +166,8 @@ def _advice(error: OSError) -> str | None:
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            "make room: `layerfs gc --grace 0` removes what nothing needs; `layerfs du` shows what there is"
+            "make room there; of a store `layerfs gc --grace 0` removes what nothing needs, and `layerfs du`"
+            " shows what there is. TMPDIR says where temporary files lie"
         )
     if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
         return "run as root, or choose a store of your own with --root"

@@ -11,8 +11,8 @@ import time
 
 from layerfs.cli import finding, output, registry_options
 from layerfs.cli.commands import Command
-from layerfs.cli.context import Context
-from layerfs.cli.copy_options import add_platform, platform_of
+from layerfs.cli.context import Context, warn
+from layerfs.cli.copy_options import add_platform, platform_of, spool
 from layerfs.cli.parser import CommandParser
 from layerfs.errors import LayerfsError
 
@@ -55,10 +55,11 @@ def split_place(text: str, is_image: Callable[[str], bool]) -> tuple[str, bytes]
 
 
 class _Reader:
-    """Opens the images of a command line, each once."""
+    """Opens the images of a command line, each once, and the store if one of them may be there."""
 
-    def __init__(self, store: Store, program: str, arguments: argparse.Namespace) -> None:
-        self._store = store
+    def __init__(self, context: Context, program: str, arguments: argparse.Namespace) -> None:
+        self._context = context
+        self._store: Store | None = None
         self._arguments = arguments
         self._program = program
         self._open: dict[str, OpenImage] = {}
@@ -72,7 +73,7 @@ class _Reader:
         try:
             for place in places:
                 try:
-                    name, path = split_place(place, self._store.has_image)
+                    name, path = split_place(place, self._has_image)
                     image = self._open.get(name)
                     if image is None:
                         image = self._open[name] = self._read(name)
@@ -84,17 +85,36 @@ class _Reader:
         finally:
             for image in self._open.values():
                 image.close()
+            if self._store is not None:
+                self._store.close()
         return self.status
 
+    def _in_store(self) -> Store:
+        if self._store is None:
+            self._store = self._context.open_store()
+        return self._store
+
+    def _has_image(self, name: str) -> bool:
+        return self._in_store().has_image(name)
+
     def _read(self, name: str) -> OpenImage:
+        from layerfs import reading, transports
+        from layerfs.tree.budget import DEFAULT_BUDGET
+
         platform, options = platform_of(self._arguments), registry_options.read(self._arguments)
-        return self._store.read_image(name, platform=platform, options=options)
+        if ":" in name and transports.has_transport(name):
+            return reading.open_place(
+                transports.parse(name), platform=platform, options=options, spool=spool,
+                budget=DEFAULT_BUDGET, warn=warn,
+            )  # fmt: skip
+        return self._in_store().read_image(name, platform=platform, options=options)
 
     def tell(self, error: LayerfsError | OSError, status: int) -> None:
         """Tell the user of a failure, as the program of that name does."""
         text = str(error)
         if isinstance(error, OSError) and error.strerror:
-            text = f"{output.plain(os.fsdecode(error.filename or ''))}: {error.strerror}"
+            name = output.plain(os.fsdecode(error.filename or ""))
+            text = f"{name}: {error.strerror}" if name else error.strerror
         sys.stdout.flush()
         hint = getattr(error, "hint", None)
         lines = [f"layerfs: {self._program}: {text}", *([f"hint: {hint}"] if hint else [])]
@@ -116,11 +136,10 @@ def _cat(context: Context, arguments: argparse.Namespace) -> int:
         for data in image.read(path):
             sys.stdout.buffer.write(data)
 
-    with context.open_store() as store:
-        sys.stdout.flush()
-        status = _Reader(store, "cat", arguments).each(arguments.places, write, 1)
-        sys.stdout.buffer.flush()
-        return status
+    sys.stdout.flush()
+    status = _Reader(context, "cat", arguments).each(arguments.places, write, 1)
+    sys.stdout.buffer.flush()
+    return status
 
 
 # -- ls
@@ -167,8 +186,7 @@ def _ls(context: Context, arguments: argparse.Namespace) -> int:
                 output.line(f"total {sizes}")
             lists.lines(entries)
 
-    with context.open_store() as store:
-        status = _Reader(store, "ls", arguments).each(arguments.places, show, 2)
+    status = _Reader(context, "ls", arguments).each(arguments.places, show, 2)
     if context.json:
         output.document(rows)
     return status
@@ -313,8 +331,7 @@ def _find(context: Context, arguments: argparse.Namespace) -> int:
             else:
                 sys.stdout.write((os.fsdecode(found) if arguments.print0 else _shown(found)) + end)
 
-    with context.open_store() as store:
-        status = _Reader(store, "find", arguments).each(arguments.places, search, 1)
+    status = _Reader(context, "find", arguments).each(arguments.places, search, 1)
     if context.json:
         output.document(rows)
     return status

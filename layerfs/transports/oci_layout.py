@@ -108,10 +108,11 @@ class LayoutSink:
             for data in verified(stream, descriptor):
                 if self._lanes.stopped:
                     raise Stopped
-                files.write_all(temporary, data)
-                size += len(data)
-                if self._durable:
-                    behind.reach(size)
+                with files.naming(self._title):
+                    files.write_all(temporary, data)
+                    size += len(data)
+                    if self._durable:
+                        behind.reach(size)
             with self._blobs(descriptor.digest.algorithm) as directory:
                 os.rename(partial, descriptor.digest.hex, src_dir_fd=self._root, dst_dir_fd=directory)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from layerfs.registry.origin import Origin, check_way
 from layerfs.registry.repository import Repository
 from layerfs.registry.session import Session
 from layerfs.registry.settings import Options
+from layerfs.registry.upload import Upload
 from layerfs.value import replace
 from tests.support.commandline import CommandLine
 from tests.support.estargz_images import TOC_DIGEST, EstargzImage
@@ -250,6 +252,28 @@ def test_a_blob_of_another_length_is_refused_or_cut(given: Answers) -> None:
 
 def test_a_blob_without_end_ends_where_it_was_promised_to() -> None:
     assert _blob(lambda asked: _endless()) == bytes(1000)
+
+
+def test_an_upload_that_is_forgotten_and_remembered_by_turns_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("layerfs.registry.ranges._PAUSE", 0)
+    turns = itertools.cycle([500, 0, 700, 0])
+
+    def answers(asked: Asked) -> bytes:
+        if asked.method == "POST":
+            return answer(202, Location="/v2/app/blobs/uploads/1")
+        if asked.method == "GET":
+            return answer(204, Location="/v2/app/blobs/uploads/1", Range=f"0-{next(turns)}")
+        return b""
+
+    data = bytes(1000)
+    descriptor = Descriptor("application/octet-stream", Digest.of(data), len(data))
+    with Scripted(_after_probe(answers)) as server:
+        sending = Upload(_repository(server), descriptor, lambda: io.BytesIO(data))
+        with pytest.raises(LayerfsError):
+            sending.send()
+    assert len(server.asked) < 60
 
 
 # ---- what reaches the terminal

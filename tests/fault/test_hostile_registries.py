@@ -106,6 +106,13 @@ def test_an_answer_that_means_ill_is_one_error(name: str) -> None:
     assert isinstance(refused.value, UnreachableError) is (name in CUTS), repr(refused.value)
 
 
+def test_a_document_that_is_packed_is_said_to_be() -> None:
+    given = answer(200, b"\x1f\x8b\x08", Content_Encoding="gzip")
+    told = "manifests/1 comes in gzip, which was not asked for"
+    with Scripted(_after_probe(lambda asked: given)) as server, pytest.raises(RegistryError, match=told):
+        manifests.get(_repository(server), "1")
+
+
 def test_a_length_that_is_no_number_says_nothing() -> None:
     with Scripted(_after_probe(lambda asked: answer(200, b"{}", Content_Length="9" * 5000))) as server:
         assert manifests.get(_repository(server), "1")[0] == b"{}"

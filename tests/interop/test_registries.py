@@ -275,25 +275,3 @@ def _known(tree: Snapshot) -> Snapshot:
 
 def _blobs(layout: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (layout / "blobs" / "sha256").iterdir()}
-
-
-class TestByAnAddressOfIPv6:
-    def test_skopeo_and_podman_pull_what_we_push_and_we_what_they_push(
-        self, layerfs: peers.Layerfs, podman: peers.Podman, tmp_path: Path
-    ) -> None:
-        index, images = multi_platform("linux/amd64")
-        layout_of_index(tmp_path / "from", index, images, name="1")
-        with Registry(tmp_path / "registry", address="::1") as registry:
-            assert registry.host.startswith("[::1]:")
-            place = f"docker://{registry.host}/team/app"
-            digest = layerfs("copy", "-q", f"oci:{tmp_path}/from:1", f"{place}:1").decode().strip()
-            assert sha256(raw(f"{place}:1")) == digest == sha256(images[0].manifest)
-            podman("pull", "--quiet", PLAIN, f"{registry.host}/team/app:1")
-            podman("push", "--quiet", PLAIN, f"{registry.host}/team/app:1", f"{registry.host}/team/app:2")
-            assert (
-                layerfs("pull", "-q", f"{registry.host}/team/app:2").decode()
-                == f"{registry.host}/team/app:2\n"
-            )
-            [one] = json.loads(layerfs("inspect", f"{registry.host}/team/app:2"))
-            assert one["id"] == sha256(images[0].config)
-            assert layerfs("tags", f"{registry.host}/team/app").decode() == "1\n2\n"

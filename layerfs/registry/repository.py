@@ -106,7 +106,7 @@ class Repository:
                 coding = answer.headers.get("Content-Encoding", "identity")
                 if coding != "identity":
                     raise RegistryError(
-                        f"{shown(answer.url)} comes in {problems.clean(coding)[:40]}, which was not asked for",
+                        f"{shown(answer.url)} comes in {problems.clean(coding)[:40]}, which nobody asked for",
                         status=answer.status,
                         hint="a proxy before the registry may do that: have it left out",
                     )

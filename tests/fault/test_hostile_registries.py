@@ -108,7 +108,7 @@ def test_an_answer_that_means_ill_is_one_error(name: str) -> None:
 
 def test_a_document_that_is_packed_is_said_to_be() -> None:
     given = answer(200, b"\x1f\x8b\x08", Content_Encoding="gzip")
-    told = "manifests/1 comes in gzip, which was not asked for"
+    told = "manifests/1 comes in gzip, which nobody asked for"
     with Scripted(_after_probe(lambda asked: given)) as server, pytest.raises(RegistryError, match=told):
         manifests.get(_repository(server), "1")
 

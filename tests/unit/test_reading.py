@@ -417,10 +417,10 @@ def test_a_hard_link_to_nothing_is_refused_as_it_is_when_unpacked(store: Store) 
 
 
 def test_a_long_chain_of_hard_links_takes_no_time(store: Store) -> None:
-    links = [(f"l{number}", (tarfile.LNKTYPE, f"l{number + 1}")) for number in range(20_000)]
-    keep_packed(store, [layer([*links, ("l20000", b"end")])], "gzip")
+    links = [(f"l{number}", (tarfile.LNKTYPE, f"l{number + 1}")) for number in range(4000)]
+    keep_packed(store, [layer([*links, ("l4000", b"end")])], "gzip")
     with store.read_image("app:1") as opened:
-        assert opened.tree.find(b"/l0").links == 20_001
+        assert opened.tree.find(b"/l0").links == 4001
 
 
 def test_a_tree_is_as_deep_as_strangers_like(store: Store) -> None:

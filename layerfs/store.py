@@ -573,6 +573,7 @@ class Store:
         """
         from layerfs.garbage import GRACE_SECONDS
 
+        self._take_over()
         return self._garbage().collect(dry_run=dry_run, grace=GRACE_SECONDS if grace is None else grace)
 
     def check(
@@ -581,6 +582,7 @@ class Store:
         """Look for damage, and with `repair` mend it from the kept blobs; `contents` reads every file."""
         from layerfs.check import Check
 
+        self._take_over()
         return Check(
             self._database,
             self.blobs,
@@ -664,6 +666,15 @@ class Store:
             return self.containers.create(
                 str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
             )
+
+    def _take_over(self) -> None:
+        """Note what processes have found out of lazy layers that have no database."""
+        query = "SELECT DISTINCT driver FROM layers WHERE state = 'committed' AND toc IS NULL"
+        for (driver,) in self._database.rows(query):
+            from layerfs.lazy.finishing import take_over
+
+            with contextlib.suppress(NotFoundError, UnsupportedError):
+                take_over(self.layers_of(driver))
 
     def _registry_options(self) -> Options | None:
         return None if self._registry is None else self._registry()

@@ -157,7 +157,10 @@ def _serve(
     if fetching is not None:
         import layerfs_fuse.fetches  # noqa: F401  there are no modules later
     leave_mounts()
-    server = Server(connection, union, passthrough=options.passthrough, fetching=fetching)
+    unfinished = bodies is not None and bodies.unfinished
+    server = Server(
+        connection, union, passthrough=options.passthrough, fetching=fetching, unfinished=unfinished
+    )
     if log is not None:
         server.log = log.write
     # Whoever mounts may be gone by now; the mount is not.

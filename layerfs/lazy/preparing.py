@@ -11,11 +11,13 @@ from layerfs.errors import ArchiveError, InvalidError
 from layerfs.images import DOCUMENT_MAXIMUM, Image, Images, full_name
 from layerfs.lazy.blob import Sources
 from layerfs.lazy.fetching import Fetching, fetching_of
+from layerfs.lazy.finishing import take_over, unfinished_of
 from layerfs.lazy.making import Making
 from layerfs.lazy.origin import LABEL, Origin
+from layerfs.lazy.setting import Setting
 from layerfs.oci.config import ImageConfig
 from layerfs.oci.manifest import Manifest
-from layerfs.transports.endpoint import verified
+from layerfs.transports.endpoint import Hurries, verified
 from layerfs.value import frozen, replace
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from layerfs.transports.endpoint import Source
 
 _ATTEMPTS: Final = 4
+# Requests that come together once the manifest is here: the config, and the ends of layers.
+_SOON: Final = 8
 
 
 @frozen
@@ -70,7 +74,7 @@ def prepare(
     """
     sources = Sources(spool=spool, budget=layers.budget, warn=warn, options=options)
     making = Making(layers, lease, sources=sources, tables=tables, warn=warn)
-    with contextlib.closing(sources):
+    with contextlib.closing(sources), contextlib.closing(making):
         if is_stored:
             image = images.get(what)
             lease.add("image", str(image.digest))
@@ -82,10 +86,14 @@ def prepare(
 
         place = _absolute(transports.parse(what))
         source = sources.open(str(place))
+        if isinstance(source, Hurries):
+            source.hurry(_SOON)
         resolved = source.manifest(place.name, platform=platform)
         manifest = Manifest.parse(resolved.raw, resolved.descriptor.media_type)
         lease.add("image", str(manifest.digest))
         lease.add("blob", str(manifest.digest), str(manifest.config.digest))
+        if not layers.blobs.has(manifest.config.digest):
+            making.expect(manifest.layers, str(place))
         config = _config(source, layers, manifest)
         names = making.make(manifest, config, str(place))
         called = _names(source, place)
@@ -94,14 +102,17 @@ def prepare(
 
 
 def bodies(lazy: Sequence[str], *, layers: Layers, options: Options | None) -> Fetching:
-    """Give what gets the data that layers lack, by the driver's ids of them."""
+    """Give what gets the data that layers lack, by the driver's ids of them, top first."""
     driver = layers.driver
     assert isinstance(driver, Lazy)
     if options is not None:
         # Somebody waits for a file, and can try again.
         options = replace(options, attempts=min(_ATTEMPTS, options.attempts))
-    origins = {layer: Origin.unpack(layers.table.labels_of(layer)[LABEL]) for layer in lazy}
-    return fetching_of(origins, layers=layers, driver=driver, options=options)
+    labels_of, setting = layers.table.labels_of, Setting.of(layers, options)
+    origins = {layer: Origin.unpack(labels_of(layer)[LABEL]) for layer in reversed(lazy)}
+    unfinished = unfinished_of(origins, setting=setting, driver=driver)
+    take_over(layers)
+    return fetching_of(origins, setting=setting, driver=driver, unfinished=unfinished)
 
 
 def _top(names: Sequence[str]) -> str | None:
@@ -129,8 +140,11 @@ def _config(source: Source, layers: Layers, manifest: Manifest) -> ImageConfig:
     descriptor = manifest.config
     if descriptor.size > DOCUMENT_MAXIMUM:
         raise ArchiveError(f"a config of {descriptor.size} bytes")
-    with source.open(descriptor) as stream:
-        raw = b"".join(verified(stream, descriptor))
+    if layers.blobs.is_whole(descriptor.digest):
+        raw = layers.blobs.read(descriptor.digest, limit=DOCUMENT_MAXIMUM)
+    else:
+        with source.open(descriptor) as stream:
+            raw = b"".join(verified(stream, descriptor))
     config = ImageConfig.parse(raw)
     if len(config.diff_ids) != len(manifest.layers):
         raise ArchiveError(

@@ -99,6 +99,7 @@ class Session:
         """
         self.options = options or Options()
         self.warn = warn
+        self._hurry = 0
         self._directories: dict[str, Path | None] = {}
         self._state = _State(self)
 
@@ -112,6 +113,13 @@ class Session:
         from layerfs.registry.repository import Repository
 
         return Repository(self, reference)
+
+    def hurry(self, count: int) -> None:
+        """Have so many connections made to each registry as soon as it is known how it is spoken with.
+
+        They wait for requests that come then; without this each request makes its own.
+        """
+        self._hurry = count
 
     def close(self) -> None:
         """Close all connections; idempotent."""
@@ -153,6 +161,8 @@ class Session:
         origin = Origin("https", name, port or 443)
         if lax or (is_loopback(name) and self.options.tls_verify is None):
             plain = Origin("http", name, port or 80)
+            if self._hurry and port is not None:
+                self.state.connections.connect(plain, Trust(), 1)
             try:
                 self._probe(origin, endpoint)
             except problems.PlainHttpError:
@@ -163,6 +173,8 @@ class Session:
                 self._probe(plain, endpoint)
                 origin = plain
         self.state.origins[key] = origin
+        if self._hurry:
+            self.state.connections.connect(origin, self.trust(endpoint, origin), self._hurry)
         return origin
 
     def _probe(self, origin: Origin, endpoint: Endpoint) -> None:

@@ -37,6 +37,9 @@ HOLD: Final = (1 << 64) - 1
 OUTLINED: Final = HOLD - 1
 """In the place of a request's number: they show now, or there was an error."""
 
+BEGUN_ANEW: Final = HOLD - 2
+"""In the place of a request's number: who was asked is gone, another one waits for requests."""
+
 GO: Final = b"g"
 LONGEST_ANSWER: Final = 4096
 _ABOUT_OUTLINES: Final = (0, HOLD, OUTLINED)
@@ -152,6 +155,9 @@ class Fetches:
         """Answer who has waited for what has come, or cannot come."""
         while self.finished:
             found = self.finished.popleft()
+            if found.number == BEGUN_ANEW:
+                self._ask_again()
+                continue
             if found.number in _ABOUT_OUTLINES:
                 self._settle_outlines(found)
                 if not found.number:
@@ -176,14 +182,14 @@ class Fetches:
 
     def _settle_outlines(self, found: _Answer) -> None:
         gate = self.gate
-        if gate is None:
-            return
         if found.number == HOLD:
-            gate.shut()
+            if gate is not None:
+                gate.shut()
             with contextlib.suppress(OSError):
                 self._connection.send(GO)
+        elif gate is None:
             return
-        if found.errno:
+        elif found.errno:
             self._log(f"{FETCH_FAILED}the names in the layers: {found.words}")
             gate.fail()
         else:
@@ -209,9 +215,18 @@ class Fetches:
                 del self._marks[next(iter(self._marks))]
 
     def _ask(self, fetch: _Fetch) -> None:
-        node, number = fetch.node, self._next
+        number = self._next
         self._next += 1
         self._asked[number] = fetch
+        self._send(fetch, number)
+
+    def _ask_again(self) -> None:
+        """Ask for what was asked for and did not come."""
+        for number, fetch in list(self._asked.items()):
+            self._send(fetch, number)
+
+    def _send(self, fetch: _Fetch, number: int) -> None:
+        node = fetch.node
         assert node.at is not None
         try:
             file = os.open(node.at_name, _WRITABLE, dir_fd=node.at.open())

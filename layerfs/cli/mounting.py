@@ -60,7 +60,9 @@ def _mount(context: Context, arguments: argparse.Namespace) -> int:
                 options=arguments.options,
                 lazy=arguments.lazy,
                 platform=platform_of(arguments) if arguments.lazy else None,
-                registry=registry_options.read(arguments) if arguments.lazy else None,
+                registry=registry_options.read(arguments)
+                if arguments.lazy or registry_options.given(arguments)
+                else None,
             )
         except OptionError as error:
             raise UsageError(str(error), hint=error.hint or "`layerfs mount --help` names options") from error

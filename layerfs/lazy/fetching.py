@@ -104,7 +104,9 @@ class Fetching:
             if not message:
                 return
             if message == _GO:
-                os.write(go, message)
+                # It may have been for one before us.
+                if go >= 0:
+                    os.write(go, message)
                 continue
             number, layer, first, last = _ASKED.unpack(message)
             self._work.put((number, layer, first, last, files[0]))

@@ -100,7 +100,7 @@ def _top(listed: list[dict[str, Any]], budget: Budget) -> Top | None:
 
 
 def _is_normal(name: str) -> bool:
-    return not ("." in name or "//" in name) or not any(part in _ODD for part in name.split("/"))
+    return not ("." in name or "//" in f"/{name}/") or not any(part in _ODD for part in name.split("/"))
 
 
 def _checked(found: dict[str, dict[str, Any]], above: set[str], count: int) -> Top | None:

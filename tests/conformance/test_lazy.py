@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from layerfs import Store
 from layerfs.errors import BudgetError, LayerError, LayerfsError, NotFoundError, UnsupportedError
 from layerfs.tree.budget import Budget
 from tests.support.estargz_images import EstargzImage
-from tests.support.lazy_images import absent, files, layout, lazily, logged, packed
+from tests.support.lazy_images import absent, files, layout, lazily, logged, packed, seen
 from tests.support.tiny_images import TinyImage
 
 pytestmark = pytest.mark.skipif(
@@ -62,26 +61,6 @@ def image() -> EstargzImage:
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "store", durability="none") as opened:
         yield opened
-
-
-def seen(root: Path) -> dict[str, object]:
-    """Look at all of a tree, contents included."""
-    found: dict[str, object] = {}
-    for path in [root, *sorted(root.rglob("*"))]:
-        status = path.lstat()
-        xattrs = {name: os.getxattr(path, name, follow_symlinks=False)
-                  for name in os.listxattr(path, follow_symlinks=False)}  # fmt: skip
-        content: object = None
-        if stat.S_ISLNK(status.st_mode):
-            content = os.readlink(path)
-        elif stat.S_ISREG(status.st_mode):
-            content = path.read_bytes()
-        links = 0 if stat.S_ISDIR(status.st_mode) else status.st_nlink
-        found[str(path.relative_to(root))] = (
-            status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_size, status.st_rdev,
-            links, xattrs, content,
-        )  # fmt: skip
-    return found
 
 
 def test_a_lazy_mount_shows_what_the_mount_of_the_pulled_image_does(

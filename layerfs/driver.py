@@ -309,6 +309,9 @@ class Lazy(Independent, Protocol):
     def absent_mark(self) -> bytes:
         """Give the name of the attribute that marks a file whose data is not here."""
 
+    def get_ready(self) -> None:
+        """Do what every mount needs done once in a process, while there is time."""
+
     def unfinished(self, layer: str) -> Unfinished:
         """Give what is known of a layer's outline that is not all there; also of one that is."""
 

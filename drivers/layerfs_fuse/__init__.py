@@ -75,6 +75,11 @@ class FuseDriver(ServedLayers, OverlayLayers):
             return self.unfinished(layer).bodies_list
         return self._directories.path(layer) / _BODIES
 
+    def get_ready(self) -> None:
+        """Import what the server of a mount needs."""
+        import layerfs_fuse.fetches
+        import layerfs_fuse.server  # noqa: F401
+
     def unfinished(self, layer: str) -> UnfinishedLayer:
         """Give what is known of a layer's outline, as long as not all of that is there."""
         return UnfinishedLayer(

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from layerfs import linux
 from layerfs.errors import LayerfsError, StoreError, VerificationError
-from layerfs.lazy.blob import LazyBlob, Sources
+from layerfs.lazy.blob import LazyBlob
 from layerfs.lazy.bodies_list import Body, read_body_line
 from layerfs.lazy.origin import Origin
+from layerfs.lazy.sources import Sources
 from layerfs.tree.absent import CAPABILITY, PIECE, Mark, last_piece, read_mark
 from layerfs.value import frozen
 

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Final
 from layerfs.driver import Lazy, Usage
 from layerfs.errors import StoreError
 from layerfs.files import Lock
-from layerfs.lazy.blob import LazyBlob, Sources
+from layerfs.lazy.blob import LazyBlob
 from layerfs.lazy.kept import read_kept
 from layerfs.lazy.origin import Origin
 from layerfs.lazy.outlines import Job, Outlines
 from layerfs.lazy.setting import Setting
+from layerfs.lazy.sources import Sources
 from layerfs.leases import Lease
 from layerfs.seekable.layer import open_layer, promises_index
 from layerfs.value import frozen

@@ -14,11 +14,12 @@ from layerfs.errors import NotFoundError, UnsupportedError
 from layerfs.files import Lock
 from layerfs.incoming import Incoming
 from layerfs.layer_table import Draft, Facts
-from layerfs.lazy.blob import LazyBlob, Sources
+from layerfs.lazy.blob import LazyBlob
 from layerfs.lazy.kept import KeptRanges
 from layerfs.lazy.origin import LABEL, Origin, layer_names
 from layerfs.lazy.outlines import Job, Outlines
 from layerfs.lazy.setting import Setting
+from layerfs.lazy.sources import Sources
 from layerfs.leases import Lease
 from layerfs.seekable.layer import IndexedLayer, open_layer
 from layerfs.seekable.ranges import Parted
@@ -40,7 +41,7 @@ WAITING_FROM: Final = 1000
 
 # Indexes on their way at once: each takes some round trips and little else; and parts of one.
 _INDEXES_AT_ONCE: Final = 8
-_PARTS_AT_ONCE: Final = 8
+_PARTS_AT_ONCE: Final = 12
 
 
 class Making:

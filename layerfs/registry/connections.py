@@ -39,12 +39,13 @@ class Trust(NamedTuple):
 class Connections:
     """Pools of connections; thread-safe. A process that was forked makes its own."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, before: Connections | None = None) -> None:
+        """Begin without any; what a parent has loaded (`before`) need not be loaded once more."""
         self._options = options
         self._lock = threading.Lock()
         self._pools: dict[tuple[Trust, str | None], urllib3.PoolManager] = {}
         self._threads: list[threading.Thread] = []
-        self._contexts: dict[Trust, ssl.SSLContext] = {}
+        self._contexts: dict[Trust, ssl.SSLContext] = dict(before._contexts) if before else {}
 
     def request(
         self,

@@ -71,7 +71,7 @@ class _State:
 
     def __init__(self, session: Session, before: _State | None = None) -> None:
         self.process = os.getpid()
-        self.connections = Connections(session.options, before.connections if before else None)
+        self.connections: Connections = Connections(session.options, before.connections if before else None)
         self.lock = threading.Lock()
         self.finding = threading.Lock()
         self.origins: dict[tuple[str, bool], Origin] = dict(before.origins) if before else {}

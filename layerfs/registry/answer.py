@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Self
 
-from layerfs.errors import BudgetError, RegistryError
+from layerfs.errors import BudgetError, RegistryError, UnreachableError
 from layerfs.registry import problems
 from layerfs.registry.origin import joined
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 # Reading so much takes less time than a new connection does.
 _SMALL: Final = 64 << 10
+# Seconds for a small body that nobody wants, and for a document.
+_SHORT: Final = 2
+_LONGEST: Final = 300
 
 
 class Answer:
@@ -58,12 +62,15 @@ class Answer:
         Raises:
             Interrupted: the connection was cut, or stood still for too long, before the end of the body.
         """
+        return self._take(self._response.read, size)
+
+    def _take(self, read: Callable[..., bytes], size: int) -> bytes:
         from urllib3.exceptions import HTTPError
 
         if self._at_end:
             return b""
         try:
-            data = self._response.read(size, decode_content=False)
+            data = read(size, decode_content=False)
         except (HTTPError, OSError) as error:
             self.close()
             raise problems.from_exception(error, self._host) from error
@@ -77,12 +84,17 @@ class Answer:
         Raises:
             BudgetError: it has more than `limit` bytes.
             Interrupted: the connection was cut.
+            UnreachableError: it comes a few bytes at a time, and takes minutes.
         """
         parts = []
         left = limit + 1
-        while left and (data := self.read(min(left, 1 << 20))):
+        end = time.monotonic() + _LONGEST
+        while left and (data := self._take(self._response.read1, min(left, 1 << 20))):
             parts.append(data)
             left -= len(data)
+            if time.monotonic() > end:
+                self.close()
+                raise UnreachableError(f"{self._host} sends an answer too slowly", lasting=True)
         if not left:
             self.close()
             raise BudgetError(f"{self._host} gave an answer of over {limit} bytes, which is not read")
@@ -109,9 +121,11 @@ class Answer:
     def drain(self) -> None:
         """Read what is left of a small body, so that the connection is used again; then `close`."""
         left = self.length
+        end = time.monotonic() + _SHORT
         try:
-            while left is not None and left <= _SMALL and self.read(_SMALL):
-                pass
+            while left is not None and left <= _SMALL and time.monotonic() < end:
+                if not self._take(self._response.read1, _SMALL):
+                    break
         except problems.Interrupted:
             pass
         self.close()

@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -104,6 +105,22 @@ def test_an_answer_that_means_ill_is_one_error(name: str) -> None:
     assert 1 <= len(server.asked) < 20
     # The fault is told, and not that of a connection, but where it is one.
     assert isinstance(refused.value, UnreachableError) is (name in CUTS), repr(refused.value)
+
+
+def test_a_document_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerfs.registry.answer._LONGEST", 0.2)
+    ended = threading.Event()
+
+    def drip() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+        while not ended.wait(0.05):
+            yield b" "
+
+    with Scripted(_after_probe(lambda asked: drip())) as server:
+        with pytest.raises(UnreachableError, match="too slowly"):
+            manifests.get(_repository(server), "1")
+        ended.set()
+        assert len(server.asked) == 1
 
 
 def test_a_document_that_is_packed_is_said_to_be() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 # Connections to one server that are kept for later; each is made when there is none that waits.
 _KEPT: Final = 16
 _PAUSE: Final = 0.003
+
+
+_MOST_HEADS: Final = 10
 
 
 class Trust(NamedTuple):
@@ -131,9 +135,9 @@ class Connections:
         if not trust.verify:
             # The user has asked for it; a warning for each connection says nothing new.
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        if proxy is None:
-            return urllib3.PoolManager(**settings)
-        return proxies.manager(proxy, settings)
+        made = urllib3.PoolManager(**settings) if proxy is None else proxies.manager(proxy, settings)
+        made.pool_classes_by_scheme = _pools()
+        return made
 
     def _context(self, trust: Trust) -> ssl.SSLContext:
         found = self._contexts.get(trust)
@@ -142,3 +146,36 @@ class Connections:
                 trust.directory, verify=trust.verify, client=trust.client
             )
         return found
+
+
+@functools.cache
+def _pools() -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """Give urllib3's pools, of connections that hear a few interim answers alone (RFC 9110 section 15.2)."""
+    import http.client
+
+    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    class Response(http.client.HTTPResponse):
+        heads = 0
+
+        # http.client passes over interim answers by itself, as long as they come.
+        def _read_status(self) -> Any:
+            self.heads += 1
+            if self.heads > _MOST_HEADS:
+                raise http.client.HTTPException(f"got more than {_MOST_HEADS} heads of answers")
+            return super()._read_status()  # type: ignore[misc]
+
+    class Plain(HTTPConnection):
+        response_class = Response
+
+    class Secure(HTTPSConnection):
+        response_class = Response
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}

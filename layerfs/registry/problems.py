@@ -114,7 +114,7 @@ def from_exception(error: Exception, host: str, *, proxy: str | None = None) -> 
                 hint="try again; what was fetched already is kept",
             )
     for each in chain:
-        # http.client's words for the number of lines, which has no class of its own.
+        # The words for the number of lines, or of interim answers, which have no class of their own.
         if isinstance(each, http.client.LineTooLong) or str(each).startswith("got more than"):
             return UnreachableError(f"{host} sends a head of an answer without end", lasting=True)
         if isinstance(each, http.client.BadStatusLine) and not isinstance(each, ConnectionError):

@@ -63,9 +63,15 @@ def _long_line() -> Iterator[bytes]:
         yield b"x" * 60000
 
 
+def _interim() -> Iterator[bytes]:
+    while True:
+        yield b"HTTP/1.1 100 Continue\r\n\r\n" * 100
+
+
 ANSWERS: dict[str, Callable[[Asked], Iterator[bytes] | bytes]] = {
     "a body without end": lambda asked: _endless(),
     "header fields without end": lambda asked: _wide(),
+    "interim answers without end": lambda asked: _interim(),
     "a header line without end": lambda asked: _long_line(),
     "two lengths": lambda asked: answer(200, b"{}", Content_Length="2, 7"),
     "a redirect to no URL": lambda asked: answer(302, Location="http://[bad"),
@@ -93,8 +99,8 @@ ANSWERS: dict[str, Callable[[Asked], Iterator[bytes] | bytes]] = {
 
 # What can only be told from a broken connection by looking closer than is worth it.
 CUTS = (
-    "header fields without end", "a header line without end", "two lengths", "a status that is none",
-    "no HTTP", "nothing",
+    "interim answers without end", "header fields without end", "a header line without end", "two lengths",
+    "a status that is none", "no HTTP", "nothing",
 )  # fmt: skip
 
 

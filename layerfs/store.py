@@ -468,19 +468,10 @@ class Store:
         from layerfs.seekable.tables import Tables
 
         if transports.has_transport(image) and not self.has_image(image):
-            place = transports.parse(image)
-            with contextlib.ExitStack() as opened:
-                source = opened.enter_context(
-                    closing(
-                        place.source(spool=self._spool, budget=self._budget, warn=self._warn, options=options)
-                    )
-                )
-                found = reading.open_from(
-                    source, place.name, platform=platform, spool=self._spool, budget=self._budget,
-                    warn=self._warn,
-                )  # fmt: skip
-                found.closes(opened.pop_all())
-                return found
+            return reading.open_place(
+                transports.parse(image), platform=platform, options=options, spool=self._spool,
+                budget=self._budget, warn=self._warn,
+            )  # fmt: skip
         tables = Tables(self._database, self.blobs, budget=self._budget, warn=self._warn)
         return reading.open_stored(
             self.images.get(image), self.blobs, tables, self.all_layers, budget=self._budget, warn=self._warn

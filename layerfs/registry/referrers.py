@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from typing import Final
-from urllib.parse import urljoin
 
 from layerfs.digest import Digest
 from layerfs.errors import NotFoundError, RegistryError
@@ -62,7 +61,7 @@ def discard(repository: Repository, subject: Digest, referrer: Digest) -> None:
 def next_page(answer: Answer) -> str:
     """Give the URL of the next page of a list (RFC 8288), "" at the last one."""
     match = _NEXT.search(answer.headers.get("Link", ""))
-    return urljoin(answer.url, match[1]) if match else ""
+    return answer.joined(match[1]) if match else ""
 
 
 def _listed(repository: Repository, digest: Digest, artifact_type: str | None) -> Iterator[Descriptor]:

@@ -110,7 +110,7 @@ def of_json(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
     if rng.random() < 0.05:
         deep = rng.choice((50, 1500, 20000))
         text = "[" * deep + text + "]" * deep
-    raw = text.encode("utf-8", "surrogatepass")
+    raw = text[:LARGEST].encode("utf-8", "surrogatepass")
     return anyhow(rng, raw, others) if rng.random() < 0.15 else raw
 
 
@@ -139,7 +139,7 @@ def _change_value(rng: random.Random, value: Any) -> Any:
             # Deep copies only: a value inside itself cannot be written.
             holder[key] = json.loads(json.dumps(source[name]))
     elif kind == 6 and isinstance(holder, list):
-        holder.extend(holder[key : key + 1] * rng.choice((1, 2, 200)))
+        holder.extend(holder[key : key + 1] * rng.choice((1, 2, 20)))
     elif isinstance(holder, dict):
         found = holder.pop(key)
         holder[rng.choice(("", "a", "\0", key.upper(), key + " ", "type", "size", "digest", "urls"))] = found

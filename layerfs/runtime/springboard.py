@@ -20,6 +20,7 @@ _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fc
 _BASE: Final = 0x400000
 _HEADERS: Final = 64 + 56
 _EM_X86_64: Final = 62
+_EM_AARCH64: Final = 183
 
 
 def make(report: int) -> int | None:
@@ -55,6 +56,8 @@ def _program(machine: str, report: int) -> bytes | None:
         return None
     if machine == "x86_64":
         return _elf(_EM_X86_64, _x86_64(report))
+    if machine == "aarch64":
+        return _elf(_EM_AARCH64, _aarch64(report))
     return None
 
 
@@ -84,3 +87,23 @@ def _x86_64(report: int) -> bytes:
             b"\xbf\x7f\0\0\0\xb8\xe7\0\0\0\x0f\x05",  # exit_group(127)
         )
     )
+
+
+def _aarch64(report: int) -> bytes:
+    return struct.pack(
+        "<26I",
+        0x52800013 | report << 5,  # mov w19, report
+        0x2A1303E0, 0x52800041, 0x52800022, 0x52800328, 0xD4000001,  # fcntl(w19, F_SETFD, FD_CLOEXEC)
+        0x37F80220,  # if it failed: exit, somebody else has executed this
+        0xF94003E9,  # ldr x9, [sp]              the number of arguments
+        0xF94007E0,  # ldr x0, [sp, 8]           the path
+        0x910043E1,  # add x1, sp, 16            the arguments after it
+        0x8B090C22,  # add x2, x1, x9, lsl 3     the environment
+        0x52801BA8, 0xD4000001,  # execve(x0, x1, x2)
+        0x4B0003E0,  # neg w0, w0
+        0x5280A009, 0x72A008A9,  # mov w9, 'E' 5 0
+        0xAA006120,  # orr x0, x9, x0, lsl 24
+        0xF81F0FE0,  # str x0, [sp, -16]!
+        0x2A1303E0, 0x910003E1, 0x528000E2, 0x52800808, 0xD4000001,  # write(w19, sp, 7)
+        0x52800FE0, 0x52800BC8, 0xD4000001,  # exit_group(127)
+    )  # fmt: skip

@@ -20,8 +20,8 @@ class Budget:
     bytes per compressed byte, and applies only after `ratio_floor` unpacked bytes: small layers
     of zeros compress beyond any ratio and harm nobody. `members` counts gzip members, and zstd frames with
     those that are skipped; `window` bounds what a zstd frame has its reader keep in memory, in bytes.
-    `toc_bytes` bounds the table of contents that a layer carries itself, compressed and not. `links` counts hard
-    links that are remembered while a layer is unpacked: to what comes later, or lies in older layers.
+    `toc_bytes` bounds the table of contents that a layer carries itself, compressed and not. `links` counts
+    hard links that are remembered while a layer is unpacked: to what comes later, or lies in older layers.
     """
 
     bytes: int = 1 << 40

@@ -1,4 +1,4 @@
-"""Hostile inputs, a few for every reader, and all that were ever found (`python -m tests.reliability fuzz`)."""
+"""Hostile inputs, a few for every reader, and all that were ever found: the campaign `fuzz`, short."""
 
 from __future__ import annotations
 

@@ -61,7 +61,10 @@ class TooSlow(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", choices=sorted(TARGETS), action="append", help="only this one")
-    parser.add_argument("--inputs", type=int, help="inputs for each target (as many as a minute takes)")
+    parser.add_argument("--inputs", type=int, help="inputs for each target")
+    parser.add_argument(
+        "--seconds", type=int, default=20, help="or about so long for each, on an idle machine (20)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the random choices")
     parser.add_argument("--keep", action="store_true", help="add what is found to tests/corpus")
 
@@ -70,7 +73,7 @@ def run(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Section:
     rows = []
     total = 0
     for name in arguments.target or TARGETS:
-        inputs = arguments.inputs or TARGETS[name].rate * 60
+        inputs = arguments.inputs or TARGETS[name].rate * arguments.seconds
         outcome = attack(name, inputs=inputs, seed=arguments.seed)
         total += outcome.inputs
         for found in outcome.found:
@@ -91,10 +94,10 @@ def run(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Section:
         tuple(rows),
         (
             f"{total:,} inputs in all, made of a corpus by changes that know the formats;"
-            f" seed {arguments.seed}. Refused: ended with a typed error. The memory is what a target's process"
-            f" took at most beside what it began with; more than {MEMORY >> 20} MiB of address space, more than"
-            f" {SECONDS:.0f} seconds for an input, and any exception that is no LayerfsError would be a broken"
-            " rule.",
+            f" seed {arguments.seed}. Refused: ended with a typed error. The memory is what a target's"
+            f" process took at most beside what it began with; more than {MEMORY >> 20} MiB of address space,"
+            f" more than {SECONDS:.0f} seconds for an input, and any exception that is no LayerfsError would"
+            " be a broken rule.",
         ),
     )
 

@@ -81,8 +81,8 @@ def run(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Section:
         (
             "One process unpacks, copies, or writes through the union, while another exchanges the"
             " directories on the way for links to a directory outside with the same names in it"
-            " (renameat2(2), RENAME_EXCHANGE). Of what is outside every inode is compared afterwards, with its"
-            " change time, and its content is looked for inside.",
+            " (renameat2(2), RENAME_EXCHANGE). Of what is outside every inode is compared afterwards,"
+            " with its change time, and its content is looked for inside.",
         ),
     )
 

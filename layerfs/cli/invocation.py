@@ -97,7 +97,7 @@ class _Line:
 
 def _overlay(given: argparse.Namespace, arguments: argparse.Namespace) -> None:
     """Let global options that stand after the command win over those before it."""
-    for option in ("root", "driver", "json", "debug"):
+    for option in ("root", "driver", "budget", "json", "debug"):
         if hasattr(arguments, option):
             setattr(given, option, getattr(arguments, option))
 

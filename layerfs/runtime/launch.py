@@ -111,7 +111,7 @@ def _process(
         linux.sethostname(spec.hostname)
         forbid_imports()
         rootfs.enter()
-        take_over(rootfs.root, spec, watch, terminal)
+        take_over(rootfs.root, spec, report, watch, terminal)
     except Exception as error:  # this is the main function of a process
         status = write_error(report, error)
     finally:

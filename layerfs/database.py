@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from layerfs import failpoints
 from layerfs.errors import StoreError
 from layerfs.reserve import Reserve
 
@@ -309,8 +310,11 @@ class Database:
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 try:
+                    failpoints.reach("transaction.begin")
                     yield connection
+                    failpoints.reach("transaction.commit")
                     connection.execute("COMMIT")
+                    failpoints.reach("transaction.committed")
                 except BaseException:
                     # SQLite may have undone it by itself, and a failed COMMIT has not.
                     if connection.in_transaction:

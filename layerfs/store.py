@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
-from layerfs import liveness
+from layerfs import failpoints, liveness
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
@@ -710,6 +710,8 @@ class Store:
         traces = self._database.row(_TRACES, boot)
         assert traces is not None
         mounts, running, unfinished = traces
+        if mounts or running or unfinished:
+            failpoints.reach("store.recover")
         if mounts:
             self._any_layers().recover()
         if running:
@@ -807,6 +809,8 @@ def _create(root: Path) -> None:
         if not (root / _FORMAT).exists():
             for name in _DIRECTORIES:
                 (root / name).mkdir(0o700, exist_ok=True)
+            failpoints.reach("store.directories")
             Database.create(root / "layerfs.db")
+            failpoints.reach("store.database")
             # Last: a store without it was never finished, and is made again.
             write_atomic(root / _FORMAT, json.dumps({"layerfs": FORMAT_VERSION}).encode() + b"\n")

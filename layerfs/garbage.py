@@ -86,6 +86,7 @@ class Garbage:
             for layers in drivers:
                 layers.recover()
                 layers.clear(layers.ledger.all())
+                layers.ledger.forget_stale()
                 gone = layers.finish()
                 if isinstance(layers.driver, Sweeps):
                     gone += layers.driver.sweep()

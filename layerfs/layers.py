@@ -497,6 +497,16 @@ class Layers:
             if not self.ledger.exists(record):
                 self.ledger.forget(record.id)
 
+    def lost(self) -> list[str]:
+        """Name the writable layers without files: after a power failure one that was just made or removed.
+
+        Neither is synced, so the row may come back alone.
+        """
+        # In this order: a layer has its files before it is active.
+        active = list(self.walk(state=State.ACTIVE))
+        held = set(self.driver.layers())
+        return [layer.name for layer in active if layer.driver_id not in held]
+
     def _detach(self, record: Record, target: Path, *, lazy: bool) -> None:
         if self._outside is not None and self.ledger.is_outside(record):
             self._outside.unmount(str(target), lazy=lazy)

@@ -222,9 +222,14 @@ def attach_tree(tree: int, target: Path | int) -> None:
                 )
             except OSError as error:
                 raise _refused(f"cannot attach a mount at {_shown(target)}", error) from error
-        failpoints.reach("mount.attached")
-        # Attaching below a shared mount has made this one shared too.
-        linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, propagation=linux.MS_PRIVATE)
+        try:
+            failpoints.reach("mount.attached")
+            # Attaching below a shared mount has made this one shared too.
+            linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, propagation=linux.MS_PRIVATE)
+        except BaseException:
+            # Nobody takes away what he was told has failed.
+            linux.umount(f"/proc/self/fd/{tree}", linux.MNT_DETACH)
+            raise
     finally:
         os.close(tree)
 

@@ -15,7 +15,7 @@ from layerfs import failpoints, liveness
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
-from layerfs.errors import ExistsError, InvalidError, NotFoundError, StoreError, UnsupportedError
+from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError, StoreError, UnsupportedError
 from layerfs.files import Lock, write_atomic
 from layerfs.images import Image, Images, full_name
 from layerfs.leases import Lease
@@ -727,7 +727,9 @@ class Store:
             self._database.set("boot", boot)
 
     def _settle(self, boot: str) -> None:
-        """After a reboot, look at what was committed without having been synced."""
+        """After a reboot, look at what was committed without having been synced, and forget what is lost."""
+        if self._database.row("SELECT 1 FROM layers WHERE state = 'active' LIMIT 1") is not None:
+            self._forget_lost()
         query = "SELECT 1 FROM layers WHERE state = 'committed' AND durable = 0 AND boot <> ? LIMIT 1"
         if self._database.row(query, boot) is None:
             return
@@ -741,6 +743,18 @@ class Store:
         for problem in check.problems:
             done = "repaired" if problem.repaired else f"not repaired: {problem.hint}"
             self._warn(f"layer {problem.subject} did not survive the last stop: {problem.what} ({done})")
+
+    def _forget_lost(self) -> None:
+        """Remove the containers without files: neither their making nor their end is synced."""
+        from layerfs import leases
+
+        leases.expire(self._database)
+        for layers in self.all_layers():
+            for layer in layers.lost():
+                with contextlib.suppress(NotFoundError, InUseError):
+                    called = layers.table.called(layer)
+                    layers.remove(layer)
+                    self._warn(f"{called} did not survive the last stop")
 
 
 def _names_of(source: Source, place: Place) -> list[str]:

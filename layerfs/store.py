@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Final = 1
 _LAZY_DRIVER: Final = "fuse"
 _FORMAT: Final = "format.json"
-_DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks")
+_DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks", "logs")
 _OURS: Final = frozenset(
     {
         *_DIRECTORIES,
@@ -145,8 +145,8 @@ class Store:
         from layerfs.containers import Containers
 
         return Containers(
-            self._database, self.blobs, self.images, driver=self._driver_name, layers_of=self.layers_of,
-            warn=self._warn,
+            self._database, self.blobs, self.images, logs=self.root / "logs", driver=self._driver_name,
+            layers_of=self.layers_of, warn=self._warn,
         )  # fmt: skip
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
 import time
 import traceback
 from collections import Counter
@@ -67,6 +68,8 @@ def _perform(perform: Callable[[], int], log: Path, before: Callable[[], None]) 
         null = os.open(os.devnull, os.O_RDONLY)
         for number, source in enumerate((null, file, file)):
             os.dup2(source, number)
+        # Whoever runs us may have put something else there.
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         try:
             before()
             status = perform()
@@ -92,7 +95,7 @@ def _wait(child: int) -> tuple[int, list[str]]:
 def _children() -> list[str]:
     """Name the living children of this process."""
     found = []
-    for pid in Path("/proc/self/task/self/children").read_text().split():
+    for pid in Path("/proc/thread-self/children").read_text().split():
         with contextlib.suppress(OSError):
             found.append(Path(f"/proc/{pid}/comm").read_text().strip())
     return found

@@ -277,8 +277,8 @@ class Unpacking:
                 if self._independent is not None and job.below and not (job.filled and job.filled.has_root):
                     failpoints.reach("layer.inherit")
                     self._independent.inherit(layer, job.below)
+                failpoints.reach("layer.seal")
                 if isinstance(self._driver, Seals):
-                    failpoints.reach("layer.seal")
                     self._driver.seal(layer)
 
     def _commit_blobs(self) -> None:

@@ -79,6 +79,12 @@ class Cutter:
         """The positions behind the records."""
         return [record.end for record in self._records]
 
+    @property
+    def before_flushes(self) -> list[int]:
+        """The positions of which a flush is the next thing to come."""
+        pairs = zip(self._records, self._records[1:], strict=False)
+        return [record.end for record, after in pairs if after.flush and not record.flush]
+
     def cut(self, position: int, habit: str, chance: random.Random, image: Path) -> int:
         """Make the image of a disk whose power failed when the log had this length, not before the last cut.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import os
+import pkgutil
 import sys
 import time
 import traceback
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import layerfs
 from layerfs import failpoints, linux
 
 KINDS: Final = ("kill", "error", "enospc", "eio", "full")
@@ -99,6 +102,13 @@ def _children() -> list[str]:
         with contextlib.suppress(OSError):
             found.append(Path(f"/proc/{pid}/comm").read_text().strip())
     return found
+
+
+def import_everything() -> None:
+    """Have every module of the library here, so that a forked process need not read it again."""
+    for found in pkgutil.walk_packages(layerfs.__path__, "layerfs."):
+        if not found.name.startswith(("layerfs.__main__", "layerfs.fsspec", "layerfs.testing")):
+            importlib.import_module(found.name)
 
 
 class _Kept:

@@ -129,7 +129,7 @@ class Operation:
         ready: what of that cannot be copied with the files: mounts.
         again: does it once more after it failed; `perform` when left out.
         done: whether it has taken effect, so that it need not be done again.
-        takes: the names of images and containers that it takes away.
+        takes: the names of images and containers that it takes away, or changes.
         status: what `perform` gives when all goes well.
         damaged: there is damage until it has succeeded.
         needs: what must be there besides.
@@ -369,7 +369,7 @@ OPERATIONS: Final = (
         ready=_words("mount", "box", "{place.target}"),
         done=lambda place, store: store.containers.get("box").mounts() == [],
     ),
-    Operation("mount for a block", _mount_privately, _base),
+    Operation("mount for a block", _mount_privately, _base, takes=("box",)),
     Operation("run", _words("run", "--name", "new", "app:1", "true"), _runnable, again=_run_again),
     Operation("commit", _words("commit", "--quiet", "box", "new:1"), _base, done=_has_image("new:1")),
     Operation(

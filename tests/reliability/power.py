@@ -1,9 +1,9 @@
 """Power cuts: a store in the middle of its work, on a disk that loses what was not flushed.
 
 The load runs once, on a disk that keeps every write and every flush (`cut_disk`). From that each cut is
-made: at any moment, or right behind an acknowledgement, where nothing later helps; with none of the writes
-since the last flush, with all, or with some of their sectors. The file system replays its journal, and the
-store is opened as after a new boot.
+made: at any moment, right behind an acknowledgement, where nothing later helps, or right before a flush; with
+none of the writes since the last flush, with all, or with some of their sectors. The file system replays its
+journal, and the store is opened as after a new boot.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ _CUTS_A_ROUND: Final = 100
 _PROCESSES: Final = 3
 _SURVIVED: Final = (
     "They load, pull, create, write, commit, tag, remove and collect; every write and every flush of "
-    "their disk is kept in order. Half of the cuts are right behind an acknowledgement, the others "
-    "anywhere. Of the writes since the last flush the disk keeps nothing, everything, or some sectors "
-    "of 4 KiB. Survived means: the file system mounts, the store opens, every name stands for what was "
-    "acknowledged last, `check` with all contents finds nothing but garbage, every image is unpacked, "
-    "every container can be mounted and written, and after `gc` nothing is found."
+    "their disk is kept in order. A third of the cuts are right behind an acknowledgement, a third "
+    "right before a flush, the others anywhere. Of the writes since the last flush the disk keeps "
+    "nothing, everything, or some sectors of 4 KiB. Survived means: the file system mounts, the store "
+    "opens, every name stands for what was acknowledged last, `check` with all contents finds nothing "
+    "but garbage, every image is unpacked, every container can be mounted and written, and after `gc` "
+    "nothing is found."
 )
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _MAKE: Final = {
@@ -108,11 +109,14 @@ def cuts(recording: Recording, file_system: str, place: Path, *, count: int, see
     first = min((step.begin for step in recording.steps), default=0)
     anywhere = [end for end in cutter.ends if end >= first]
     acknowledged = [step.end for step in recording.steps]
-    moments = [chance.choice(acknowledged if number % 2 else anywhere) for number in range(count)]
+    # There the disk has most to lose.
+    before_flushes = [end for end in cutter.before_flushes if end >= first]
+    sorts = (acknowledged, before_flushes, anywhere)
+    moments = [chance.choice(sorts[number % len(sorts)]) for number in range(count)]
     target = place / "mounted"
     image = place / "cut"
-    for number, position in enumerate(sorted(moments)):
-        habit = HABITS[number % len(HABITS)]
+    for position in sorted(moments):
+        habit = chance.choice(HABITS)
         unflushed = cutter.cut(position, habit, chance, image)
         wanted = promises(recording.steps, position)
         kept = sum(None not in digests for digests in wanted.values())

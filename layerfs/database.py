@@ -270,7 +270,7 @@ class Database:
         """
         if not self._has_small_blocks or not _is_full(self._path):
             return True
-        return self._reserve.release() and not _is_full(self._path)
+        return self._reserve.release() or self._reserve.probe(_NEEDED)
 
     def _version(self) -> int:
         version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]

@@ -43,14 +43,14 @@ def _run(context: Context, arguments: argparse.Namespace) -> int:
     source, target = transports.parse(arguments.source), transports.parse(arguments.destination)
     platform = platform_of(arguments)
     with (
-        rewriting_of(arguments) or contextlib.nullcontext() as rewriting,
+        rewriting_of(arguments, context.budget) or contextlib.nullcontext() as rewriting,
         showing(COPY, quiet=arguments.quiet) as progress,
     ):
         descriptor = copying.between(
             source, target, platform=platform, every=arguments.all, rewriting=rewriting, progress=progress,
             options=registry_options.read(arguments, prefix="src-"),
             target_options=registry_options.read(arguments, prefix="dest-"),
-            spool=spool, warn=warn,
+            spool=spool, budget=context.budget, warn=warn,
         )  # fmt: skip
     tell_pushed(context, descriptor, arguments.digestfile)
     return 0

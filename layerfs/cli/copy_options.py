@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from layerfs.oci.platform import Platform
     from layerfs.transports.rewriting import Rewriting
+    from layerfs.tree.budget import Budget
 
 
 def add_platform(parser: CommandParser) -> None:
@@ -63,7 +64,7 @@ def add_rewriting(parser: CommandParser) -> None:
     )
 
 
-def rewriting_of(arguments: argparse.Namespace) -> Rewriting | None:
+def rewriting_of(arguments: argparse.Namespace, budget: Budget) -> Rewriting | None:
     """Give what is to change, None when nothing is; the caller enters it."""
     packing = None
     if arguments.compression is None:
@@ -84,7 +85,6 @@ def rewriting_of(arguments: argparse.Namespace) -> Rewriting | None:
         )
     from layerfs.cli.context import warn
     from layerfs.transports.rewriting import Rewriting
-    from layerfs.tree.budget import DEFAULT_BUDGET
 
     return Rewriting(
         packing=packing,
@@ -92,7 +92,7 @@ def rewriting_of(arguments: argparse.Namespace) -> Rewriting | None:
         format=arguments.format,
         annotations=annotations,
         spool=spool,
-        budget=DEFAULT_BUDGET,
+        budget=budget,
         warn=warn,
     )
 

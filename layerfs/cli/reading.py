@@ -99,13 +99,12 @@ class _Reader:
 
     def _read(self, name: str) -> OpenImage:
         from layerfs import reading, transports
-        from layerfs.tree.budget import DEFAULT_BUDGET
 
         platform, options = platform_of(self._arguments), registry_options.read(self._arguments)
         if ":" in name and transports.has_transport(name):
             return reading.open_place(
                 transports.parse(name), platform=platform, options=options, spool=spool,
-                budget=DEFAULT_BUDGET, warn=warn,
+                budget=self._context.budget, warn=warn,
             )  # fmt: skip
         return self._in_store().read_image(name, platform=platform, options=options)
 

@@ -124,7 +124,7 @@ def _push(context: Context, arguments: argparse.Namespace) -> int:
         raise UsageError("--all-tags keeps the images' own names", hint="leave DEST out")
     if arguments.all_tags and arguments.digestfile is not None:
         raise UsageError("--digestfile is for one image", hint="leave --all-tags out, or use --json")
-    rewriting = rewriting_of(arguments)
+    rewriting = rewriting_of(arguments, context.budget)
     pushed = []
     with context.open_store() as store, rewriting or contextlib.nullcontext():
         images = _tags_here(store, arguments.image) if arguments.all_tags else [arguments.image]

@@ -203,4 +203,6 @@ def test_a_place_is_read_without_a_store(tmp_path: Path) -> None:
     assert layerfs.good("cat", f"oci:{tmp_path}/from:1:/file0") == "text"
     assert layerfs.good("ls", f"oci:{tmp_path}/from:1") == "file0\n"
     assert layerfs.good("find", f"oci:{tmp_path}/from:1", "-type", "f") == "/file0\n"
+    done = layerfs.run("--budget", "entries=0", "ls", f"oci:{tmp_path}/from:1")
+    assert (done.status, "entries" in done.err) == (2, True)
     assert not layerfs.root.exists()

@@ -6,10 +6,12 @@ does not recurse, so that depth and length of paths have no limit.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -52,6 +54,17 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, sync: bool = Tru
         raise
     if sync:
         sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Have errors of the system that name no file name this one, if it has a name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and path is not None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -102,6 +102,7 @@ class Garbage:
             if freed:
                 items.append(Item("partial", "half-made files", freed, True, "abandoned"))
             self._locks()
+            self._logs()
         return Report(tuple(items), dry_run)
 
     def reclaim(self, chain_ids: Iterable[str], blobs: Iterable[Digest]) -> list[str]:
@@ -376,6 +377,18 @@ class Garbage:
             if name not in known:
                 with contextlib.suppress(InUseError), files.Lock(directory / name, blocking=False) as lock:
                     lock.path.unlink(missing_ok=True)
+
+    def _logs(self) -> None:
+        """Remove what containers wrote that are gone: whoever removed them may have been killed."""
+        # In this order: a container is there before its log is.
+        try:
+            found = list((self._root / "logs").iterdir())
+        except FileNotFoundError:
+            return
+        known = {name for (name,) in self._database.rows("SELECT id FROM containers")}
+        for log in found:
+            if log.name not in known:
+                log.unlink(missing_ok=True)
 
 
 def orphans(layers: Layers) -> Iterator[str]:

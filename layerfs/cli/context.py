@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from layerfs.cli import progress
+from layerfs.cli import output, progress
 from layerfs.errors import InvalidError, LayerfsError
 
 TYPE_CHECKING = False
@@ -73,7 +73,8 @@ class Context:
                 action(name)
             except LayerfsError as error:
                 sys.stdout.flush()
-                sys.stderr.write(f"layerfs: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+                lines = [f"layerfs: {error}", *([f"hint: {error.hint}"] if error.hint else [])]
+                sys.stderr.write("".join(f"{output.words(line)}\n" for line in lines))
                 status = 1
         return status
 
@@ -127,12 +128,12 @@ def default_root() -> Path:
 def warn(message: str) -> None:
     """Tell the user something that is no failure."""
     sys.stdout.flush()
-    sys.stderr.write(f"warning: {message}\n")
+    sys.stderr.write(f"warning: {output.words(message)}\n")
     sys.stderr.flush()
 
 
 def note(message: str) -> None:
     """Tell the user how it went, on stderr, where it is no data."""
     sys.stdout.flush()
-    sys.stderr.write(f"{message}\n")
+    sys.stderr.write(f"{output.words(message)}\n")
     sys.stderr.flush()

@@ -81,10 +81,10 @@ With **--json** each of these prints one value; sizes are in bytes, digests and 
 
 **LAYERFS_BUDGET**
 :   what a layer may ask for when **--budget** is not given: NAME=NUMBER with commas between, and k, M, G or T
-    behind a number for powers of 1024. The names are `bytes` (of data written), `entries`, `depth` (parts of a
-    path), `links` (hard links that wait for their file), `pax_bytes` and `name_bytes` (of one extended header),
-    `segments` (of a sparse file), `ratio` (of compression) and `ratio_floor` (unpacked bytes from which on it
-    counts), `members` (of a gzip or zstd stream), `window` (of a zstd frame) and `toc_bytes`
+    behind a number for powers of 1024. The names are `bytes` (of data written), `entries`, `depth` (parts of
+    a path), `links` (hard links that wait for their file), `pax_bytes` and `name_bytes` (of one extended
+    header), `segments` (of a sparse file), `ratio` (of compression) and `ratio_floor` (unpacked bytes from
+    which on it counts), `members` (of a gzip or zstd stream), `window` (of a zstd frame) and `toc_bytes`
 
 **LAYERFS_FUSE_FRONT**
 :   what serves the trees of fuse, and of aufs where the kernel has none: `kernel`, the protocol of

@@ -60,6 +60,10 @@ class _Line:
         self.debug = False
 
     def carry_out(self, words: Sequence[str]) -> int:
+        if text := os.environ.get("LAYERFS_FAILPOINTS"):
+            from layerfs import failpoints
+
+            failpoints.arm(text)
         # Names inside layers are bytes; where one reaches a terminal it must come out as it went in.
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):

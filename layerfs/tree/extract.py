@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
+from layerfs import failpoints
 from layerfs.compression import Readable
 from layerfs.errors import LayerError, printable
 from layerfs.files import copy_data, remove_tree, through_descriptor
@@ -218,6 +219,7 @@ class _Extraction:
                         place = error.entry if error.entry is not None else entry.path
                         raise LayerError(_bare(error), entry=place, offset=reader.offset) from error
                     raise
+                failpoints.reach("layer.entry")
             self._link_deferred(tree)
             if self._plinks:
                 tree.enter(())

@@ -213,7 +213,7 @@ LINES: Final = ONE_RESULT_FOR_EVERY_LAYER | CLIENTS_AND_RUNTIMES
 
 
 @functools.cache
-def tests_of(path: str) -> frozenset[str]:
+def names_in(path: str) -> frozenset[str]:
     tree = ast.parse((ROOT / path).read_text())
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
@@ -225,4 +225,4 @@ def test_each_line_has_tests_that_are_there(line: str) -> None:
             assert name.removeprefix(CASE) in {case.name for case in CASES}
             continue
         path, _, function = name.partition("::")
-        assert function in tests_of(path), name
+        assert function in names_in(path), name

@@ -179,6 +179,8 @@ class Filling:
         skeleton, known = self.skeleton, False
         if isinstance(stream, Incoming):
             stream.begin()
+            if stream.odd is not None:
+                warn(stream.odd)
             # What comes in as it is unpacked compares itself with its digest.
             known = stream.plain and self._step.diff_id == stream.digest
             skeleton = skeleton if stream.kept is None else None

@@ -9,6 +9,7 @@ from layerfs.blobs import CHUNK, Blobs, Ingest
 from layerfs.compression import Compression, detect
 from layerfs.digest import Digest
 from layerfs.errors import VerificationError
+from layerfs.oci.media_types import compression_of
 from layerfs.streams import Portable, Skips, Stops, portable_descriptors
 
 if TYPE_CHECKING:
@@ -32,10 +33,18 @@ class Incoming:
             once it is begun: the caller keeps what it needs of it. Only what comes over a network is stored
             for as long as it comes, so that it can be gone on with: then there is an `ingest` all the same,
             to be dropped in the end.
+        media_type: what the content is said to be.
     """
 
     def __init__(
-        self, blobs: Blobs, digest: Digest, size: int, stream: Readable, *, whole: bool = True
+        self,
+        blobs: Blobs,
+        digest: Digest,
+        size: int,
+        stream: Readable,
+        *,
+        whole: bool = True,
+        media_type: str = "",
     ) -> None:
         self.digest = digest
         self.size = size
@@ -50,6 +59,9 @@ class Incoming:
         self._position = 0
         self.begun = False
         self._plain = False
+        self._media_type = media_type
+        self.odd: str | None = None
+        """What is odd about the content, known when it is begun."""
 
     def __enter__(self) -> Incoming:
         assert self.ingest is not None
@@ -76,7 +88,12 @@ class Incoming:
             while len(self._head) < _MAGIC and (data := self._stream.read(CHUNK)):
                 self._head += data
             head = self._head[:_MAGIC]
-        self._plain = detect(head) is Compression.NONE
+        found = detect(head)
+        self._plain = found is Compression.NONE
+        said = compression_of(self._media_type)
+        if said is not None and said != found.value:
+            kinds = {"none": "plain", "gzip": "a gzip stream", "zstd": "a zstd stream"}
+            self.odd = f"layer {self.digest} is {kinds[found.value]}, its media type says {kinds[said]}"
         if not self._plain or self._whole:
             return
         if self._known or self._portable:

@@ -270,7 +270,10 @@ class StoreSink:
         advance: Callable[[int], object],
         done: Callable[[], object],
     ) -> None:
-        incoming = Incoming(self._blobs, descriptor.digest, descriptor.size, stream, whole=False)
+        incoming = Incoming(
+            self._blobs, descriptor.digest, descriptor.size, stream,
+            whole=False, media_type=descriptor.media_type,
+        )  # fmt: skip
         try:
             chain.begin(number, incoming, advance=advance, done=done)
         except BaseException:

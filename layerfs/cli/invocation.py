@@ -173,6 +173,8 @@ def _advice(error: OSError) -> str | None:
             "make room there; of a store `layerfs gc --grace 0` removes what nothing needs, and `layerfs du`"
             " shows what there is. TMPDIR says where temporary files lie"
         )
+    if error.errno == errno.EMFILE:
+        return "a tree is deeper than files may be open: `ulimit -n 65536` allows more"
     if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
         return "run as root, or choose a store of your own with --root"
     if error.errno == errno.EROFS:

@@ -79,6 +79,13 @@ With **--json** each of these prints one value; sizes are in bytes, digests and 
 :   the storage driver when **--driver** is not given; else the one the store was made with, or the best that
     works here
 
+**LAYERFS_BUDGET**
+:   what a layer may ask for when **--budget** is not given: NAME=NUMBER with commas between, and k, M, G or T
+    behind a number for powers of 1024. The names are `bytes` (of data written), `entries`, `depth` (parts of
+    a path), `links` (hard links that wait for their file), `pax_bytes` and `name_bytes` (of one extended
+    header), `segments` (of a sparse file), `ratio` (of compression) and `ratio_floor` (unpacked bytes from
+    which on it counts), `members` (of a gzip or zstd stream), `window` (of a zstd frame) and `toc_bytes`
+
 **LAYERFS_FUSE_FRONT**
 :   what serves the trees of fuse, and of aufs where the kernel has none: `kernel`, the protocol of
     /dev/fuse spoken directly, as is usual on Linux; or `fusepy`, libfuse 2, as is usual elsewhere

@@ -88,6 +88,16 @@ def layer_media_type(compression: Compression, *, docker: bool = False) -> str:
     return _BY_COMPRESSION[compression.value][docker]
 
 
+def compression_of(media_type: str) -> str | None:
+    """Say by a `Compression`'s name how a layer of this media type is compressed; None if it does not say."""
+    if not is_layer(media_type):
+        return None
+    for name in ("gzip", "zstd"):
+        if media_type.endswith((f"+{name}", f".{name}")):
+            return name
+    return "none"
+
+
 def in_format(media_type: str, *, docker: bool) -> str:
     """Name what means the same in Docker's format, or in OCI's; what has no such name keeps its own."""
     return (_DOCKER_OF if docker else _OCI_OF).get(media_type, media_type)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from layerfs import files
 from layerfs.compression import Compression, detect, open_decompressed
 from layerfs.transports.endpoint import CHUNK
+from layerfs.tree.budget import exceeded
 
 if TYPE_CHECKING:
     from layerfs.tree.budget import Budget
@@ -42,7 +43,11 @@ def open_plain(source: Path | BinaryIO, *, spool: Callable[[], BinaryIO], budget
     try:
         with open_decompressed(source, budget=budget) as plain:
             descriptor = target.fileno()
+            size = 0
             while data := plain.read(CHUNK):
+                size += len(data)
+                if budget is not None and size > budget.bytes:
+                    raise exceeded(f"an archive that unpacks to more than {budget.bytes} bytes", "bytes")
                 files.write_all(descriptor, data)
         target.seek(0)
     except BaseException:

@@ -553,6 +553,11 @@ class _Extraction:
                 name,
                 lambda: os.link(last, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False),
             )
+        # A symlink has no mode of its own.
+        kept = self._owner is None and not stat.S_ISLNK(found.st_mode)
+        own_ones = (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
+        if kept and (entry.mode, entry.uid, entry.gid) != own_ones:
+            self.odd(f"hard link {printable(entry.path)!r} has attributes of its own, which are ignored")
         self._tell(
             b"/".join(own),
             Entry(b"", Kind.HARDLINK, stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid,

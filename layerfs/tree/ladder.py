@@ -7,6 +7,7 @@ when the walk comes back up, which is checked by device and inode: the tree belo
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final
 
@@ -36,14 +37,18 @@ class Ladder:
             os.close(self._rungs[far])
 
     def pop(self) -> None:
-        """Step back up, and close the directory left."""
+        """Step back up, and close the directory left.
+
+        Raises:
+            OSError: ESTALE, it was moved meanwhile, to where the walk does not belong.
+        """
         above = len(self._rungs) - 2
         identity = self._identities.pop(above, None)
         if identity is not None:
             self._rungs[above] = os.open("..", OPEN_DIRECTORY, dir_fd=self._rungs[-1])
             found = os.fstat(self._rungs[above])
             if (found.st_dev, found.st_ino) != identity:
-                raise RuntimeError("a directory was moved while its tree was being walked")
+                raise OSError(errno.ESTALE, "a directory was moved while its tree was walked")
         os.close(self._rungs.pop())
 
     def close(self) -> None:

@@ -142,12 +142,19 @@ def read_places(stream: Readable) -> Iterator[tuple[Entry, str | None, Place | N
             # Line by line would take twice as long.
             for members in json.loads(b"[%b]" % lines.replace(b"\n", b",")):
                 number += 1
-                place = Place(members["at"], tuple(members.get("pieces", ()))) if "at" in members else None
+                place = _place(members) if "at" in members else None
                 yield *_parse(members), place
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise StoreError(
                 f"a table of contents cannot be read from line {number + 1} on: {error}"
             ) from error
+
+
+def _place(members: dict[str, Any]) -> Place:
+    at, pieces = members["at"], tuple(members.get("pieces", ()))
+    if type(at) is not int or not all(type(each) is str for each in pieces):
+        raise TypeError("a place that is none")
+    return Place(at, pieces)
 
 
 def _lines(stream: Readable) -> Iterator[bytes]:

@@ -224,6 +224,13 @@ def test_a_layer_listed_many_times_is_read_once(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+def test_an_archive_that_comes_through_a_pipe_is_bounded(tmp_path: Path) -> None:
+    layerfs = CommandLine(tmp_path / "store")
+    done = layerfs.run("--budget", "bytes=1M", "load", stdin=member(bytes(2 << 20)) + END)
+    assert done.status == 1
+    assert "unpacks to more than 1048576 bytes" in done.err
+
+
 class Counting(OverlayWhiteouts):
     """Counts how often a name is looked at when a directory becomes opaque."""
 

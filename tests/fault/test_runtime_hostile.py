@@ -158,3 +158,15 @@ def test_exec_shows_the_container_nothing_of_our_program(box: Box) -> None:
     assert not any("python" in each for each in seen), seen
     after = os.stat(os.path.realpath(sys.executable))
     assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+
+
+def test_exec_hands_no_descriptor_on(box: Box, tmp_path: Path) -> None:
+    kept = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(kept, True)
+    try:
+        with running(box, "sleep 0.01") as owner:
+            assert enter(owner, box.spec("sh", "-c", "ls /proc/self/fd >/descriptors")) == 0
+    finally:
+        os.close(kept)
+    # ls has one of its own, for the directory.
+    assert (box.upper / "descriptors").read_text().split() == ["0", "1", "2", "3"]

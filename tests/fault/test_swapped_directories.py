@@ -1,4 +1,4 @@
-"""Unpacking and copying against a process that exchanges directories for links: the campaign `swap`."""
+"""Unpacking and copying against a process that exchanges directories for links: campaign `swap`, short."""
 
 from __future__ import annotations
 

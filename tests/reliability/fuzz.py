@@ -12,8 +12,13 @@ import hashlib
 import os
 import pickle
 import random
+import re
 import resource
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,7 +34,7 @@ HELP = "feed damaged and hostile inputs to every reader"
 
 CORPUS: Final = Path(__file__).parent.parent / "corpus"
 SECONDS: Final = 5.0
-"""How long one input may take."""
+"""How long one input may keep a processor; so long twelve times over it may take in all."""
 MEMORY: Final = 512 << 20
 """Bytes of address space that a target may take besides what it began with."""
 _TOLD: Final = 10
@@ -66,10 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=int, default=20, help="or about so long for each, on an idle machine (20)"
     )
     parser.add_argument("--seed", type=int, default=1, help="of the random choices")
+    parser.add_argument(
+        "--guided", action="store_true", help="choose inputs by the code they reach (needs atheris of PyPI)"
+    )
     parser.add_argument("--keep", action="store_true", help="add what is found to tests/corpus")
 
 
 def run(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Section:
+    if arguments.guided:
+        return _run_guided(arguments, tell)
     rows = []
     total = 0
     for name in arguments.target or TARGETS:
@@ -90,7 +100,7 @@ def run(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Section:
     return Section(
         "Hostile input",
         "python -m tests.reliability fuzz",
-        ("target", "inputs", "refused", "seconds", "slowest, ms", "memory, MiB", "broke a rule"),
+        ("target", "inputs", "refused", "CPU seconds", "slowest, ms", "memory, MiB", "broke a rule"),
         tuple(rows),
         (
             f"{total:,} inputs in all, made of a corpus by changes that know the formats;"
@@ -100,6 +110,47 @@ def run(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Section:
             " be a broken rule.",
         ),
     )
+
+
+def _run_guided(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Section:
+    rows = []
+    for name in arguments.target or TARGETS:
+        # Counting takes as long as reading.
+        runs = arguments.inputs or TARGETS[name].rate * arguments.seconds // 2
+        told, found = guided(name, runs=runs)
+        for each in found:
+            tell(f"{name}: {each.how}\n  {each.data[:200]!r}")
+            if arguments.keep:
+                keep(each)
+        executed = re.findall(r"number_of_executed_units: (\d+)", told)
+        reached = re.findall(r"cov: (\d+) ft: \d+ corp: (\d+)", told)
+        places, kinds = reached[-1] if reached else ("0", "0")
+        rows.append((name, f"{int(executed[-1] if executed else 0):,}", places, kinds, str(len(found))))
+        tell(" | ".join(rows[-1]))
+    return Section(
+        "Hostile input chosen by the code it reaches",
+        "python -m tests.reliability fuzz --guided",
+        ("target", "inputs", "branches reached", "kinds of input", "broke a rule"),
+        tuple(rows),
+        ("atheris counts what an input reaches of layerfs, and goes on with those that reach more.",),
+    )
+
+
+def guided(target: str, *, runs: int) -> tuple[str, tuple[Found, ...]]:
+    """Fuzz by coverage in a process of its own; gives what it said, and the inputs that broke a rule."""
+    with tempfile.TemporaryDirectory(prefix="layerfs-fuzz-") as directory:
+        known, artifacts = Path(directory, "known"), Path(directory, "found")
+        shutil.copytree(CORPUS / target, known)
+        artifacts.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.reliability.fuzz_guided", target, str(runs), known, artifacts],
+            capture_output=True, text=True, errors="replace",
+        )  # fmt: skip
+        told = done.stderr + done.stdout
+        found = [Found(target, path.read_bytes(), told[-3000:]) for path in sorted(artifacts.iterdir())]
+        if done.returncode and not found:
+            found.append(Found(target, b"", f"it ended with status {done.returncode}: {told[-3000:]}"))
+        return told, tuple(found)
 
 
 def corpus(target: str) -> list[bytes]:
@@ -165,8 +216,9 @@ class _Work:
         gc.collect()
         begun_with = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         _bound_memory(MEMORY)
+        signal.signal(signal.SIGPROF, _too_slow)
         signal.signal(signal.SIGALRM, _too_slow)
-        begin = time.monotonic()
+        begin = time.process_time()
         if replay:
             for data in known:
                 self._feed(data)
@@ -174,7 +226,7 @@ class _Work:
         else:
             self._mutate(known, inputs, seed)
         return Outcome(
-            self._target, inputs, self._refused, time.monotonic() - begin, self._slowest,
+            self._target, inputs, self._refused, time.process_time() - begin, self._slowest,
             (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begun_with) << 10,
             tuple(self._found.values()),
         )  # fmt: skip
@@ -194,8 +246,9 @@ class _Work:
     def _feed(self, data: bytes) -> None:
         os.ftruncate(self._current, 0)
         os.pwrite(self._current, data, 0)
-        begin = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        begin = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS * 12)
         try:
             self._reader(data)
         except LayerfsError as error:
@@ -205,8 +258,9 @@ class _Work:
         except BaseException as error:
             self._note(data, error, "")
         finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
-        self._slowest = max(self._slowest, time.monotonic() - begin)
+        self._slowest = max(self._slowest, time.process_time() - begin)
 
     def _note(self, data: bytes, error: BaseException, what: str) -> None:
         place = traceback.extract_tb(error.__traceback__)[-1]

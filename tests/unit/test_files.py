@@ -16,6 +16,7 @@ from layerfs.tree.archive import write_layer
 from layerfs.tree.change import Change, ChangeKind
 from layerfs.tree.copy import _open_file
 from layerfs.tree.entry import Entry, Kind
+from layerfs.tree.ladder import OPEN_DIRECTORY, Ladder
 
 
 def copy(source: Path, target: Path) -> bool:
@@ -226,3 +227,18 @@ def test_what_takes_a_files_place_meanwhile_is_not_opened(tmp_path: Path, kind: 
             write_layer([change], lambda data: None, warn=pytest.fail)
     finally:
         os.close(directory)
+
+
+def test_a_walk_does_not_go_on_where_its_directory_was_moved_to(tmp_path: Path) -> None:
+    deep = tmp_path / "/".join(["d"] * 80)
+    deep.mkdir(parents=True)
+    ladder = Ladder(os.open(tmp_path, os.O_RDONLY))
+    try:
+        for _ in range(80):
+            ladder.push(os.open("d", OPEN_DIRECTORY, dir_fd=ladder.top))
+        (tmp_path / "d/d/d").rename(tmp_path / "moved")
+        with pytest.raises(OSError, match="was moved"):
+            while len(ladder) > 1:
+                ladder.pop()
+    finally:
+        ladder.close()

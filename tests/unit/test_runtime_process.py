@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from layerfs.errors import InvalidError, ProcessError
-from layerfs.oci.config import ContainerConfig
+from layerfs.oci.config import ContainerConfig, ImageConfig
 from layerfs.runtime.process import DEFAULT_PATH, ProcessSpec, resolve
 from layerfs.runtime.settings import RunSettings, Volume
 
@@ -124,3 +126,26 @@ def test_volumes_are_read_as_docker_writes_them() -> None:
 def test_other_volumes_are_refused(text: str) -> None:
     with pytest.raises(InvalidError):
         Volume.parse(text)
+
+
+def test_labels_of_an_image_steer_nothing() -> None:
+    """Neither labels nor members that are not known here change what is run, or how."""
+    members: dict[str, object] = {"Cmd": ["a"], "Env": ["A=b"], "User": "1"}
+    labels = dict.fromkeys(("user", "layerfs.user", "io.podman.privileged", "network", "volumes"), "root")
+    steering = {
+        "Labels": labels,
+        "Volumes": {"/etc": {}},
+        "HostConfig": {"Privileged": True},
+        "OnBuild": ["x"],
+    }
+    plain, labelled = (
+        ImageConfig.parse(
+            json.dumps(
+                {"os": "linux", "architecture": "amd64", "config": config,
+                 "rootfs": {"type": "layers", "diff_ids": []}}
+            ).encode()
+        )
+        for config in (members, members | steering)
+    )  # fmt: skip
+    given = RunSettings()
+    assert resolve(plain.config, given, hostname="x") == resolve(labelled.config, given, hostname="x")

@@ -35,6 +35,7 @@ from layerfs.progress import Silent
 from layerfs.store import Store
 from layerfs.transports import copy, oci_layout
 from layerfs.transports.endpoint import Source
+from tests.support.tiny_images import TinyImage, document, layout_files, write_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -537,6 +538,25 @@ def test_what_another_process_leaves_for_a_moment_is_no_reason_not_to_make_a_sto
     (tmp_path / "drivers" / ".check-abcd" / "lower").mkdir(parents=True)
     with Store.open(tmp_path) as store:
         assert store.check().sound
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("", "gzip stream, its media type says plain"), ("+zstd", "a zstd")]
+)
+def test_content_decides_how_a_layer_is_compressed_and_a_wrong_media_type_is_told(
+    tmp_path: Path, kind: str, words: str
+) -> None:
+    image = TinyImage(b"one")
+    found = json.loads(image.manifest)
+    found["layers"][0]["mediaType"] = f"application/vnd.oci.image.layer.v1.tar{kind}"
+    image.manifest = document(found)
+    image.blobs[-1] = image.manifest
+    write_files(tmp_path / "layout", layout_files([image.entry(name="a:1")], image.blobs))
+    warnings: list[str] = []
+    with Store.open(tmp_path / "store", warn=warnings.append) as store:
+        store.pull(f"oci:{tmp_path / 'layout'}:a:1", "a:1")
+        assert [words in warning for warning in warnings] == [True]
+        assert files_of(store, "a:1") == {"file0": b"one"}
 
 
 def test_a_container_of_which_only_the_record_survived_goes_after_a_reboot(tmp_path: Path) -> None:

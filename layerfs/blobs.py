@@ -135,9 +135,9 @@ class Blobs:
             )
         return data
 
-    def put(self, data: bytes) -> Digest:
-        """Store bytes and give their SHA-256 digest; idempotent."""
-        digest = Digest.of(data)
+    def put(self, data: bytes, algorithm: str = "sha256") -> Digest:
+        """Store bytes and give their digest; idempotent."""
+        digest = Digest.of(data, algorithm)
         if not self.is_whole(digest):
             with self.ingest(digest, len(data)) as ingest:
                 ingest.restart()

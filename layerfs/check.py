@@ -233,6 +233,8 @@ class Check:
         """Compare a committed layer with its table of contents; say whether it is sound now."""
         if layer.driver_id not in held:
             what: str | None = f"the driver {layers.driver.name} has no files of it"
+        elif layer.toc is None and _is_unfinished(layers, layer):
+            what = None
         elif layer.toc is None or not self._blobs.has(layer.toc):
             what = "its table of contents is missing"
         else:
@@ -321,6 +323,10 @@ class Check:
                     if (first.st_dev, first.st_ino) == (found.st_dev, found.st_ino):
                         return None
             return f"it is no hard link to /{printable(entry.target)}"
+
+
+def _is_unfinished(layers: Layers, layer: Layer) -> bool:
+    return isinstance(layers.driver, Lazy) and not layers.driver.unfinished(layer.driver_id).is_whole
 
 
 def _difference(expected: Entry, found: Entry) -> str | None:

@@ -363,8 +363,9 @@ class Containers:
             try:
                 on = self._driver, self.unpack(found.manifest, found.config, progress=progress)
             except NotFoundError:
-                self._images.require_layers(found)
-                raise
+                if not self._images.require_layers(found):
+                    raise
+                on = self._driver, self.unpack(found.manifest, found.config, progress=progress)
         driver, parent = on
         layers = self.layers_of(driver)
         container_id = os.urandom(32).hex()

@@ -420,6 +420,11 @@ def _unreadable(path: Path, error: sqlite3.DatabaseError | None) -> StoreError:
             f"{path} cannot be read: its file system is full",
             hint=f"free {_NEEDED >> 10} KiB on it by other means, then use `layerfs rmi` and `layerfs gc`",
         )
+    if not os.access(path.parent, os.W_OK):
+        return StoreError(
+            f"{path} cannot be read: its directory cannot be written to",
+            hint="the store must lie where it can be written: choose one with --root",
+        )
     return StoreError(f"{path} cannot be read: {error}")
 
 

@@ -15,7 +15,15 @@ from layerfs import failpoints, liveness
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
-from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError, StoreError, UnsupportedError
+from layerfs.errors import (
+    ExistsError,
+    InUseError,
+    InvalidError,
+    LayerfsError,
+    NotFoundError,
+    StoreError,
+    UnsupportedError,
+)
 from layerfs.files import Lock, write_atomic
 from layerfs.images import Image, Images, full_name
 from layerfs.leases import Lease
@@ -119,7 +127,9 @@ class Store:
         self._driver_name = self._choose_driver(driver)
         self._assembly = Assembly(database, self.blobs, self.layers_of)
         self.blobs.assembles = self._assembly
-        self.images = Images(database, self.blobs, driver=self._driver_name, reclaim=self._reclaim)
+        self.images = Images(
+            database, self.blobs, driver=self._driver_name, reclaim=self._reclaim, complete=self._complete
+        )
 
     # What many a command does not need is imported and made when it is first asked for.
 
@@ -459,19 +469,10 @@ class Store:
         from layerfs.seekable.tables import Tables
 
         if transports.has_transport(image) and not self.has_image(image):
-            place = transports.parse(image)
-            with contextlib.ExitStack() as opened:
-                source = opened.enter_context(
-                    closing(
-                        place.source(spool=self._spool, budget=self._budget, warn=self._warn, options=options)
-                    )
-                )
-                found = reading.open_from(
-                    source, place.name, platform=platform, spool=self._spool, budget=self._budget,
-                    warn=self._warn,
-                )  # fmt: skip
-                found.closes(opened.pop_all())
-                return found
+            return reading.open_place(
+                transports.parse(image), platform=platform, options=options, spool=self._spool,
+                budget=self._budget, warn=self._warn,
+            )  # fmt: skip
         tables = Tables(self._database, self.blobs, budget=self._budget, warn=self._warn)
         return reading.open_stored(
             self.images.get(image), self.blobs, tables, self.all_layers, budget=self._budget, warn=self._warn
@@ -573,6 +574,7 @@ class Store:
         """
         from layerfs.garbage import GRACE_SECONDS
 
+        self._take_over()
         return self._garbage().collect(dry_run=dry_run, grace=GRACE_SECONDS if grace is None else grace)
 
     def check(
@@ -581,6 +583,7 @@ class Store:
         """Look for damage, and with `repair` mend it from the kept blobs; `contents` reads every file."""
         from layerfs.check import Check
 
+        self._take_over()
         return Check(
             self._database,
             self.blobs,
@@ -665,6 +668,15 @@ class Store:
                 str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
             )
 
+    def _take_over(self) -> None:
+        """Note what processes have found out of lazy layers that have no database."""
+        query = "SELECT DISTINCT driver FROM layers WHERE state = 'committed' AND toc IS NULL"
+        for (driver,) in self._database.rows(query):
+            from layerfs.lazy.finishing import take_over
+
+            with contextlib.suppress(NotFoundError, UnsupportedError):
+                take_over(self.layers_of(driver))
+
     def _registry_options(self) -> Options | None:
         return None if self._registry is None else self._registry()
 
@@ -703,6 +715,41 @@ class Store:
         garbage = self._garbage()
         lazy = layer_names(image.manifest.layers, image.config.diff_ids)
         return garbage.reclaim(lazy, ()) + garbage.reclaim(image.chain_ids, blobs)
+
+    def _complete(self, image: Image) -> None:
+        """Pull what is not here of an image that was mounted lazily, from where its files come.
+
+        Raises:
+            NotFoundError: it cannot be had.
+        """
+        from layerfs import transports
+        from layerfs.lazy.completing import places_of
+
+        called = image.names[0] if image.names else str(image.digest)
+        lacking = f"image {called} is not all here: it was mounted with --lazy"
+        reason = ""
+        for text in places_of(image, self.all_layers()):
+            place = transports.parse(text)
+            try:
+                with (
+                    closing(
+                        place.source(
+                            spool=self._spool, budget=self._budget, warn=self._warn,
+                            options=self._registry_options(),
+                        )
+                    ) as origin,
+                    closing(self._sink(Silent())) as sink,
+                ):  # fmt: skip
+                    if origin.manifest(place.name).descriptor.digest != image.digest:
+                        reason = f" ({text} is another image by now)"
+                        continue
+                    self._warn(f"{lacking}; the rest comes from {text}")
+                    transports.copy(origin, sink, image=place.name, names=())
+                    sink.commit()
+                    return
+            except (LayerfsError, OSError) as error:
+                reason = f" ({text}: {error})"
+        raise NotFoundError(f"{lacking}{reason}", hint="pull the image first")
 
     def _recover(self) -> None:
         """Clear away what a crash left; one query says whether there is anything to do."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from layerfs.blobs import Blobs
 from layerfs.containers import Container, Containers
 from layerfs.database import Database
-from layerfs.errors import NotFoundError
+from layerfs.errors import LayerfsError, NotFoundError
 from layerfs.images import Image, Images
 from layerfs.value import frozen
 
@@ -56,12 +58,18 @@ class DiskUsage:
 
 
 def measure(database: Database, blobs: Blobs, images: Images, containers: Containers) -> DiskUsage:
-    """Count everything; committed layers as they were counted when they were committed."""
+    """Count everything; committed layers as they were counted then, lazy ones as they are."""
     rows = database.rows(
         "SELECT l.id, COALESCE(l.bytes, 0), COALESCE(l.inodes, 0), i.manifest FROM layers l"
         " LEFT JOIN image_layers i ON i.chain_id = l.name WHERE l.state = 'committed'"
     )
     sizes = {number: (size, inodes) for number, size, inodes, _ in rows}
+    # These grow as their files are read.
+    lazy = "SELECT id, driver, driver_id FROM layers WHERE state = 'committed' AND name GLOB 'lazy:*'"
+    for number, driver, driver_id in database.rows(lazy):
+        with contextlib.suppress(LayerfsError):
+            used = containers.layers_of(driver).measure(driver_id, ())
+            sizes[number] = used.bytes, used.inodes
     holders: dict[int, set[str]] = {number: set() for number in sizes}
     layers_of: dict[str, set[int]] = {}
     for number, _, _, manifest in rows:

@@ -126,7 +126,7 @@ def _process(
         forbid_imports()
         rootfs.enter()
         failpoints.reach("run.process")
-        take_over(rootfs.root, spec, watch, terminal)
+        take_over(rootfs.root, spec, report, watch, terminal)
     except Exception as error:  # this is the main function of a process
         status = write_error(report, error)
     finally:

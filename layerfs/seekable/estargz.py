@@ -94,6 +94,13 @@ class EstargzLayer:
         """Give a part of a file; see `IndexedLayer`."""
         return read_body(pieces_of(self._ranges, self._budget), extent, offset=offset, size=size)
 
+    def table(self, longest: int) -> tuple[bytes, tuple[Indexed, ...]] | None:
+        """Give the table as a whole, and the entries that it does not list; None when it is longer."""
+        entry, _, reader = self._open()
+        if entry.size > longest:
+            return None
+        return b"".join(data for _, data in reader.chunks()), (self._own,)
+
     def _open(self) -> tuple[Entry, int, TarReader]:
         """Begin to read the table; give its entry and where in the uncompressed member its data begins."""
         plain = open_decompressed(io.BytesIO(self._member), budget=self._budget)
@@ -126,13 +133,13 @@ class _Body:
 
 
 def open_estargz(
-    ranges: Ranges, promised: str | None, *, budget: Budget, warn: Callable[[str], None]
+    ranges: Ranges, promised: str, *, budget: Budget, warn: Callable[[str], None]
 ) -> EstargzLayer | None:
     """Open a blob if it is an eStargz layer; None when it has no footer of one.
 
     Args:
         ranges: the blob; read by one request, or two when the table is large.
-        promised: the value of the annotation `TOC_DIGEST`; None when the caller trusts the blob.
+        promised: the value of the annotation `TOC_DIGEST`.
         budget: bounds the table.
         warn: told what was odd.
 
@@ -157,7 +164,7 @@ def open_estargz(
         tail = ranges.read_at(start, missing) + tail
     member = tail[-_FOOTER - (end - start) : -_FOOTER]
     layer = EstargzLayer(ranges, start, member, budget=budget, warn=warn)
-    if promised is not None and layer.toc_digest != _parse(promised):
+    if layer.toc_digest != _parse(promised):
         raise VerificationError(
             f"the layer's table of contents has {layer.toc_digest}, its descriptor promises {promised[:200]}"
         )

@@ -14,6 +14,8 @@ import pytest
 
 from benchmarks.filesystem import fresh
 from layerfs.store import Store
+from tests.support.commandline import CommandLine
+from tests.support.tiny_images import TinyImage, layout_files, write_files
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a file system")
 
@@ -110,3 +112,21 @@ def test_an_import_that_does_not_fit_fails_and_leaves_the_rest_whole(
         container = store.containers.create("app:1")
         with container.mounted() as seen:
             assert (seen / "file").read_bytes() == (tree / "file").read_bytes()
+
+
+def test_a_copy_that_does_not_fit_says_where_and_leaves_no_part(small: Path, tmp_path: Path) -> None:
+    image = TinyImage(b"small", os.urandom(4 * MEBIBYTE))
+    write_files(tmp_path / "from", layout_files([image.entry(name="1")], image.blobs))
+    fill(small)
+    os.truncate(small / "ballast", os.stat(small / "ballast").st_size - MEBIBYTE)
+    layerfs = CommandLine(tmp_path / "store")
+    for target in (f"oci:{small}/to:1", f"oci-archive:{small}/to.tar:1"):
+        done = layerfs.run("copy", "-q", f"oci:{tmp_path}/from:1", target)
+        assert done.status == 1
+        place = target.removesuffix(":1").partition(":")[2]
+        message, hint = done.err.splitlines()
+        assert message == f"layerfs: {place}: No space left on device"
+        assert hint.startswith("hint: make room there; ")
+    assert not [path for path in small.rglob("*") if path.name.startswith((".layerfs", ".to"))]
+    assert not (small / "to" / "index.json").exists()
+    assert free(small) > MEBIBYTE // 2

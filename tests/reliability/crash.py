@@ -101,17 +101,16 @@ class Matrix:
         return found
 
     def cells(self, *, kinds: Sequence[str], every: bool) -> Iterator[Cell]:
-        """List the trials: of each failpoint the first time that it is reached and the last.
+        """List the trials: of each failpoint the first time that it is reached; of kills the last, too.
 
         Args:
             every: all times instead.
         """
         for operation in self.operations():
             for failpoint, count in self.clean(operation).reached.items():
-                middle = {(count + 1) // 2} if failpoint.startswith("transaction.") else set()
-                numbers = range(1, count + 1) if every else sorted({1, count} | middle)
-                for number in numbers:
-                    for kind in kinds:
+                for kind in kinds:
+                    last = {count} if kind == "kill" else set()
+                    for number in range(1, count + 1) if every else sorted({1} | last):
                         yield Cell(operation.name, failpoint, number, kind)
 
     def try_one(self, cell: Cell) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import random
 import subprocess
@@ -46,6 +47,7 @@ def test_a_promise_holds_from_its_acknowledgement_to_the_next_step() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+@pytest.mark.skipif(ctypes.util.find_library("fuse") is None, reason="libfuse 2 is not installed")
 def test_what_was_acknowledged_survives_power_cuts() -> None:
     words = ["power", "--file-system", "ext4", "--cuts", "3", "--seconds", "1.5", "--seed", "1"]
     done = subprocess.run(

@@ -19,7 +19,14 @@ from layerfs import failpoints, liveness, names
 from layerfs.blobs import Blobs
 from layerfs.compression import Compression
 from layerfs.database import Database, now_ns
-from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError, ProcessError
+from layerfs.errors import (
+    ExistsError,
+    InUseError,
+    InvalidError,
+    LayerfsError,
+    NotFoundError,
+    ProcessError,
+)
 from layerfs.images import Image, Images, full_name
 from layerfs.layer_table import Step
 from layerfs.leases import Lease
@@ -415,17 +422,24 @@ class Containers:
                 f" that was on its way to them is lost{logs}"
             )
 
-        with layers.held(container.id) as mount:
-            status: int | None = None
-            try:
-                failpoints.reach("run.begin")
-                status = launch.run(mount, spec, on_start=started, on_dead=dead)
-            except ProcessError as error:
-                status = error.status
-                raise
-            finally:
-                failpoints.reach("run.ended")
-                self._finished(container.id, status)
+        left: list[str] = []
+        try:
+            with layers.held(container.id) as mount:
+                status: int | None = None
+                try:
+                    failpoints.reach("run.begin")
+                    status = launch.run(
+                        mount, spec, on_start=started, on_dead=dead, on_left=lambda: left.append(container.id)
+                    )
+                except ProcessError as error:
+                    status = error.status
+                    raise
+                finally:
+                    failpoints.reach("run.ended")
+                    self._finished(container.id, status)
+        finally:
+            for each in left:
+                self._tidy(layers, each)
         return status
 
     def entrance(
@@ -599,10 +613,25 @@ class Containers:
 
     def recover(self) -> None:
         """Mark containers as exited whose process ended without a word."""
-        rows = self._database.rows("SELECT id, pid, start, boot FROM containers WHERE status = 'running'")
-        for container_id, *owner in rows:
+        rows = self._database.rows(
+            "SELECT id, driver, pid, start, boot FROM containers WHERE status = 'running'"
+        )
+        for container_id, driver, *owner in rows:
             if not liveness.alive(Owner(*owner)):
+                # Its driver may not work here any more.
+                with contextlib.suppress(LayerfsError):
+                    self._tidy(self.layers_of(driver), container_id)
                 self._finished(container_id, None)
+
+    def _tidy(self, layers: Layers, container_id: str) -> None:
+        """Take the mount points away that a run made and could not take away itself."""
+        from layerfs.runtime import places
+
+        with contextlib.suppress(LayerfsError, OSError):
+            found = places.left(layers.changes(container_id))
+            if found:
+                with layers.opened(container_id, read_only=False) as root:
+                    places.remove_left(root, found)
 
     @contextlib.contextmanager
     def opened(self, container: Container, *, read_only: bool) -> Iterator[int]:

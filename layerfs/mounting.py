@@ -277,7 +277,18 @@ def _new_overlay(mount: Overlay) -> int:
             _set_directory(context, "workdir", mount.work)
         set_options(context, mount.options)
         linux.fsconfig_create(context)
-        return linux.fsmount(context, linux.MOUNT_ATTR_RDONLY if mount.upper is None else 0)
+        tree = linux.fsmount(context, linux.MOUNT_ATTR_RDONLY if mount.upper is None else 0)
+        if mount.upper is not None and os.fstatvfs(tree).f_flag & os.ST_RDONLY:
+            os.close(tree)
+            # Where overlayfs cannot make its work directory it goes on without a word, and without writing.
+            raise MountError(
+                f"cannot mount overlay {mount.source!r} writable",
+                errno=errno.EROFS,
+                hint="the file system of the store is full, or read-only",
+            )
+        return tree
+    except MountError:
+        raise
     except OSError as error:
         raise _refused(f"cannot mount overlay {mount.source!r}", error, _kernel_words(context)) from error
     finally:

@@ -41,7 +41,7 @@ class Reserve:
         return space.f_bavail * space.f_frsize >= 2 * _SIZE
 
     def probe(self, size: int) -> bool:
-        """Say whether there are so many bytes; what a file system tells counts some that it keeps."""
+        """Say whether there are so many bytes; what statvfs(2) tells counts some that nobody gets."""
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -23,6 +23,9 @@ from layerfs.runtime.watching import NEVER_STARTED, attend, write_error
 if TYPE_CHECKING:
     from layerfs.runtime.terminal import Terminal
 
+# What the monitor tells of its end.
+_DEAD: Final = b"!"
+_TIDY: Final = b"."
 _NAMESPACES: Final = linux.CLONE_NEWNS | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC
 
 
@@ -32,6 +35,7 @@ def run(
     *,
     on_start: Callable[[int], None] | None = None,
     on_dead: Callable[[], None] | None = None,
+    on_left: Callable[[], None] | None = None,
 ) -> int:
     """Run a process on a tree until it ends, and give its exit status, 128+N when signal N ended it.
 
@@ -45,6 +49,7 @@ def run(
         on_start: called with the number of the process, as we see it, once its program has been
             executed; an exception from it ends the container.
         on_dead: called when the process has ended and whatever served its tree had gone before.
+        on_left: called when the monitor was killed, and what it made in the tree may be there still.
 
     Raises:
         ProcessError: it could not be started; `status` is 125, 126 or 127 as docker gives it.
@@ -56,25 +61,27 @@ def run(
         from layerfs.runtime.terminal import Terminal
 
         terminal = Terminal(read_input=spec.interactive, console=True)
-    dead, died = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    ending, ended = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    told = b""
     try:
         status = attend(
-            lambda report, caller: _monitor(mount, spec, report, died, caller, terminal), terminal, on_start
+            lambda report, caller: _monitor(mount, spec, report, ended, caller, terminal), terminal, on_start
         )
-        is_dead = False
-        # Nothing is there, and this end is open, when all went well.
-        with contextlib.suppress(BlockingIOError):
-            is_dead = bool(os.read(dead, 1))
     finally:
-        os.close(dead)
-        os.close(died)
-    if is_dead and on_dead is not None:
+        os.close(ended)
+        # Nothing is there, and this end is open, where what serves the tree outlives the monitor.
+        with contextlib.suppress(BlockingIOError):
+            told = os.read(ending, 2)
+        os.close(ending)
+        if _TIDY not in told and on_left is not None:
+            on_left()
+    if _DEAD in told and on_dead is not None:
         on_dead()
     return status
 
 
 def _monitor(
-    mount: Mount, spec: ProcessSpec, report: int, died: int, caller: int, terminal: Terminal | None
+    mount: Mount, spec: ProcessSpec, report: int, ended: int, caller: int, terminal: Terminal | None
 ) -> NoReturn:
     """Live as the monitor: make the namespaces, start the process in them, wait, tidy up."""
     status = NEVER_STARTED
@@ -84,17 +91,22 @@ def _monitor(
         linux.unshare(_NAMESPACES | (0 if spec.network == "host" else linux.CLONE_NEWNET))
         failpoints.reach("run.monitor")
         rootfs = Rootfs.attach(mount, spec)
-        failpoints.reach("run.attached")
-        # Not before: what serves the tree may be a process, and the next one forked is the container's first.
-        linux.unshare(linux.CLONE_NEWPID)
-        pid = start(report, terminal, lambda watch: _process(rootfs, spec, report, watch, terminal))
-        status = wait_for(pid)
-        if rootfs.is_dead():
-            os.write(died, b"!")
-        # A tree that became full or read-only keeps an empty mount point: no reason to lose the status.
-        with contextlib.suppress(OSError):
-            rootfs.detach()
+        try:
+            failpoints.reach("run.attached")
+            # Not before: what serves the tree may be a process, and the next one forked is the container's
+            # first.
+            linux.unshare(linux.CLONE_NEWPID)
+            pid = start(report, terminal, lambda watch: _process(rootfs, spec, report, watch, terminal))
+            status = wait_for(pid)
+            if rootfs.is_dead():
+                os.write(ended, _DEAD)
+        finally:
+            # A tree that became full or read-only keeps an empty mount point: no reason to lose the status.
+            with contextlib.suppress(OSError):
+                rootfs.detach()
+        os.write(ended, _TIDY)
     except Exception as error:  # this is the main function of a process
+        os.write(ended, _TIDY)
         status = write_error(report, error)
     finally:
         os._exit(status)

@@ -6,6 +6,7 @@ container's tree and removed when its process has ended, with the times of their
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -27,16 +28,39 @@ _MODE = 0o755
 
 def without_places(changes: Iterable[Change]) -> Iterator[Change]:
     """Leave out of a running container's changes what was made for it to mount on."""
-    for change in changes:
-        entry = change.entry
-        made = (
-            change.kind is ChangeKind.ADDED
-            and entry.mode == _MODE
-            and not entry.size
-            and b"/" + entry.path in (DIRECTORIES if entry.kind is Kind.DIRECTORY else FILES)
-        )
-        if not made:
-            yield change
+    return (change for change in changes if not _is_place(change))
+
+
+def left(changes: Iterable[Change]) -> list[bytes]:
+    """Name the places among the changes of a container at rest, whose monitor was killed."""
+    return [change.entry.path for change in changes if _is_place(change)]
+
+
+def remove_left(root: int, paths: Iterable[bytes]) -> None:
+    """Remove such places, where they are still empty, from the tree with this root."""
+    for path in paths:
+        above, _, name = path.rpartition(b"/")
+        directory = open_inside(root, b"/" + above, os.O_PATH | os.O_DIRECTORY, symlinks=False)
+        try:
+            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                # Somebody may have put something there.
+                with contextlib.suppress(OSError):
+                    os.rmdir(name, dir_fd=directory)
+            elif stat.S_ISREG(found.st_mode) and not found.st_size:
+                os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(directory)
+
+
+def _is_place(change: Change) -> bool:
+    entry = change.entry
+    return (
+        change.kind is ChangeKind.ADDED
+        and entry.mode == _MODE
+        and not entry.size
+        and b"/" + entry.path in (DIRECTORIES if entry.kind is Kind.DIRECTORY else FILES)
+    )
 
 
 @frozen

@@ -6,6 +6,7 @@ Two steps, since a new /proc can be mounted from inside the PID namespace only: 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from typing import Final
@@ -67,7 +68,12 @@ class Rootfs:
         )
         # The container may make device nodes, and its image may bring some: none of them is to work.
         mounts.restrict(rootfs.root, mounts.NODEV)
-        rootfs._places.make()
+        try:
+            rootfs._places.make()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                rootfs._places.take_away()
+            raise
         return rootfs
 
     def is_dead(self) -> bool:

@@ -14,7 +14,7 @@ from tests.support.registries import PROGRAM, installed
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 
 # A prime, so that all faults and all operations have their turn.
-ONE_OF = 101
+ONE_OF = 149
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.filesystem import fresh
+from layerfs import failpoints
 from layerfs.store import Store
+from tests.reliability import faults
 from tests.support.commandline import CommandLine
 from tests.support.tiny_images import TinyImage, layout_files, write_files
 
@@ -81,7 +83,7 @@ def test_nobody_is_killed_where_blocks_are_smaller_than_pages(small: Path, tree:
     # Enough for one block of each page that SQLite maps. The kernel kills who writes to the others: SIGBUS.
     os.truncate(small / "ballast", (small / "ballast").stat().st_size - (9 << 10))
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", script, small / "store"],
+        [sys.executable, "-c", script, small / "store"],
         capture_output=True,
         text=True,
         check=False,
@@ -130,3 +132,33 @@ def test_a_copy_that_does_not_fit_says_where_and_leaves_no_part(small: Path, tmp
     assert not [path for path in small.rglob("*") if path.name.startswith((".layerfs", ".to"))]
     assert not (small / "to" / "index.json").exists()
     assert free(small) > MEBIBYTE // 2
+
+
+def test_a_mount_that_could_not_be_written_for_want_of_room_is_refused(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        fresh("ext4", size=640 * MEBIBYTE) as place,
+        open(place / "ballast", "wb") as ballast,
+        Store.open(place / "store", driver="overlay2") as store,
+    ):
+        target = place / "target"
+        target.mkdir()
+        store.import_tree(tree, "app:1")
+        box = store.containers.create("app:1", name="box")
+
+        def reach(name: str) -> None:
+            if name == "mount.recorded":
+                faults.fill(ballast.fileno())
+
+        with monkeypatch.context() as patched:
+            patched.setattr(failpoints, "reach", reach)
+            # Or that the record of the mount cannot be struck out, which comes next.
+            with pytest.raises(OSError) as caught:
+                box.mount(target)
+            assert caught.value.errno in (errno.EROFS, errno.ENOSPC)
+        ballast.truncate(0)
+        assert box.mounts() == []
+        box.mount(target)
+        (target / "new").write_text("new")
+        box.unmount()

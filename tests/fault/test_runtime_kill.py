@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from layerfs import failpoints
+from layerfs.errors import ProcessError
+from layerfs.store import Store
 from tests.support import hosttree
 from tests.support.boxes import Box, mounts_of
 
@@ -133,3 +136,46 @@ def test_a_polite_end_is_left_to_the_process(box: Box) -> None:
     os.kill(caller, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(caller, 0)[1]) == 7
     assert gone(pid)
+
+
+@pytest.fixture
+def store(tree: Path, tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store", driver="overlay2", durability="none") as opened:
+        opened.import_tree(tree, "app")
+        yield opened
+    failpoints.arm("")
+
+
+@pytest.mark.parametrize("fault", ["kill", "error", "enospc"])
+def test_mount_points_go_with_a_monitor_that_ended_early(store: Store, fault: str) -> None:
+    box = store.containers.create("app", name="box", command=["true"])
+    failpoints.arm(f"run.attached={fault}")
+    with pytest.raises(ProcessError):
+        box.start()
+    failpoints.arm("")
+    assert [path for _, path in box.diff() if path != b"/etc"] == []
+    assert store.containers.get("box").start() == 0
+
+
+def test_mount_points_go_when_the_caller_was_killed_with_the_monitor(store: Store, tmp_path: Path) -> None:
+    box = store.containers.create("app", name="box", command=["sleep", "60"])
+    read, write = os.pipe()
+    caller = os.fork()
+    if caller == 0:
+        with Store.open(tmp_path / "store") as again:
+            again.containers.get("box").start(on_start=lambda pid: os.write(write, b"%d" % pid) and None)
+        os._exit(99)
+    os.close(write)
+    pid = int(os.read(read, 20))
+    os.close(read)
+    monitor = parent(pid)
+    # Stopped, it cannot tidy up when it hears of the caller's end.
+    os.kill(monitor, signal.SIGSTOP)
+    for each in (caller, monitor):
+        os.kill(each, signal.SIGKILL)
+    os.waitpid(caller, 0)
+    until(lambda: gone(pid) and gone(monitor))
+    with Store.open(tmp_path / "store") as again:
+        found = again.containers.get(box.id)
+        assert found.status == "exited"
+        assert [path for _, path in found.diff() if path != b"/etc"] == []

@@ -127,10 +127,12 @@ def take_over(layers: Layers) -> None:
     if not isinstance(driver, Lazy):
         return
     for layer in layers.table.without_contents():
-        found = driver.unfinished(layer).found
+        unfinished = driver.unfinished(layer)
+        if not unfinished.is_whole:
+            continue
         with (
             contextlib.suppress(FileNotFoundError),
-            open(found, "rb") as file,
+            open(unfinished.found, "rb") as file,
             Lease(layers.table.database) as lease,
         ):
             usage = Usage(*json.loads(file.readline()))
@@ -140,7 +142,7 @@ def take_over(layers: Layers) -> None:
                 lease.add("blob", str(toc.digest))
                 toc.commit()
                 layers.table.note_contents(layer, usage, toc.digest)
-            found.unlink(missing_ok=True)
+            unfinished.found.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,9 @@ class Unfinished:
         """
         from layerfs import plugins
 
+        # The server, and whoever looks at the root, come first.
         os.nice(_NICE)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         driver = plugins.load(self.driver, self.setting.root / "drivers")
         assert isinstance(driver, Lazy)
         with _locked(self.setting.root, self.layers):

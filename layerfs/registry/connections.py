@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 # Connections to one server that are kept for later; each is made when there is none that waits.
-_KEPT: Final = 16
+_KEPT: Final = 20
 _PAUSE: Final = 0.003
 
 

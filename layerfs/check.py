@@ -233,7 +233,7 @@ class Check:
         """Compare a committed layer with its table of contents; say whether it is sound now."""
         if layer.driver_id not in held:
             what: str | None = f"the driver {layers.driver.name} has no files of it"
-        elif layer.toc is None and _is_unfinished(layers, layer):
+        elif _is_unfinished(layers, layer):
             what = None
         elif layer.toc is None or not self._blobs.has(layer.toc):
             what = "its table of contents is missing"

@@ -67,6 +67,11 @@ class Worker(Generic[Result]):
         """Whether it has not been heard to end."""
         return self._pipe >= 0
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether it ended by a signal."""
+        return self._ending is None and self._status < 0
+
     def listen(self) -> None:
         """Wait for more of what it tells, and pass that on."""
         data = os.read(self._pipe, _READ)

@@ -220,6 +220,9 @@ def _begin_to_finish(unfinished: Unfinished, connection: socket.socket) -> int:
         try:
             while worker.running:
                 worker.listen()
+            if worker.was_killed:
+                # We have a successor, which begins anew; a process with threads does not fork.
+                os._exit(1)
             worker.result()
             error = 0
         except Exception as problem:

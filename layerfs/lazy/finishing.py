@@ -56,7 +56,9 @@ class Unfinished:
         """
         from layerfs import plugins
 
+        # The server, and whoever looks at the root, come first.
         os.nice(_NICE)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         driver = plugins.load(self.driver, self.setting.root / "drivers")
         assert isinstance(driver, Lazy)
         with _locked(self.setting.root, self.layers):
@@ -123,10 +125,12 @@ def take_over(layers: Layers) -> None:
     if not isinstance(driver, Lazy):
         return
     for layer in layers.table.without_contents():
-        found = driver.unfinished(layer).found
+        unfinished = driver.unfinished(layer)
+        if not unfinished.is_whole:
+            continue
         with (
             contextlib.suppress(FileNotFoundError),
-            open(found, "rb") as file,
+            open(unfinished.found, "rb") as file,
             Lease(layers.table.database) as lease,
         ):
             usage = Usage(*json.loads(file.readline()))
@@ -136,7 +140,7 @@ def take_over(layers: Layers) -> None:
                 lease.add("blob", str(toc.digest))
                 toc.commit()
                 layers.table.note_contents(layer, usage, toc.digest)
-            found.unlink(missing_ok=True)
+            unfinished.found.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ WAITING_FROM: Final = 1000
 
 # Indexes on their way at once: each takes some round trips and little else; and parts of one.
 _INDEXES_AT_ONCE: Final = 8
-_PARTS_AT_ONCE: Final = 12
+_PARTS_AT_ONCE: Final = 16
 
 
 class Making:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _ATTEMPTS: Final = 4
 # Requests that come together once the manifest is here: the config, and the ends of layers.
-_SOON: Final = 12
+_SOON: Final = 16
 
 
 @frozen

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 
 # Connections to one server that are kept for later; each is made when there is none that waits.
-_KEPT: Final = 16
+_KEPT: Final = 20
 _PAUSE: Final = 0.003
+# How long, in seconds, the end waits for those that are still made.
+_PATIENCE: Final = 2.0
 
 
 _MOST_HEADS: Final = 10
@@ -105,8 +107,9 @@ class Connections:
 
     def close(self) -> None:
         """Close what is open and idle; answers that are being read keep their connections."""
+        end = time.monotonic() + _PATIENCE
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
         with self._lock:
             for pool in self._pools.values():
                 pool.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import threading
@@ -41,6 +40,8 @@ PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
 _MOST_REDIRECTS: Final = 8
 # Whoever waits for longer, in seconds, is told why.
 _SILENT: Final = 5
+# How long, in seconds, the end of a session waits for connections that nobody uses.
+_PATIENCE: Final = 2.0
 _MOST_ERROR_DATA: Final = 64 << 10
 
 
@@ -73,7 +74,8 @@ class _State:
         self.process = os.getpid()
         self.connections: Connections = Connections(session.options, before.connections if before else None)
         self.lock = threading.Lock()
-        self.finding = threading.Lock()
+        self.finding = threading.RLock()
+        self.problems: dict[tuple[str, bool], LayerfsError | OSError] = {}
         self.origins: dict[tuple[str, bool], Origin] = dict(before.origins) if before else {}
         self.credentials: dict[Endpoint, Credentials | None] = dict(before.credentials) if before else {}
         self.doors: dict[tuple[Origin, Trust, Credentials | None], Doorkeeper] = {}
@@ -130,15 +132,20 @@ class Session:
         thread.start()
 
     def _find_out(self, endpoint: Endpoint) -> None:
-        # Whoever makes a request hears of it.
-        with contextlib.suppress(LayerfsError, OSError):
-            self.base(endpoint)
+        state = self.state
+        with state.finding:
+            try:
+                self.base(endpoint)
+            except (LayerfsError, OSError) as error:
+                # Whoever makes the next request hears of it.
+                state.problems[endpoint.host, self.is_lax(endpoint)] = error
 
     def close(self) -> None:
         """Close all connections; idempotent."""
         if self._state.process == os.getpid():
+            end = time.monotonic() + _PATIENCE
             for thread in self._hurrying:
-                thread.join()
+                thread.join(max(0.0, end - time.monotonic()))
             self._state.connections.close()
 
     def __enter__(self) -> Self:
@@ -173,6 +180,8 @@ class Session:
         if found is None:
             # One is enough to find out.
             with state.finding:
+                if key in state.problems:
+                    raise state.problems.pop(key)
                 found = state.origins.get(key) or self._base(endpoint, lax=lax)
                 state.origins[key] = found
         return found

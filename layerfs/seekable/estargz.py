@@ -31,6 +31,7 @@ NO_PREFETCH: Final = b".no.prefetch.landmark"
 LANDMARK: Final = b"\x0f"
 
 _FOOTER: Final = 51
+_KEPT: Final = 4 << 20
 # "Footer": an empty member whose header says where the table begins, and whose deflate stream is one stored
 # block; the 16 hexadecimal digits stand between.
 _BEFORE: Final = b"\x1a\0SG\x16\0"
@@ -76,8 +77,12 @@ class EstargzLayer:
         self._warn = warn
         hasher = hashlib.sha256()
         entry, offset, reader = self._open()
+        # Kept for the first who wants it.
+        self._document: list[bytes] | None = [] if entry.size <= _KEPT else None
         for _, data in reader.chunks():
             hasher.update(data)
+            if self._document is not None:
+                self._document.append(data)
         self.toc_digest = Digest("sha256", hasher.hexdigest())
         chunk = Chunk(0, entry.size, start, start + len(member), offset, str(self.toc_digest))
         self._own = Indexed(entry, hasher.hexdigest(), Extent(entry.size, (chunk,)))
@@ -96,10 +101,12 @@ class EstargzLayer:
 
     def table(self, longest: int) -> tuple[bytes, tuple[Indexed, ...]] | None:
         """Give the table as a whole, and the entries that it does not list; None when it is longer."""
-        entry, _, reader = self._open()
-        if entry.size > longest:
+        if self._own.entry.size > longest:
             return None
-        return b"".join(data for _, data in reader.chunks()), (self._own,)
+        document, self._document = self._document, None
+        if document is None:
+            document = [data for _, data in self._open()[2].chunks()]
+        return b"".join(document), (self._own,)
 
     def _open(self) -> tuple[Entry, int, TarReader]:
         """Begin to read the table; give its entry and where in the uncompressed member its data begins."""

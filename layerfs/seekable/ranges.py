@@ -12,15 +12,16 @@ if TYPE_CHECKING:
 
 # What one request asks for at most when more is wanted soon.
 AT_ONCE: Final = 4 << 20
-_LEAST_PART: Final = 48 << 10
-_LEAST_TAIL: Final = 16 << 10
-# A connection that begins slowly (RFC 6928) has sent so much after two round trips.
-_LONGEST_TAIL: Final = 40 << 10
+# A new connection has sent so much after one round trip, and after two (RFC 6928), heads of answers aside.
+_FIRST: Final = 13 << 10
+_SECOND: Final = 40 << 10
+# A layer of more bytes has a table of contents that seldom comes in two.
+_LARGE: Final = 2 << 20
 
 
 def tail_of(ranges: Ranges) -> bytes:
     """Give the end of a blob: a footer, and with luck the table of contents before it, in one request."""
-    size = min(ranges.size, max(_LEAST_TAIL, min(ranges.size // 32, _LONGEST_TAIL)))
+    size = min(ranges.size, _FIRST if ranges.size > _LARGE else _SECOND)
     return ranges.read_at(ranges.size - size, size)
 
 
@@ -100,7 +101,7 @@ class Parted:
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Give exactly `size` bytes from `offset` on."""
-        part = max(_LEAST_PART, -(-size // self._most))
+        part = max(_SECOND, -(-size // self._most))
         if size <= part + part // 2:
             return self._ranges.read_at(offset, size)
         end = offset + size

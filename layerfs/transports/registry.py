@@ -120,7 +120,7 @@ class RegistrySource:
 
     def hurry(self, count: int) -> None:
         """Have connections made beside the first request, for the next ones; see `Hurries`."""
-        self._repository.hurry(min(count, 2 * self._session.options.connections))
+        self._repository.hurry(min(count, 3 * self._session.options.connections))
 
     def ranges(self, descriptor: Descriptor) -> BlobRanges:
         """Open a blob to be read anywhere, in any thread; not verified."""

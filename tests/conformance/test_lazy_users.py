@@ -34,19 +34,21 @@ def user() -> Iterator[Login]:
         yield made
 
 
-def test_an_ordinary_user_mounts_lazily(user: Login, tmp_path: Path) -> None:
-    image = EstargzImage(
-        packed(("d", None), ("d/f", b"data" * 1000), ("d/big", BIG), ("secret", b"s", {"mode": 0o000}))
-    )
+@pytest.mark.parametrize("more", [0, 1000], ids=["at once", "later"])
+def test_an_ordinary_user_mounts_lazily(user: Login, more: int) -> None:
+    members = ("d", None), ("d/f", b"data" * 1000), ("d/big", BIG), ("secret", b"s", {"mode": 0o000})
+    many = (("d/closed", None, {"mode": 0o555}), *((f"d/closed/{number}", b"") for number in range(more)))
+    image = EstargzImage(packed(*members, *many))
     layout(user.home / "layout", image)
     os.system(f"chmod -R a+rX {user.home / 'layout'}")
     target = user.home / "target"
-    user.run("mkdir", target)
+    user.run("mkdir", "-p", target)
     user.layerfs("mount", "--lazy", "--name", "work", f"oci:{user.home / 'layout'}:1", target)
     try:
         assert user.run("ls", target).stdout.split() == ["d", "secret", "stargz.index.json"]
         assert user.run("cat", target / "d" / "f").stdout == "data" * 1000
         assert user.run("sha256sum", target / "d" / "big").stdout.split()[0] == _sha256(BIG)
+        assert len(user.run("ls", target / "d" / "closed").stdout.split()) == more
         user.run("sh", "-c", f"echo more >> {target}/d/f")
         assert user.run("cat", target / "d" / "f").stdout == "data" * 1000 + "more\n"
         assert "user.overlay" not in user.run("getfattr", "-d", "-m-", target / "secret", check=False).stdout
@@ -56,6 +58,8 @@ def test_an_ordinary_user_mounts_lazily(user: Login, tmp_path: Path) -> None:
         user.layerfs("umount", target)
     assert ends(server)
     assert "layerfs" not in user.layerfs("check").stdout
+    user.layerfs("rm", "work")
+    shutil.rmtree(user.home / "layout")
 
 
 def _sha256(data: bytes) -> str:

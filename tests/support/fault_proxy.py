@@ -65,8 +65,8 @@ class Seen(NamedTuple):
 class FaultProxy:
     """Stands before the registry at `upstream` (HOST:PORT); a context manager.
 
-    `host` is what stands in image names, `connections` counts those that asked for something. `rate` limits
-    each connection's answers, in bytes a second.
+    `host` is what stands in image names, `connections` counts those that asked for something, `accepted` all.
+    `rate` limits each connection's answers, in bytes a second.
     """
 
     def __init__(self, upstream: str, *, name: str = "127.0.0.1", rate: int | None = None) -> None:
@@ -74,6 +74,7 @@ class FaultProxy:
         self.rate = rate
         self.requests: list[Seen] = []
         self.connections = 0
+        self.accepted = 0
         # Bytes of the registry's answers that were handed on, heads left out.
         self.sent = 0
         self._faults: list[list[object]] = []
@@ -152,6 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
+        self.owner.accepted += 1
         self._begun = False
 
     def _handle(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,41 @@ def test_one_connection_does_for_requests_of_all_kinds(token_registry: Registry)
         manifests.delete(repository, manifest.digest)
         assert len(proxy.requests) > 15
         assert proxy.connections == 1
+
+
+def test_who_hurries_has_connections_for_the_next_requests(token_registry: Registry) -> None:
+    put_artifact(token_registry.repository("session/hurried", Options(creds=ALICE)))
+    with FaultProxy(token_registry.host) as proxy, Session(Options(creds=ALICE)) as session:
+        repository = session.repository(Reference.parse(f"{proxy.host}/session/hurried:1"))
+        repository.hurry(5)
+        manifests.get(repository, "1")
+        deadline = time.monotonic() + 10
+        while proxy.accepted < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        made = proxy.accepted
+        assert made >= 5
+        threads = [threading.Thread(target=manifests.get, args=(repository, "1")) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert proxy.accepted == made
+
+
+def test_who_hurries_to_nowhere_hears_of_it_once(registries: Path) -> None:
+    with Registry(registries / "gone") as registry:
+        host = registry.host
+    with Session() as session:
+        repository = session.repository(Reference.parse(f"{host}/session/gone:1"))
+        repository.hurry(3)
+        with pytest.raises(UnreachableError) as refused:
+            manifests.get(repository, "1")
+        assert host in str(refused.value)
+
+
+def test_who_hurries_is_refused_what_others_are(tls_registry: Registry) -> None:
+    with Session() as session:
+        repository = session.repository(Reference.parse(f"{tls_registry.host}/session/tls:1"))
+        repository.hurry(3)
+        with pytest.raises(UnreachableError, match="authority that is not known"):
+            manifests.get(repository, "1")

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from layerfs.errors import StoreError
+from layerfs.errors import InUseError, StoreError
 from layerfs.reserve import Reserve
 
 SCHEMA_VERSION: Final = 4
@@ -299,6 +299,7 @@ class Database:
 
         Raises:
             OSError: ENOSPC, the file system is full.
+            InUseError: another process keeps all others from writing.
         """
         with self._lock:
             connection = self._connection
@@ -321,6 +322,11 @@ class Database:
                     # What comes next may well be the removal that makes room.
                     self._reserve.release()
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from error
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                    raise InUseError(
+                        f"another process has been writing to {self._path} for {BUSY_SECONDS:g} seconds",
+                        hint=f"`fuser -v {self._path}` shows who has it open; try again",
+                    ) from error
                 raise
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:

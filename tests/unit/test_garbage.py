@@ -174,3 +174,13 @@ def test_disk_usage_tells_shared_exclusive_and_reclaimable_apart(store: Store, t
     assert usage.blob_count == len(list(store.blobs.list()))
     assert usage.blob_reclaimable == store.blobs.size(loose) == len(b"loose")
     assert Digest.of(b"loose") == loose
+
+
+def test_what_the_trial_of_a_driver_left_is_no_driver_and_goes(tmp_path: Path) -> None:
+    said: list[str] = []
+    with Store.open(tmp_path / "root", driver="vfs", warn=said.append) as store:
+        left = tmp_path / "root/drivers/.check-0"
+        (left / "upper").mkdir(parents=True)
+        assert [layers.driver.name for layers in store.all_layers()] == ["vfs"]
+        store.collect()
+        assert not left.exists() and said == []

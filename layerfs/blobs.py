@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from layerfs import files, forking
+from layerfs import failpoints, files, forking
 from layerfs.digest import Digest
 from layerfs.errors import BudgetError, NotFoundError, VerificationError
 
@@ -161,6 +161,7 @@ class Blobs:
         path = self._path(digest)
         try:
             size = os.stat(path).st_size
+            failpoints.reach("blob.delete")
             os.unlink(path)
         except FileNotFoundError:
             return 0
@@ -213,6 +214,7 @@ class Blobs:
                 try:
                     found = os.fstat(descriptor)
                     if found.st_mtime < older_than and _lock(descriptor) and _is_named(descriptor, path):
+                        failpoints.reach("blob.sweep")
                         os.unlink(path)
                         freed += found.st_blocks * 512
                 finally:
@@ -254,6 +256,7 @@ class Ingest:
         else:
             self._hash_what_is_there()
         self._begin()
+        failpoints.reach("blob.begin")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -290,6 +293,7 @@ class Ingest:
         self._check_length()
         self._hasher.update(data)
         files.write_all(self._descriptor, data)
+        failpoints.reach("blob.write")
         if self._behind is not None:
             self._behind.reach(self.offset)
         return len(data)
@@ -331,13 +335,16 @@ class Ingest:
             self.discard()
             return found
         if self._blobs.durability != "none" and not synced:
+            failpoints.reach("blob.sync")
             os.fdatasync(self._descriptor)
         target = self._blobs._path(found)
+        failpoints.reach("blob.rename")
         try:
             os.rename(self._path, target)
         except FileNotFoundError:
             os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
             os.rename(self._path, target)
+        failpoints.reach("blob.renamed")
         if not synced:
             self._blobs.sync_names(found.algorithm)
         self._close()
@@ -349,6 +356,7 @@ class Ingest:
         Raises:
             VerificationError: the digest or the size is another; wrong bytes are gone then.
         """
+        failpoints.reach("blob.verify")
         self._check_length()
         found = self.digest
         if self._size is not None and self.offset != self._size:
@@ -390,6 +398,7 @@ class Ingest:
         """Remove what was written; idempotent."""
         if self._descriptor < 0:
             return
+        failpoints.reach("blob.discard")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         self._close()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from layerfs import garbage, leases, liveness
+from layerfs import failpoints, garbage, leases, liveness
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.contents import digest_of_data
@@ -90,6 +90,7 @@ class Check:
         for what in self._database.problems():
             self._tell("database", "layerfs.db", what, hint="restore it from a copy, or start a new root")
         leases.expire(self._database)
+        failpoints.reach("check.begin")
         blobs = self._check_blobs() + self._check_assembled()
         layers = 0
         for each in self._all_layers():
@@ -158,6 +159,7 @@ class Check:
                     continue  # it was removed meanwhile
                 self._altered.add(one.row)
                 if self._repair:
+                    failpoints.reach("check.drop")
                     self._assembly.drop(one.row)
                 again = self._repair and self._blobs.has(one.blob)
                 self._tell(
@@ -187,6 +189,7 @@ class Check:
                         continue
                     what = "recorded, but not there"
                     if self._repair:
+                        failpoints.reach("check.mount")
                         ledger.forget(record.id)
                 elif ledger.dead(record):
                     what = "the process that served it is gone"
@@ -238,6 +241,7 @@ class Check:
         for driver_id in garbage.orphans(layers):
             if self._repair:
                 with contextlib.suppress(InUseError), layers.lock(driver_id) as lock:
+                    failpoints.reach("check.orphan")
                     layers.driver.remove(driver_id)
                     lock.path.unlink(missing_ok=True)
             what = f"the driver {layers.driver.name} holds it, the database does not know it"
@@ -263,6 +267,7 @@ class Check:
         hint = "layerfs check --repair"
         if self._repair:
             try:
+                failpoints.reach("check.layer")
                 layers.renew(layer.name)
                 repaired = True
             except LayerfsError as error:

@@ -112,6 +112,23 @@ def descriptor_of(stream: object) -> int:
     raise OSError(errno.EINVAL, "not a stream of a regular file")
 
 
+def open_regular(directory: int, name: str | bytes) -> int:
+    """Open a regular file of a directory for reading, and nothing else.
+
+    To the driver of a device an open is a command, and the other end of a fifo makes us wait.
+
+    Raises:
+        OSError: EINVAL, it is none; and as open(2).
+    """
+    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", printable(os.fsencode(name)))
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(found)
+
+
 def sync_directory(path: Path | str | bytes) -> None:
     """Bring the names in a directory to disk (fsync of the directory)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from layerfs import files, leases
+from layerfs import failpoints, files, leases
 from layerfs.blobs import Blobs
 from layerfs.database import Database
 from layerfs.digest import Digest
@@ -79,6 +79,7 @@ class Garbage:
     def collect(self, *, dry_run: bool = False, grace: float = GRACE_SECONDS) -> Report:
         """Remove what nothing needs and is older than `grace` seconds; safe in several processes at once."""
         leases.expire(self._database)
+        failpoints.reach("gc.begin")
         before = time.time() - grace
         items: list[Item] = []
         drivers = self._all_layers()
@@ -88,15 +89,19 @@ class Garbage:
             for layers in drivers:
                 layers.recover()
                 layers.clear(layers.ledger.all())
+                layers.ledger.forget_stale()
                 gone = layers.finish()
                 if isinstance(layers.driver, Sweeps):
                     gone += layers.driver.sweep()
                 items += [Item("layer", "half-made or half-removed", 0, True, "left behind")] * gone
+        failpoints.reach("gc.images")
         gone_images = self._images(items, before, dry_run=dry_run)
         gone_indexes = self._indexes(items, before, dry_run=dry_run)
+        failpoints.reach("gc.layers")
         gone_layers: set[int] = set()
         for layers in drivers:
             gone_layers |= self._layers(layers, items, gone_images, before, dry_run=dry_run)
+        failpoints.reach("gc.blobs")
         self._unused_blobs(items, gone_images | gone_indexes, gone_layers, before, dry_run=dry_run)
         for layers in drivers:
             self._orphans(layers, items, dry_run=dry_run)
@@ -324,6 +329,8 @@ class Garbage:
                 os.rename(self._blobs.path(digest), trash)
             except FileNotFoundError:
                 return True
+            failpoints.reach("gc.trash")
+        failpoints.reach("gc.free")
         trash.unlink(missing_ok=True)
         return True
 
@@ -332,6 +339,7 @@ class Garbage:
             if not dry_run:
                 try:
                     with layers.lock(driver_id) as lock:
+                        failpoints.reach("gc.orphans")
                         layers.driver.remove(driver_id)
                         lock.path.unlink(missing_ok=True)
                 except InUseError as error:
@@ -365,6 +373,7 @@ class Garbage:
                 with contextlib.suppress(FileNotFoundError, InUseError):
                     found = os.stat(name, dir_fd=directory, follow_symlinks=False)
                     if found.st_mtime < before:
+                        failpoints.reach("gc.leftovers")
                         files.remove_tree(directory, name)
                         freed += found.st_blocks * 512
         finally:
@@ -373,6 +382,7 @@ class Garbage:
 
     def _locks(self) -> None:
         """Remove the lock files of layers that are gone."""
+        failpoints.reach("gc.locks")
         directory = self._root / "locks"
         names = [name for name in os.listdir(directory) if not name.startswith("store")]
         known = {driver_id for (driver_id,) in self._database.rows("SELECT driver_id FROM layers")}

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from layerfs import failpoints
 from layerfs.blobs import Blobs
 from layerfs.database import Database, now_ns
 from layerfs.digest import Digest
@@ -142,6 +143,7 @@ class Images:
                 f"a manifest's digest is {manifest.digest}, in this store it would be {digest}"
             )
         links = {digest, str(manifest.config.digest), *(str(layer.digest) for layer in manifest.layers)}
+        failpoints.reach("image.put")
         with self._database.transaction(durable=True) as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO images (manifest, media_type, config, created_ns) VALUES (?, ?, ?, ?)",
@@ -156,6 +158,7 @@ class Images:
             )
             for name in full:
                 _name(connection, name, digest)
+        failpoints.reach("image.added")
         return self._load(digest)
 
     def put_lazy(
@@ -231,6 +234,7 @@ class Images:
         full = full_name(name)
         digest = self._resolve(ref)
         known = self.name_of(ref)
+        failpoints.reach("image.tag")
         with self._database.transaction(durable=True) as connection:
             query = "SELECT digest FROM index_tags WHERE name = ?"
             index = connection.execute(query, (known,)).fetchone()
@@ -240,6 +244,7 @@ class Images:
                     connection.execute("INSERT OR REPLACE INTO index_tags VALUES (?, ?)", (full, *index))
             except sqlite3.IntegrityError:
                 raise NotFoundError(f"image {ref} was removed meanwhile") from None
+        failpoints.reach("image.tagged")
         return self._load(digest)
 
     def remove(self, ref: str, *, force: bool = False) -> _Lines:
@@ -259,6 +264,7 @@ class Images:
         image = self._load(digest)
         name = self.name_of(ref)
         expire(self._database)
+        failpoints.reach("image.remove")
         with self._database.transaction(durable=True) as connection:
             names = [
                 row for (row,) in connection.execute("SELECT name FROM tags WHERE manifest = ?", (digest,))
@@ -282,6 +288,7 @@ class Images:
             deleted = last and not users and not leased(connection, "image", digest)
             if deleted:
                 connection.execute("DELETE FROM images WHERE manifest = ?", (digest,))
+        failpoints.reach("image.removed")
         lines = [f"Untagged: {familiar(str(one))}" for one in going]
         if deleted:
             lines += [f"Deleted: {image.id}", *self._reclaim(image)]

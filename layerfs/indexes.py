@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from layerfs import failpoints
 from layerfs.blobs import Blobs
 from layerfs.database import Database, now_ns
 from layerfs.digest import Digest
@@ -45,6 +46,7 @@ class Indexes:
         for blob in needed:
             if not self._blobs.has(Digest.parse(blob)):
                 raise ArchiveError(f"index {digest} needs blob {blob}, which is missing")
+        failpoints.reach("index.put")
         with self._database.transaction(durable=True) as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO indexes VALUES (?, ?, ?)", (digest, index.media_type, now_ns())

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from typing import Literal
 
-from layerfs import liveness
+from layerfs import failpoints, liveness
 from layerfs.database import Database, now_ns
 from layerfs.liveness import Owner
 
@@ -31,6 +31,7 @@ class Lease:
     def __exit__(self, *exception: object) -> None:
         if self._owner is not None:
             self._owner = None
+            failpoints.reach("lease.end")
             with self._database.transaction() as connection:
                 connection.execute("DELETE FROM leases WHERE id = ?", (self.id,))
 
@@ -59,6 +60,7 @@ def expire(database: Database) -> list[str]:
     found = database.rows("SELECT id, pid, start, boot FROM leases")
     dead = [str(lease) for lease, *owner in found if not liveness.alive(Owner(*owner))]
     if dead:
+        failpoints.reach("lease.expire")
         with database.transaction() as connection:
             connection.executemany("DELETE FROM leases WHERE id = ?", [(lease,) for lease in dead])
     return dead

@@ -67,21 +67,15 @@ def relocate(
     with Lock(root / "locks" / _LOCK):
         with database.transaction(durable=True) as connection:
             connection.execute("INSERT INTO meta (key, value) VALUES (?, ?)", (key, note))
-        moved: list[tuple[Path, Path]] = []
         try:
             with database.transaction(durable=True) as connection:
                 _tell(connection, source.driver.name, target.driver.name, layers, parent=parent)
                 for each in ids:
-                    old, new = source.driver.place(each), target.driver.place(each)
-                    os.rename(old, new)
-                    moved.append((old, new))
+                    os.rename(source.driver.place(each), target.driver.place(each))
                 _sync(target, source)
-        except BaseException:
-            for old, new in reversed(moved):
-                os.rename(new, old)
-            _sync(target, source)
-            raise
         finally:
+            # Nothing to do, unless something failed.
+            _settle(database, ids, (source, target))
             _forget(database, key)
 
 
@@ -91,22 +85,28 @@ def recover(database: Database, root: Path, layers_of: Callable[[str], Layers]) 
     with contextlib.suppress(InUseError), Lock(root / "locks" / _LOCK, blocking=False):
         for key, value in database.rows("SELECT key, value FROM meta WHERE key GLOB ?", f"{PREFIX}*"):
             note = json.loads(value)
-            drivers = {name: layers_of(name) for name in note["drivers"]}
-            for each in note["layers"]:
-                row = database.row("SELECT driver FROM layers WHERE driver_id = ?", each)
-                if row is not None:
-                    _put(each, drivers[row[0]], [one for name, one in drivers.items() if name != row[0]])
-            _sync(*drivers.values())
+            _settle(database, note["layers"], [layers_of(name) for name in note["drivers"]])
             _forget(database, key)
 
 
-def _put(layer: str, home: Layers, others: Sequence[Layers]) -> None:
-    assert isinstance(home.driver, Shares)
-    for other in others:
-        assert isinstance(other.driver, Shares)
-        place = other.driver.place(layer)
-        if place.is_dir() and not home.driver.place(layer).exists():
-            os.rename(place, home.driver.place(layer))
+def _settle(database: Database, ids: Sequence[str], drivers: Sequence[Layers]) -> None:
+    """Put the directories of layers where the database says that they are."""
+    moved = False
+    for each in ids:
+        row = database.row("SELECT driver FROM layers WHERE driver_id = ?", each)
+        places = {}
+        for layers in drivers:
+            assert isinstance(layers.driver, Shares)
+            places[layers.driver.name] = layers.driver.place(each)
+        home = None if row is None else places.pop(row[0], None)
+        if home is None or home.exists():
+            continue
+        for place in places.values():
+            if place.is_dir():
+                os.rename(place, home)
+                moved = True
+    if moved:
+        _sync(*drivers)
 
 
 def _tell(

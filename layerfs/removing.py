@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from layerfs import failpoints
 from layerfs.driver import Driver
 from layerfs.errors import InUseError, LayerfsError, NotFoundError
 from layerfs.layers import Layer, Layers
@@ -54,8 +55,11 @@ def _remove_batch(layers: Layers, names: Iterable[str]) -> tuple[list[Layer], bo
                 needed = True
                 break
             free.append(layer)
+        failpoints.reach("layers.mark")
         marked = layers.table.mark_together(free)
+        failpoints.reach("layers.marked")
         gone = _delete_files(layers.driver, marked)
+        failpoints.reach("layers.erased")
         layers.table.delete(*(layer.row for layer in gone))
         for layer in gone:
             # The id is never used again, and we hold the lock exclusively.

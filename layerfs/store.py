@@ -11,12 +11,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
-from layerfs import liveness
+from layerfs import failpoints, liveness
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
 from layerfs.errors import (
     ExistsError,
+    InUseError,
     InvalidError,
     LayerfsError,
     NotFoundError,
@@ -833,6 +834,8 @@ class Store:
         traces = self._database.row(_TRACES, boot)
         assert traces is not None
         mounts, running, unfinished, relocating = traces
+        if any((mounts, running, unfinished, relocating)):
+            failpoints.reach("store.recover")
         if relocating:
             from layerfs.relocating import recover
 
@@ -852,7 +855,9 @@ class Store:
             self._database.set("boot", boot)
 
     def _settle(self, boot: str) -> None:
-        """After a reboot, look at what was committed without having been synced."""
+        """After a reboot, look at what was committed without having been synced, and forget what is lost."""
+        if self._database.row("SELECT 1 FROM layers WHERE state = 'active' LIMIT 1") is not None:
+            self._forget_lost()
         query = "SELECT 1 FROM layers WHERE state = 'committed' AND durable = 0 AND boot <> ? LIMIT 1"
         if self._database.row(query, boot) is None:
             return
@@ -866,6 +871,18 @@ class Store:
         for problem in check.problems:
             done = "repaired" if problem.repaired else f"not repaired: {problem.hint}"
             self._warn(f"layer {problem.subject} did not survive the last stop: {problem.what} ({done})")
+
+    def _forget_lost(self) -> None:
+        """Remove the containers without files: neither their making nor their end is synced."""
+        from layerfs import leases
+
+        leases.expire(self._database)
+        for layers in self.all_layers():
+            for layer in layers.lost():
+                with contextlib.suppress(NotFoundError, InUseError):
+                    called = layers.table.called(layer)
+                    layers.remove(layer)
+                    self._warn(f"{called} did not survive the last stop")
 
 
 def _names_of(source: Source, place: Place) -> list[str]:
@@ -934,6 +951,8 @@ def _create(root: Path) -> None:
         if not (root / _FORMAT).exists():
             for name in _DIRECTORIES:
                 (root / name).mkdir(0o700, exist_ok=True)
+            failpoints.reach("store.directories")
             Database.create(root / "layerfs.db")
+            failpoints.reach("store.database")
             # Last: a store without it was never finished, and is made again.
             write_atomic(root / _FORMAT, json.dumps({"layerfs": FORMAT_VERSION}).encode() + b"\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfs.cli import output, progress
-from layerfs.errors import LayerfsError
+from layerfs.errors import InvalidError, LayerfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from layerfs.progress import Progress
     from layerfs.registry.settings import Options
     from layerfs.store import Store
+    from layerfs.tree.budget import Budget
 
 
 class Context:
-    """The global options of one command line; options win over LAYERFS_ROOT and LAYERFS_DRIVER."""
+    """The global options of one command line; options win over LAYERFS_ROOT and its like."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         root = given.root or os.environ.get("LAYERFS_ROOT")
@@ -31,6 +32,7 @@ class Context:
         self.rootless = os.geteuid() != 0
         # Where an ordinary user sees what is mounted.
         self.outside: Outside | None = None
+        self.budget = read_budget(given.budget or os.environ.get("LAYERFS_BUDGET", ""))
         self.json: bool = given.json
         self.debug: bool = given.debug
         if front := os.environ.get("LAYERFS_FUSE_FRONT"):
@@ -47,6 +49,7 @@ class Context:
         return Store.open(
             self.root,
             driver=self.driver,
+            budget=self.budget,
             warn=warn,
             outside=None if here else self.outside,
             registry=registry_options,
@@ -96,6 +99,20 @@ def serve_fuse_through(front: str) -> None:
         )
     driver: Any = plugins.find("fuse").load()
     driver.front = front
+
+
+def read_budget(text: str) -> Budget:
+    """Say what a stranger's layer may ask for: what is not in the text is at its default."""
+    from layerfs.tree.budget import DEFAULT_BUDGET, Budget
+
+    if not text:
+        return DEFAULT_BUDGET
+    try:
+        return Budget.parse(text)
+    except InvalidError as error:
+        from layerfs.cli.parser import UsageError
+
+        raise UsageError(f"--budget: {error}", hint=error.hint or "") from None
 
 
 def default_root() -> Path:

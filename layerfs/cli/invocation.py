@@ -60,6 +60,10 @@ class _Line:
         self.debug = False
 
     def carry_out(self, words: Sequence[str]) -> int:
+        if text := os.environ.get("LAYERFS_FAILPOINTS"):
+            from layerfs import failpoints
+
+            failpoints.arm(text)
         # Names inside layers are bytes; where one reaches a terminal it must come out as it went in.
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
@@ -97,7 +101,7 @@ class _Line:
 
 def _overlay(given: argparse.Namespace, arguments: argparse.Namespace) -> None:
     """Let global options that stand after the command win over those before it."""
-    for option in ("root", "driver", "json", "debug"):
+    for option in ("root", "driver", "budget", "json", "debug"):
         if hasattr(arguments, option):
             setattr(given, option, getattr(arguments, option))
 

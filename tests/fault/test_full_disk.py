@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +65,31 @@ def test_a_store_on_a_full_file_system_opens_and_gives_room_back(small: Path, tr
         assert store.images.list() == []
         assert store.check().problems == ()
     assert free(small) > 6 * MEBIBYTE
+
+
+def test_nobody_is_killed_where_blocks_are_smaller_than_pages(small: Path, tree: Path) -> None:
+    with Store.open(small / "store") as store:
+        store.import_tree(tree, "app:1")
+        store.containers.create("app:1", name="box")
+    assert os.statvfs(small).f_frsize < 4096
+    fill(small)
+    script = (
+        "import sys; from layerfs.store import Store\n"
+        "with Store.open(sys.argv[1]) as store:\n"
+        "    print(len(store.images.list())); store.containers.remove('box')"
+    )
+    # Enough for one block of each page that SQLite maps. The kernel kills who writes to the others: SIGBUS.
+    os.truncate(small / "ballast", (small / "ballast").stat().st_size - (9 << 10))
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", script, small / "store"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    with Store.open(small / "store") as store:
+        assert store.containers.list() == []
+        assert store.check().problems == ()
 
 
 @pytest.mark.parametrize("driver", ["overlay2", "aufs", "vfs"])

@@ -176,6 +176,22 @@ def test_disk_usage_tells_shared_exclusive_and_reclaimable_apart(store: Store, t
     assert Digest.of(b"loose") == loose
 
 
+def test_records_of_mounts_that_a_dead_process_never_made_go(store: Store, tmp_path: Path) -> None:
+    add_image(store, tmp_path, "app")
+    box = store.containers.create("app", name="box")
+    row = store.layers.stat(box.id).row
+    mount = store.driver.mount(store.layers.stat(box.id).driver_id, (), read_only=False)
+    record = store.layers.ledger.record(row, b"/nowhere", mount, read_only=False, held=False)
+    store.collect(grace=0)
+    # Its maker lives, and may be about to mount.
+    assert [each.id for each in store.layers.ledger.all()] == [record]
+    with store._database.transaction() as connection:
+        connection.execute("UPDATE mounts SET start = start - 1")
+    store.collect(grace=0)
+    assert store.layers.ledger.all() == []
+    assert store.check().problems == ()
+
+
 def test_what_the_trial_of_a_driver_left_is_no_driver_and_goes(tmp_path: Path) -> None:
     said: list[str] = []
     with Store.open(tmp_path / "root", driver="vfs", warn=said.append) as store:

@@ -94,6 +94,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(place: Path, old: str, new
                 assert os.listdir(tree / "directory") == [], (point, steps)
             assert store.check(contents=True).problems == (), (point, steps)
             store.convert("box", new)
+            store.collect(grace=0)
             assert store.check(contents=True).problems == (), (point, steps)
             assert os.listdir(root / "drivers" / old) == [], (point, steps)
             assert len(os.listdir(root / "drivers" / new)) == 2, (point, steps)

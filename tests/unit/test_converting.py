@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs import linux, mounting
+from layerfs import failpoints, linux, mounting
 from layerfs.containers import Container
 from layerfs.errors import InUseError, LayerError, LayerfsError, NotFoundError
 from layerfs.store import Store
@@ -244,3 +244,29 @@ def test_a_blob_that_is_a_layers_parts_can_be_had_from_the_other_driver(root: Pa
             with store.blobs.open(blob) as content:
                 while content.read(1 << 20):
                     pass
+
+
+@pytest.mark.parametrize("step", ["transaction.commit", "transaction.committed"])
+@pytest.mark.parametrize("new", ["fuse", "vfs"])
+def test_a_failure_at_any_transaction_leaves_a_container_that_works(root: Path, step: str, new: str) -> None:
+    fill(root, "overlay2")
+    with Store.open(root) as store:
+        before, listed = seen(store.containers.get("box"))
+        for number in range(1, 40):
+            failpoints.arm(f"{step}=error@{number}")
+            try:
+                store.convert("box", new)
+                break
+            except failpoints.Injected:
+                pass
+            finally:
+                failpoints.arm("")
+            box = store.containers.get("box")
+            assert seen(box) == (before, listed), number
+            if box.driver == new:
+                store.convert("box", "overlay2")
+        else:
+            raise AssertionError("there is no end of transactions")
+        assert seen(store.containers.get("box")) == (before, listed)
+        store.collect(grace=0)
+        assert store.check(contents=True).problems == ()

@@ -63,11 +63,15 @@ class Assembly:
             NotFoundError: the layers that hold it cannot be read.
         """
         problem: Exception | None = None
-        for one in self._holders(digest):
-            try:
-                return AssembledBlob(one, self._blobs, self._layers_of(one.driver))
-            except (LayerfsError, OSError) as error:
-                problem = error
+        known: list[Assembled] = []
+        # A layer may just be on its way to another driver.
+        while (holders := list(self._holders(digest))) != known:
+            known, problem = holders, None
+            for one in holders:
+                try:
+                    return AssembledBlob(one, self._blobs, self._layers_of(one.driver))
+                except (LayerfsError, OSError) as error:
+                    problem = error
         if problem is not None:
             raise NotFoundError(
                 f"blob {digest} is in the store as a part of a layer that cannot be read: {problem}",

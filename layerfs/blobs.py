@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from layerfs import failpoints, files
+from layerfs import failpoints, files, forking
 from layerfs.digest import Digest
 from layerfs.errors import BudgetError, NotFoundError, VerificationError
 
@@ -380,6 +380,7 @@ class Ingest:
                 os.close(descriptor)
                 return False
             if _is_named(descriptor, path):
+                forking.hold(descriptor)
                 self._descriptor = descriptor
                 self._path = path
                 return True
@@ -403,6 +404,7 @@ class Ingest:
         self._close()
 
     def _close(self) -> None:
+        forking.let_go(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = -1
 

@@ -50,7 +50,8 @@ def capture(
     without entries has the diff id `EMPTY_LAYER`, and is not committed.
 
     Returns:
-        None where the driver cannot copy this layer.
+        None where the driver cannot copy this layer, or where the same layer is here already, and came from
+        a blob of another compression: this one has to be stored.
 
     Raises:
         LayerError: a file cannot be stored in a layer.
@@ -104,8 +105,11 @@ class _Capture:
 
     def describe(
         self, compression: Compression, *, warn: Callable[[str], None], progress: Progress
-    ) -> NewLayer:
-        """Read the copy once, for digests, table of contents, and blob or skeleton; then commit it."""
+    ) -> NewLayer | None:
+        """Read the copy once, for digests, table of contents, and blob or skeleton; then commit it.
+
+        Gives None if the layer was there before, and cannot give this blob.
+        """
         layers, draft = self._layers, self._draft
         assert draft is not None
         toc = self._open.enter_context(layers.blobs.ingest())
@@ -136,6 +140,8 @@ class _Capture:
             facts,
             [toc, packed],
         )
+        if not layers.blobs.has(blob):
+            return None
         size = stream.size if stream.skeleton is not None else packed.offset
         return NewLayer(blob, size, diff_id, compression)
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from layerfs import failpoints, garbage, leases
+from layerfs import failpoints, garbage, leases, liveness
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.contents import digest_of_data
@@ -20,6 +20,7 @@ from layerfs.digest import Digest
 from layerfs.driver import Lazy, Logs
 from layerfs.errors import InUseError, LayerfsError, NotFoundError, VerificationError, printable
 from layerfs.layers import Layer, Layers, State
+from layerfs.ledger import Record
 from layerfs.progress import Progress, Silent
 from layerfs.tree.absent import FETCH_FAILED
 from layerfs.tree.entry import Entry, Kind
@@ -28,6 +29,9 @@ from layerfs.tree.toc import read_toc
 from layerfs.tree.whiteouts import PREFIX
 from layerfs.value import frozen
 
+# What is asked again when something is missing: others work meanwhile.
+_HOLDS = "SELECT 1 FROM layers WHERE id = ? AND skeleton = ? AND driver = ? AND state = 'committed'"
+_LINKED = "SELECT 1 FROM links WHERE blob = ?1 UNION SELECT 1 FROM index_links WHERE blob = ?1"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -151,6 +155,8 @@ class Check:
                     continue
                 except (LayerfsError, OSError) as error:
                     what = str(error)
+                if not self._database.rows(_HOLDS, one.row, str(one.skeleton), one.driver):
+                    continue  # it was removed meanwhile
                 self._altered.add(one.row)
                 if self._repair:
                     failpoints.reach("check.drop")
@@ -171,7 +177,7 @@ class Check:
             " FROM index_links l"
         )
         for blob, image in rows:
-            if not self._blobs.has(Digest.parse(blob)):
+            if not self._blobs.has(Digest.parse(blob)) and self._database.rows(_LINKED, blob):
                 self._tell("image", image, f"its blob {blob} is missing", hint="pull or load the image again")
 
     def _check_mounts(self) -> None:
@@ -179,6 +185,8 @@ class Check:
             ledger = layers.ledger
             for record in ledger.all():
                 if not ledger.exists(record):
+                    if liveness.alive(record.owner) and not self._is_stale(layers, record):
+                        continue
                     what = "recorded, but not there"
                     if self._repair:
                         failpoints.reach("check.mount")
@@ -191,6 +199,17 @@ class Check:
                     continue
                 target = os.fsdecode(record.target) or "(private)"
                 self._tell("mount", target, what, repaired=self._repair, hint="layerfs check --repair")
+
+    def _is_stale(self, layers: Layers, record: Record) -> bool:
+        """Say whether a record has no mount, and nobody is about to make or to forget that."""
+        row = self._database.row("SELECT driver_id FROM layers WHERE id = ?", record.layer)
+        if row is None:
+            return False
+        try:
+            with layers.lock(row[0]):
+                return record in layers.ledger.all() and not layers.ledger.exists(record)
+        except InUseError:
+            return False
 
     def _check_logs(self, layers: Layers) -> None:
         for log in layers.driver.logs() if isinstance(layers.driver, Logs) else ():
@@ -212,7 +231,7 @@ class Check:
             count += 1
             if layer.state is State.COMMITTED:
                 self._check_layer(layers, layer, held)
-            elif layer.driver_id not in held and (layer.state is State.ACTIVE or layer.parent is None):
+            elif (layer.state is State.ACTIVE or layer.parent is None) and _lacks_files(layers, layer, held):
                 container = layers.table.container(layer.name)
                 kind, subject = ("container", container) if container else ("layer", layer.name)
                 self._tell(
@@ -231,7 +250,7 @@ class Check:
 
     def _check_layer(self, layers: Layers, layer: Layer, held: set[str]) -> bool:
         """Compare a committed layer with its table of contents; say whether it is sound now."""
-        if layer.driver_id not in held:
+        if _lacks_files(layers, layer, held):
             what: str | None = f"the driver {layers.driver.name} has no files of it"
         elif _is_unfinished(layers, layer):
             what = None
@@ -242,7 +261,7 @@ class Check:
                 what = self._compare(layers, layer, layer.toc)
             except (LayerfsError, OSError) as error:
                 what = f"it cannot be read: {error}"
-        if what is None:
+        if what is None or not _is_there(layers, layer):
             return True
         repaired = False
         hint = "layerfs check --repair"
@@ -323,6 +342,21 @@ class Check:
                     if (first.st_dev, first.st_ino) == (found.st_dev, found.st_ino):
                         return None
             return f"it is no hard link to /{printable(entry.target)}"
+
+
+def _lacks_files(layers: Layers, layer: Layer, held: set[str]) -> bool:
+    """Say whether the driver has nothing of a layer; `held` is what it had a while ago."""
+    if layer.driver_id in held or layer.driver_id in set(layers.driver.layers()):
+        return False
+    return _is_there(layers, layer)
+
+
+def _is_there(layers: Layers, layer: Layer) -> bool:
+    """Say whether a layer was neither removed nor replaced since it was looked up."""
+    try:
+        return layers.stat(layer.name).driver_id == layer.driver_id
+    except NotFoundError:
+        return False
 
 
 def _is_unfinished(layers: Layers, layer: Layer) -> bool:

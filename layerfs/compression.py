@@ -90,6 +90,18 @@ def detect(head: bytes) -> Compression:
     return Compression.NONE
 
 
+def import_codecs() -> None:
+    """Import what streams are opened and written with, for a process that is about to fork.
+
+    A module that another thread is just importing can never be imported in the child.
+    """
+    import zlib  # noqa: F401
+
+    import isal.igzip_lib
+    import isal.isal_zlib  # noqa: F401
+    import zstandard  # noqa: F401
+
+
 def _is_skippable(head: bytes) -> bool:
     return head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F
 

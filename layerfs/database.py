@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from layerfs import failpoints
-from layerfs.errors import StoreError
+from layerfs.errors import InUseError, StoreError
 from layerfs.reserve import Reserve
 
 SCHEMA_VERSION: Final = 4
@@ -322,6 +322,7 @@ class Database:
 
         Raises:
             OSError: ENOSPC, the file system is full; EIO.
+            InUseError: another process keeps all others from writing.
         """
         with self._lock:
             if not self._has_room():
@@ -349,6 +350,11 @@ class Database:
                 if isinstance(found, OSError) and found.errno == errno.ENOSPC:
                     # What comes next may well be the removal that makes room.
                     self._reserve.release()
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                    raise InUseError(
+                        f"another process has been writing to {self._path} for {BUSY_SECONDS:g} seconds",
+                        hint=f"`fuser -v {self._path}` shows who has it open; try again",
+                    ) from error
                 raise found from error
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from layerfs import failpoints, files, mounting
+from layerfs import failpoints, files, forking, mounting
 from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError, UnsupportedError
 
 _LONGEST_ID: Final = 64
@@ -85,7 +85,7 @@ class LayerDirectories:
                     raise ExistsError(f"{self.root} holds a layer {layer} already") from error
                 raise
         finally:
-            os.close(lock)
+            _unlock(lock)
 
     def remove(self, layer: str) -> None:
         """Delete a layer's directory; a missing one is no error.
@@ -108,7 +108,7 @@ class LayerDirectories:
             return
         try:
             # Held to the end, so that no sweep takes part in the removal.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock)
             failpoints.reach("directory.remove")
             os.rename(directory, self.root / gone)
             failpoints.reach("directory.removing")
@@ -116,7 +116,7 @@ class LayerDirectories:
         except FileNotFoundError:
             return
         finally:
-            os.close(lock)
+            _unlock(lock)
 
     def sweep(self) -> int:
         """Delete what stopped processes left half made or half removed; give how many directories went."""
@@ -136,14 +136,14 @@ class LayerDirectories:
             self._discard(name)
             return True
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock, fcntl.LOCK_NB)
             if not (self.root / name).is_dir():
                 return False
             self._discard(name)
         except BlockingIOError:
             return False
         finally:
-            os.close(lock)
+            _unlock(lock)
         return True
 
     def _discard(self, name: str) -> None:
@@ -180,7 +180,7 @@ def probing(root: Path) -> Iterator[Path]:
     finally:
         with opened(root) as directory:
             files.remove_tree(directory, scratch.name)
-        os.close(lock)
+        _unlock(lock)
 
 
 def _temporary(root: Path, prefix: str) -> tuple[Path, int]:
@@ -190,10 +190,20 @@ def _temporary(root: Path, prefix: str) -> tuple[Path, int]:
         temporary.mkdir(0o700)
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(temporary, _OPEN)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock)
             if temporary.is_dir():
                 return temporary, lock
-            os.close(lock)
+            _unlock(lock)
+
+
+def _lock(descriptor: int, flags: int = 0) -> None:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+    forking.hold(descriptor)
+
+
+def _unlock(descriptor: int) -> None:
+    forking.let_go(descriptor)
+    os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -211,7 +221,8 @@ def occupied(
 ) -> tuple[int, int]:
     """Count the bytes allocated and the inodes of trees, a file with several names once.
 
-    `several` says which files may have more than one name there; all that have, anywhere, if left out.
+    Somebody may be changing them: what goes meanwhile is counted or not. `several` says which files may have
+    more than one name there; all that have, anywhere, if left out.
     """
     from layerfs.tree.ladder import Ladder
 
@@ -229,7 +240,10 @@ def occupied(
                         if entry.is_dir(follow_symlinks=False):
                             below.append(entry.name)
                             continue
-                        found = entry.stat(follow_symlinks=False)
+                        try:
+                            found = entry.stat(follow_symlinks=False)
+                        except FileNotFoundError:
+                            continue
                         if found.st_nlink > 1 and (several is None or several(found)):
                             identity = (found.st_dev, found.st_ino)
                             if identity in linked:
@@ -238,11 +252,15 @@ def occupied(
                         size += found.st_blocks * 512
                         inodes += 1
                 todo.append(below)
-                while todo and not todo[-1]:
-                    todo.pop()
-                    if todo:
-                        ladder.pop()
+                while todo:
+                    if not todo[-1]:
+                        todo.pop()
+                        if todo:
+                            ladder.pop()
+                        continue
+                    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                        ladder.push(os.open(todo[-1].pop(), _OPEN, dir_fd=ladder.top))
+                        break
                 if not todo:
                     break
-                ladder.push(os.open(todo[-1].pop(), _OPEN, dir_fd=ladder.top))
     return size, inodes

@@ -12,8 +12,8 @@ The life of a layer as the driver sees it::
         --> [changes(x, below)] --> [seal(x)] --> x serves in other layers' `below` --> remove(x)
 
 What a driver can do beyond the five methods it says by having the methods of a capability protocol
-(`Applies`, `Drafts`, `Copies`, `Diffs`, `Seals`, `Measures`, `Quotas`, `FallsBack`, `Sweeps`, `Configures`,
-`Lazy`, `Logs`); what it leaves out is done through its mount, or not at all.
+(`Applies`, `Drafts`, `Copies`, `Shares`, `Diffs`, `Seals`, `Measures`, `Quotas`, `FallsBack`, `Sweeps`,
+`Configures`, `Lazy`, `Logs`); what it leaves out is done through its mount, or not at all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Applies", "Bodies", "Change", "Configures", "Copies", "Diffs", "Drafts", "Driver", "FallsBack", "Lazy",
-    "Logs", "Measures", "Quotas", "Seals", "Sweeps", "Unfinished", "Unpack",
+    "Logs", "Measures", "Quotas", "Seals", "Shares", "Sweeps", "Unfinished", "Unpack",
     "Usage",
 ]  # fmt: skip
 
@@ -147,6 +147,26 @@ class Copies(Protocol):
 
         Raises as `create` does, NotFoundError for the source too.
         """
+
+
+@runtime_checkable
+class Shares(Protocol):
+    """Keeps each layer as one directory in a format that another driver may have, too.
+
+    A layer goes from one to the other when its directory is renamed; nobody mounts or writes it meanwhile.
+    """
+
+    @property
+    def format(self) -> str:
+        """Name the format; whoever gives the same name understands these layers, every part of them."""
+
+    def place(self, layer: str) -> Path:
+        """Say where the directory of a layer is, or would be."""
+
+    def copy_from(
+        self, layer: str, source: Path, below: Sequence[str], *, warn: Callable[[str], None]
+    ) -> bool:
+        """Do what `Copies.copy` does, with the directory of a layer that another driver has."""
 
 
 @runtime_checkable

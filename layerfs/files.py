@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from layerfs import forking
 from layerfs.errors import InUseError, printable
 
 _CHUNK: Final = 1 << 20
@@ -419,6 +420,7 @@ class Lock:
                 fcntl.flock(descriptor, self._operation)
                 if self._is_current(descriptor):
                     self._descriptor = descriptor
+                    forking.hold(descriptor)
                     descriptor = -1
                     return self
             except BlockingIOError as error:
@@ -434,6 +436,7 @@ class Lock:
     def release(self) -> None:
         """Give the lock back; nothing happens when it is not held."""
         if self._descriptor >= 0:
+            forking.let_go(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+from layerfs import forking
 from layerfs.errors import InUseError, MountError
 
 _PROGRAMS: Final = ("fusermount3", "fusermount")
@@ -72,16 +73,20 @@ def _run(arguments: list[str], environment: dict[str, str]) -> str | None:
             errno=errno.ENOENT,
             hint="install fuse3",
         )
-    words, written = os.pipe()
-    try:
+    with forking.alone:
+        words, written = os.pipe()
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
             actions.append((os.POSIX_SPAWN_DUP2, written, 2))
             child = os.posix_spawn(program, [program, *arguments], environment, file_actions=actions)
+        except BaseException:
+            os.close(words)
+            raise
         finally:
             os.close(null)
             os.close(written)
+    try:
         text = b""
         while chunk := os.read(words, 4096):
             text += chunk

@@ -18,6 +18,7 @@ from layerfs import failpoints, files, leases
 from layerfs.blobs import Blobs
 from layerfs.database import Database
 from layerfs.digest import Digest
+from layerfs.directories import LayerDirectories
 from layerfs.driver import Sweeps
 from layerfs.errors import InUseError, NotFoundError
 from layerfs.layers import Layers
@@ -83,6 +84,8 @@ class Garbage:
         items: list[Item] = []
         drivers = self._all_layers()
         if not dry_run:
+            # Where drivers are tried.
+            LayerDirectories(self._root / "drivers").sweep()
             for layers in drivers:
                 layers.recover()
                 layers.clear(layers.ledger.all())
@@ -406,4 +409,7 @@ def orphans(layers: Layers) -> Iterator[str]:
     # In this order: a layer's row is there before its files are.
     held = list(layers.driver.layers())
     known = layers.table.driver_ids()
-    return (driver_id for driver_id in held if driver_id not in known)
+    unknown = [driver_id for driver_id in held if driver_id not in known]
+    # A row goes after its files: what was being removed is gone by now.
+    still = set(layers.driver.layers()) if unknown else ()
+    return (driver_id for driver_id in unknown if driver_id in still)

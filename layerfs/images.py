@@ -16,6 +16,7 @@ from layerfs.blobs import Blobs
 from layerfs.database import Database, now_ns
 from layerfs.digest import Digest
 from layerfs.errors import ArchiveError, InUseError, InvalidError, NotFoundError
+from layerfs.leases import expire, leased
 from layerfs.oci.config import History, ImageConfig
 from layerfs.oci.manifest import Manifest
 from layerfs.reference import Reference
@@ -99,7 +100,15 @@ class Images:
     def list(self) -> list[Image]:
         """Give every image, the newest in the store first."""
         rows = self._database.rows("SELECT manifest FROM images ORDER BY created_ns DESC, manifest")
-        return [self._load(manifest) for (manifest,) in rows]
+        found = []
+        for (manifest,) in rows:
+            try:
+                found.append(self._load(manifest))
+            except NotFoundError:
+                # What is damaged is to be seen, and what was removed a moment ago is not.
+                if self._database.row("SELECT 1 FROM images WHERE manifest = ?", manifest) is not None:
+                    raise
+        return found
 
     def get(self, ref: str) -> Image:
         """Find an image by name, NAME@DIGEST, the digest of its manifest or config, or the start of its id.
@@ -244,6 +253,9 @@ class Images:
         By id, an image goes with its name. `force` takes several names away, and the image's name from
         under containers; the image itself stays as long as these do.
 
+        An image that a running operation is at work with loses its names alone, and is garbage after that
+        unless the operation names it.
+
         Raises:
             NotFoundError: there is no such image.
             InUseError: a container needs it, or an id has several names, and there is no `force`.
@@ -251,6 +263,7 @@ class Images:
         digest = self._resolve(ref)
         image = self._load(digest)
         name = self.name_of(ref)
+        expire(self._database)
         failpoints.reach("image.remove")
         with self._database.transaction(durable=True) as connection:
             names = [
@@ -272,11 +285,12 @@ class Images:
                     hint=f"layerfs rm {users[0]} first; or take the name alone with --force",
                 )
             connection.executemany("DELETE FROM tags WHERE name = ?", [(one,) for one in going])
-            if last and not users:
+            deleted = last and not users and not leased(connection, "image", digest)
+            if deleted:
                 connection.execute("DELETE FROM images WHERE manifest = ?", (digest,))
         failpoints.reach("image.removed")
         lines = [f"Untagged: {familiar(str(one))}" for one in going]
-        if last and not users:
+        if deleted:
             lines += [f"Deleted: {image.id}", *self._reclaim(image)]
         return lines
 

@@ -150,15 +150,47 @@ class LayerTable:
         return (layer for layer in layers if labels.items() <= layer.labels.items())
 
     def stack(self, row: int) -> tuple[str, ...]:
-        """Give the driver ids of a layer and of all below it, bottom first."""
-        return tuple(driver_id for (driver_id,) in self.database.rows(_STACK, row))
+        """Give the driver ids of a layer and of all below it, bottom first.
+
+        Raises:
+            NotFoundError: the layer was removed since it was looked up.
+        """
+        found = tuple(driver_id for (driver_id,) in self.database.rows(_STACK, row))
+        if not found:
+            raise NotFoundError("the layer was removed meanwhile")
+        return found
+
+    def needed(self, layer: Layer, *, besides: Collection[int]) -> bool:
+        """Say whether a lease protects a layer, or one that is not among the rows `besides` stands on it."""
+        children = self.database.rows("SELECT id FROM layers WHERE parent = ?", layer.row)
+        if any(child not in besides for (child,) in children):
+            return True
+        query = "SELECT 1 FROM lease_items WHERE kind = 'layer' AND item = ? LIMIT 1"
+        return self.database.row(query, layer.driver_id) is not None
+
+    def is_draft(self, row: int) -> bool:
+        """Say whether a draft is neither committed nor removed yet."""
+        return self.database.row("SELECT state FROM layers WHERE id = ?", row) == ("draft",)
+
+    def ancestors(self, layer: Layer) -> list[Layer]:
+        """Give the layers below one, bottom first."""
+        found: list[Layer] = []
+        while layer.parent is not None:
+            layer = self.find(layer.parent)
+            found.append(layer)
+        return found[::-1]
+
+    def blob_size(self, layer: Layer) -> int | None:
+        """Give the length in bytes of the blob that a layer holds in parts, None if it does not."""
+        row = self.database.row("SELECT blob_size FROM layers WHERE id = ?", layer.row)
+        return None if row is None else row[0]
 
     def driver_ids(self) -> set[str]:
-        """Give the driver ids of every row, in whatever state."""
-        return {
-            value
-            for (value,) in self.database.rows("SELECT driver_id FROM layers WHERE driver = ?", self.driver)
-        }
+        """Give the driver ids of every row of any driver, in whatever state.
+
+        A layer may just be on its way from one driver to another.
+        """
+        return {value for (value,) in self.database.rows("SELECT driver_id FROM layers")}
 
     def labels_of(self, driver_id: str) -> Mapping[str, str]:
         """Give the labels of a layer by the driver's id of it.
@@ -351,8 +383,13 @@ class LayerTable:
 
     # -- removal
 
-    def mark(self, layer: Layer, *, containers: bool = True) -> None:
+    def mark(self, layer: Layer, *, containers: bool = True, doubled: bool = False) -> None:
         """Take a layer's name away for good, and its container with it; its files are to be removed next.
+
+        Args:
+            layer: as it was found.
+            containers: False leaves it alone if it is a container's.
+            doubled: take it away from an image that has the same layer with another driver.
 
         Raises:
             NotFoundError: it is gone already.
@@ -360,7 +397,34 @@ class LayerTable:
         """
         # Files must not vanish before the row does, or a power failure would bring the name back alone.
         with self.database.transaction(durable=layer.state is State.COMMITTED) as connection:
-            _mark(connection, layer, containers=containers, going=())
+            _mark(connection, layer, containers=containers, going=(), doubled=doubled)
+
+    def supersede(self, layer: Layer, draft: Draft, *, driver: str) -> None:
+        """Let a draft of another driver be the container's writable layer from now on, and mark the old one.
+
+        Raises:
+            NotFoundError: one of them is gone.
+            InUseError: the container runs.
+        """
+        with self.database.transaction(durable=True) as connection:
+            query = "SELECT status FROM containers WHERE id = ? AND driver = ?"
+            status = connection.execute(query, (layer.name, self.driver)).fetchone()
+            if status is None:
+                raise _missing(layer.name)
+            if status == ("running",):
+                raise InUseError("the container runs")
+            old = connection.execute(f"{_MARK} WHERE id = ? AND state = 'active'", (layer.row,))
+            new = connection.execute(
+                "UPDATE layers SET state = 'active', lease = NULL, name = ?, labels = ?, created_ns = ?,"
+                " updated_ns = ? WHERE id = ? AND state = 'draft'",
+                (
+                    layer.name, json.dumps(dict(layer.labels), sort_keys=True), layer.created_ns, now_ns(),
+                    draft.row,
+                ),
+            )  # fmt: skip
+            if (old.rowcount, new.rowcount) != (1, 1):
+                raise _missing(layer.name)
+            connection.execute("UPDATE containers SET driver = ? WHERE id = ?", (driver, layer.name))
 
     def mark_together(self, layers: Sequence[Layer]) -> list[Layer]:
         """Mark committed layers, children first, as `mark` does; give those before the first that stays."""
@@ -453,7 +517,14 @@ class LayerTable:
             raise NotFoundError(f"the layer that was to become {name!r} was removed meanwhile")
 
 
-def _mark(connection: sqlite3.Connection, layer: Layer, *, containers: bool, going: Collection[int]) -> None:
+def _mark(
+    connection: sqlite3.Connection,
+    layer: Layer,
+    *,
+    containers: bool,
+    going: Collection[int],
+    doubled: bool = False,
+) -> None:
     """Mark a layer as removed; its children among the rows `going` are no obstacle."""
     state = connection.execute("SELECT state FROM layers WHERE id = ?", (layer.row,)).fetchone()
     if state != (layer.state.value,):
@@ -462,7 +533,10 @@ def _mark(connection: sqlite3.Connection, layer: Layer, *, containers: bool, goi
         if row not in going:
             raise InUseError(f"layer {layer.name!r} has a child, {name!r}")
     image = connection.execute("SELECT 1 FROM image_layers WHERE chain_id = ?", (layer.name,)).fetchone()
-    if image is not None:
+    twin = "SELECT 1 FROM layers WHERE name = ? AND driver <> ? AND state = 'committed'"
+    if image is not None and not (
+        doubled and connection.execute(twin, (layer.name, layer.driver)).fetchone() is not None
+    ):
         raise InUseError(f"layer {layer.name!r} belongs to an image")
     query = "SELECT name FROM containers WHERE id = ?"
     if not containers and connection.execute(query, (layer.name,)).fetchone() is not None:

@@ -152,6 +152,14 @@ class Layers:
             failpoints.reach("layer.marked")
             self._erase(layer.row, layer.driver_id, lock)
 
+    def give_up(self, name: str) -> None:
+        """Remove a committed layer that images need, but have with another driver, too; see `remove`."""
+        layer = self.table.find(name)
+        with self.lock(layer.driver_id, name=name) as lock:
+            self.refuse_live(layer)
+            self.table.mark(layer, doubled=True)
+            self._erase(layer.row, layer.driver_id, lock)
+
     def finish(self) -> int:
         """Finish removals and drop drafts that a process left behind; give how many layers went.
 

@@ -37,6 +37,11 @@ class OverlayLayers(StackedLayers):
                 whiteouts=self._whiteouts,
             )
 
+    @property
+    def format(self) -> str:
+        """Name overlayfs's format, and whose attributes it is written with."""
+        return "overlayfs" + (" (user.overlay)" if self._user_xattrs else "")
+
     def _open_merged(self, layers: Sequence[str]) -> int:
         """Open the merged tree with redirects and metadata-only copies followed, whoever made them."""
         return self._open_stack(layers)

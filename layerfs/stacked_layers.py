@@ -60,19 +60,30 @@ class StackedLayers(Driver):
 
     def copy(self, layer: str, source: str, below: Sequence[str], *, warn: Callable[[str], None]) -> bool:
         """Copy ``diff`` without what the union notes there for itself; data is shared where it can be."""
+        self._directories.require(source)
+        return self.copy_from(layer, self.place(source), below, warn=warn)
+
+    def copy_from(
+        self, layer: str, source: Path, below: Sequence[str], *, warn: Callable[[str], None]
+    ) -> bool:
+        """Do the same with a layer of the same format that is somewhere else."""
         from layerfs.tree.copy import copy_changes
 
-        self._directories.require(*below, source)
+        self._directories.require(*below)
         try:
             with self._directories.making(layer) as directory:
                 os.mkdir(directory / "work", 0o700)
                 diff = directory / "diff"
                 os.mkdir(diff, 0o700)
-                with opened(diff) as target, opened(self._diff(source)) as changes:
+                with opened(diff) as target, opened(source / "diff") as changes:
                     copy_changes(changes, target, keep=self._belongs_to_copy, warn=warn)
         except _OwnWaysError:
             return False
         return True
+
+    def place(self, layer: str) -> Path:
+        """Say where a layer's directories are."""
+        return self._directories.path(layer)
 
     def mount(self, layer: str, below: Sequence[str], *, read_only: bool) -> Mount:
         """Stack the layers; a single one is bound where its directory holds nothing of the format."""

@@ -34,6 +34,7 @@ from layerfs.value import frozen
 if TYPE_CHECKING:
     from layerfs.check import Findings
     from layerfs.containers import Container, Containers
+    from layerfs.converting import Converted, Converting
     from layerfs.driver import Bodies, Driver
     from layerfs.garbage import Garbage, Report
     from layerfs.indexes import Indexes
@@ -66,11 +67,13 @@ _OURS: Final = frozenset(
     }
 )
 
-# What a crash may have left: records of mounts, running containers, and drafts or half-removed layers.
+# What a crash may have left: records of mounts, running containers, drafts or half-removed layers, and layers
+# on their way from one driver to another.
 _TRACES: Final = (
     "SELECT EXISTS (SELECT 1 FROM mounts WHERE held = 1 OR boot <> ?),"
     " EXISTS (SELECT 1 FROM containers WHERE status = 'running'),"
-    " EXISTS (SELECT 1 FROM layers WHERE state IN ('draft', 'removing'))"
+    " EXISTS (SELECT 1 FROM layers WHERE state IN ('draft', 'removing')),"
+    " EXISTS (SELECT 1 FROM meta WHERE key GLOB 'relocating:*')"
 )
 
 
@@ -230,8 +233,10 @@ class Store:
     def all_layers(self) -> list[Layers]:
         """Give the layers of every driver that was ever used here and is installed."""
         names = {name for (name,) in self._database.rows("SELECT DISTINCT driver FROM layers")}
+        # Somebody may be trying a driver, in a directory whose name begins with a dot.
+        names.update(name for name in os.listdir(self.root / "drivers") if not name.startswith("."))
         found = []
-        for name in sorted(names.union(os.listdir(self.root / "drivers"))):
+        for name in sorted(names):
             try:
                 found.append(self.layers_of(name))
             except (NotFoundError, UnsupportedError) as error:
@@ -519,7 +524,8 @@ class Store:
         if container is not None and name is None:
             if self._asked_driver not in (None, container.driver):
                 self._warn(
-                    f"container {container.name} was made with the driver {container.driver} and keeps it"
+                    f"container {container.name} was made with the driver {container.driver} and keeps it;"
+                    " `layerfs convert` moves it"
                 )
             container.mount(target, read_only=read_only, options=options)
             return container
@@ -562,6 +568,77 @@ class Store:
             container.unmount()
         else:
             self._any_layers().unmount(Path(what))
+
+    # -- from one driver to another
+
+    def convert(self, what: str, to: str, *, progress: Progress | None = None) -> Converted:
+        """Move a container, or an image's unpacked layers, to another driver, in place.
+
+        The new copy is compared with the old one before that goes: trees and lists of changes of what a
+        container wrote, data and tables of contents of images' layers. Between drivers of one format
+        directories are renamed instead. A kill leaves either the old or the new, whole. Layers of an image
+        that other containers of the old driver stand on stay there, too. Sockets do not go along.
+
+        Args:
+            what: a container, or else an image, as the user calls it.
+            to: the name of a driver.
+            progress: told how it goes.
+
+        Raises:
+            NotFoundError: there is neither such a container nor such an image, or no such driver.
+            InUseError: the container is running or mounted.
+            UnsupportedError: the driver does not work here.
+            LayerError: a file of the container cannot be in a layer.
+            VerificationError: the new copy is not what the old one is; that stays.
+        """
+        converting = self._converting(to, progress)
+        container = self.containers.find(what)
+        if container is not None:
+            return converting.container(container, self.layers_of(container.driver))
+        try:
+            image = self.images.get(what)
+        except NotFoundError as error:
+            raise NotFoundError(f"there is no container and no image {what}", hint=error.hint) from error
+        self.images.require_layers(image)
+        return converting.image(image, what, self.all_layers())
+
+    def convert_all(
+        self,
+        to: str,
+        *,
+        failed: Callable[[str, LayerfsError], None],
+        progress: Progress | None = None,
+    ) -> list[Converted]:
+        """Convert every container and image, as `convert` does, and use the driver from now on.
+
+        Args:
+            to: the name of a driver.
+            failed: told what cannot be converted, and why; the store keeps its driver then.
+            progress: told how it goes.
+        """
+        done = []
+        failures = 0
+        boxes = [one.name for one in self.containers.list()]
+        images = [one.names[0] if one.names else str(one.digest) for one in self.images.list()]
+        for what in boxes + images:
+            try:
+                done.append(self.convert(what, to, progress=progress))
+            except LayerfsError as error:
+                failures += 1
+                failed(what, error)
+        if not failures:
+            self._database.set("driver", to)
+        return done
+
+    def _converting(self, to: str, progress: Progress | None) -> Converting:
+        from layerfs import plugins
+        from layerfs.converting import Converting
+
+        target = self.layers_of(to)
+        plugins.find(to).load().check(target.driver.root)
+        return Converting(
+            self.root, self._database, self.blobs, target, warn=self._warn, progress=progress or Silent()
+        )
 
     # -- housekeeping
 
@@ -756,9 +833,13 @@ class Store:
         boot = liveness.boot_id()
         traces = self._database.row(_TRACES, boot)
         assert traces is not None
-        mounts, running, unfinished = traces
-        if mounts or running or unfinished:
+        mounts, running, unfinished, relocating = traces
+        if any((mounts, running, unfinished, relocating)):
             failpoints.reach("store.recover")
+        if relocating:
+            from layerfs.relocating import recover
+
+            recover(self._database, self.root, self.layers_of)
         if mounts:
             self._any_layers().recover()
         if running:

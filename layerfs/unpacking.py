@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from layerfs import failpoints
+from layerfs import failpoints, forking
 from layerfs.blobs import Blobs, Ingest
+from layerfs.compression import import_codecs
 from layerfs.driver import Drafts, Driver, Independent, Seals
 from layerfs.files import Lock
 from layerfs.filling import Filled, Filling
@@ -310,20 +312,23 @@ class Unpacking:
         while len(self._running) >= min(_MOST_WORKERS, processors + 2):
             self._listen()
         below = [other.gate for other in self._running]
-        gate, end = os.pipe()
-        try:
-            job.worker = Worker(
-                lambda tell: job.filling.run_apart(
-                    advance=_Steps(tell), warn=tell, ready=lambda: _wait_for_all(below)
-                ),
-                hear=lambda message: self._hear(job, message),
-                keep=[*descriptors, *below, end, job.lock.fileno()],
-            )
-        except OSError:
-            os.close(gate)
-            return False
-        finally:
-            os.close(end)
+        if threading.active_count() > 1:
+            import_codecs()
+        with forking.alone:
+            gate, end = os.pipe()
+            try:
+                job.worker = Worker(
+                    lambda tell: job.filling.run_apart(
+                        advance=_Steps(tell), warn=tell, ready=lambda: _wait_for_all(below)
+                    ),
+                    hear=lambda message: self._hear(job, message),
+                    keep=[*descriptors, *below, end, job.lock.fileno()],
+                )
+            except OSError:
+                os.close(gate)
+                return False
+            finally:
+                os.close(end)
         job.gate = gate
         self._running.append(job)
         return True
@@ -432,13 +437,17 @@ class Chain:
     def _enter(self) -> None:
         names = self.names
         self._done = self._layers.table.present(names, self._lease)
-        if self._done == len(names):
-            return
-        # Whoever lacks any of these layers lacks this one too, and waits here.
-        digest = names[self._done].partition(":")[2]
-        lock = self._open.enter_context(Lock(self._layers.root / "locks" / f"chain-{digest}"))
-        self._open.callback(lock.path.unlink, missing_ok=True)
-        self._done = self._layers.table.present(names, self._lease)
+        while self._done < len(names):
+            # Whoever lacks any of these layers lacks this one too, and waits here.
+            lacking = self._done
+            digest = names[lacking].partition(":")[2]
+            lock = self._open.enter_context(Lock(self._layers.root / "locks" / f"chain-{digest}"))
+            self._open.callback(lock.path.unlink, missing_ok=True)
+            self._done = self._layers.table.present(names, self._lease)
+            if self._done == lacking:
+                break
+            # Somebody made a part of them while we waited; the next one may be in work elsewhere.
+            self._open.close()
         self._present = self._done
         if self._done:
             self._parent = names[self._done - 1]

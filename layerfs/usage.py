@@ -96,9 +96,12 @@ def measure(database: Database, blobs: Blobs, images: Images, containers: Contai
         )
     container_usages = []
     for container in containers.list():
+        layers = containers.layers_of(container.driver)
         try:
-            used = containers.layers_of(container.driver).usage(container.id)
-        except NotFoundError:
+            used = layers.usage(container.id)
+        except (NotFoundError, FileNotFoundError):
+            if layers.has(container.id):
+                raise
             continue  # it was removed a moment ago
         free = (
             0
@@ -114,7 +117,11 @@ def measure(database: Database, blobs: Blobs, images: Images, containers: Contai
     referred.update(
         seek for blob, seek in database.rows("SELECT blob, seek FROM seek_tables") if blob in referred
     )
-    blob_sizes = {str(digest): blobs.size(digest) for digest in blobs.list()}
+    blob_sizes = {}
+    for digest in blobs.list():
+        # One that is collected meanwhile occupies nothing.
+        with contextlib.suppress(NotFoundError):
+            blob_sizes[str(digest)] = blobs.size(digest)
     return DiskUsage(
         tuple(image_usages),
         tuple(container_usages),

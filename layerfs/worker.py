@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Generic, NoReturn, TypeVar, cast
 
-from layerfs import linux
+from layerfs import forking, linux
 from layerfs.errors import LayerfsError
 
 Tell = Callable[[object], None]
@@ -51,16 +51,17 @@ class Worker(Generic[Result]):
         self._data = b""
         self._ending: tuple[bytes, bytes] | None = None
         self._status = 0
-        self._pipe, told = os.pipe()
-        try:
-            self._pid = _fork()
-            if self._pid == 0:
-                _run(work, told, {0, 1, 2, told, *keep})
-        except BaseException:
-            os.close(self._pipe)
-            raise
-        finally:
-            os.close(told)
+        with forking.alone:
+            self._pipe, told = os.pipe()
+            try:
+                self._pid = _fork()
+                if self._pid == 0:
+                    _run(work, told, {0, 1, 2, told, *keep})
+            except BaseException:
+                os.close(self._pipe)
+                raise
+            finally:
+                os.close(told)
 
     @property
     def running(self) -> bool:

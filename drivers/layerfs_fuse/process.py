@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from layerfs import linux
+from layerfs import forking, linux
 from layerfs.driver import Bodies
 from layerfs_fuse.changes import Changes
 from layerfs_fuse.dialect import Dialect
@@ -94,7 +94,7 @@ def start(
     Raises:
         OSError: it could not start.
     """
-    report, told = os.pipe()
+    told = -1
 
     def serve() -> None:
         try:
@@ -106,11 +106,16 @@ def start(
             if log is not None:
                 log.write(traceback.format_exc())
 
-    with open(report, "rb", buffering=0) as stream:
+    with forking.alone:
+        report, told = os.pipe()
         try:
             leave_behind(serve)
+        except BaseException:
+            os.close(report)
+            raise
         finally:
             os.close(told)
+    with open(report, "rb", buffering=0) as stream:
         answer = stream.read(16)
     if answer != _READY:
         number = int(answer or errno.EIO)

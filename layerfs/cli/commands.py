@@ -62,6 +62,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "du": ("housekeeping", "Show what the store occupies"),
         "info": ("housekeeping", "Describe the store and this host"),
         "drivers": ("housekeeping", "Explain which drivers work here"),
+        "convert": ("converting", "Move containers and images to another driver"),
         "completion": ("completion", "Print a completion script for a shell"),
     },
 }

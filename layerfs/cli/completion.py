@@ -22,6 +22,7 @@ KINDS = {
     "IMAGE[:PATH]": "images",
     "CONTAINER": "containers",
     "IMAGE-or-CONTAINER": "both",
+    "CONTAINER-or-IMAGE": "both",
     "TARGET-or-NAME": "containers",
     "DRIVER": "drivers",
     "OPTION[,OPTION...]": "options",

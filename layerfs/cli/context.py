@@ -72,9 +72,7 @@ class Context:
             try:
                 action(name)
             except LayerfsError as error:
-                sys.stdout.flush()
-                lines = [f"layerfs: {error}", *([f"hint: {error.hint}"] if error.hint else [])]
-                sys.stderr.write("".join(f"{output.words(line)}\n" for line in lines))
+                complain(error)
                 status = 1
         return status
 
@@ -123,6 +121,13 @@ def default_root() -> Path:
         return Path("/var/lib/layerfs")
     data = os.environ.get("XDG_DATA_HOME")
     return Path(data) / "layerfs" if data else Path.home() / ".local/share/layerfs"
+
+
+def complain(error: LayerfsError, where: str = "") -> None:
+    """Tell an error of one thing of several, of which `where` says which."""
+    sys.stdout.flush()
+    lines = [f"layerfs: {where}{error}", *([f"hint: {error.hint}"] if error.hint else [])]
+    sys.stderr.write("".join(f"{output.words(line)}\n" for line in lines))
 
 
 def warn(message: str) -> None:

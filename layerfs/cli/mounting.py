@@ -160,8 +160,8 @@ that follow large files of the image while others write them, leaves these to th
 leaves all to it, which is slowest, for kernels whose passthrough is not to be trusted.
 
 The options, and --read-only, are those of this one mount: the container does not keep them. What it keeps is
-its driver, whatever --driver says; an image is unpacked once for each driver that is used with it. To take
-changes to another driver, `commit` the container and mount the new image with that.
+its driver, whatever --driver says; an image is unpacked once for each driver that is used with it. `convert`
+moves both to another driver.
 
 A directory in the store or above it is refused, since the mount would hide the store.
 

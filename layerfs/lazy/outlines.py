@@ -8,6 +8,7 @@ import select
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from layerfs import forking
 from layerfs.driver import Lazy, Usage
 from layerfs.lazy.bodies_list import BodiesWriter, Body
 from layerfs.lazy.fetching import Fetching, fetching_of
@@ -131,19 +132,20 @@ class Outlines:
 
     def _fork(self, job: Job, below: Sequence[int]) -> bool:
         """Have a layer filled by a process of its own; False where there can be none."""
-        job.gate, end = os.pipe()
-        try:
-            job.worker = Worker(
-                lambda tell: self._fill(job, below, warn=tell),
-                hear=lambda words: self._warn(str(words)),
-                keep=[job.toc.fileno(), end, *below],
-            )
-        except OSError:
-            os.close(job.gate)
-            job.gate = -1
-            return False
-        finally:
-            os.close(end)
+        with forking.alone:
+            job.gate, end = os.pipe()
+            try:
+                job.worker = Worker(
+                    lambda tell: self._fill(job, below, warn=tell),
+                    hear=lambda words: self._warn(str(words)),
+                    keep=[job.toc.fileno(), end, *below],
+                )
+            except OSError:
+                os.close(job.gate)
+                job.gate = -1
+                return False
+            finally:
+                os.close(end)
         return True
 
     def _fill(self, job: Job, gates: Sequence[int], *, warn: Callable[[str], None] | None = None) -> Filled:

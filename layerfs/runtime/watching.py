@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from layerfs import linux
+from layerfs import forking, linux
 from layerfs.errors import LayerfsError, MountError, NotFoundError, ProcessError
 
 if TYPE_CHECKING:
@@ -59,13 +59,16 @@ def attend(
         signals = stack.enter_context(_Signals())
         if terminal is not None:
             stack.callback(terminal.close)
-        report, told = os.pipe()
-        stack.callback(os.close, report)
         caller = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            monitor(told, caller)
-        os.close(told)
+        with forking.alone:
+            report, told = os.pipe()
+            stack.callback(os.close, report)
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    monitor(told, caller)
+            finally:
+                os.close(told)
         waiting = stack.enter_context(_Monitor(pid))
         if terminal is not None:
             terminal.receive()

@@ -11,6 +11,7 @@ import pytest
 
 from layerfs import mounting
 from layerfs.store import Store
+from tests.reliability import processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +64,12 @@ def test_four_processes_do_not_disturb_one_another(tmp_path: Path, driver: str) 
         assert list(store.driver.layers()) == []
         assert os.listdir(root / "tmp") == []
     assert mounting.mounts_below(tmp_path) == []
+
+
+def test_a_crowd_of_processes_and_threads_loses_nothing_and_nobody_hears_of_others(tmp_path: Path) -> None:
+    found = processes.campaign(tmp_path, driver="overlay2", processes=4, threads=2, seconds=3)
+    assert found.sound, found
+    assert found.actions > 50 and found.verified > 0
 
 
 def test_one_key_is_prepared_by_one_process_only(tmp_path: Path) -> None:

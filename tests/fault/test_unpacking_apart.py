@@ -291,3 +291,39 @@ def test_a_full_disk_is_told_as_such_and_gives_its_room_back(tmp_path: Path, for
             assert os.statvfs(small).f_bfree > free * 0.9
         with Store.open(small / "store") as store:
             assert store.check().sound
+
+
+# A module that another thread is just importing can never be imported in a child: its lock stays taken.
+IMPORTS = """
+import os, sys, threading
+from layerfs import unpacking
+from layerfs.store import Store
+parent = os.getpid()
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if os.getpid() != parent:
+            os.write(1, f"{name} ".encode())
+sys.meta_path.insert(0, Watch())
+unpacking._WORTH_A_WORKER = 0
+os.sched_getaffinity = lambda pid: {0, 1, 2, 3}
+begin = unpacking.Worker.__init__
+def begun(*args, **kwargs):
+    os.write(1, b"forked ")
+    begin(*args, **kwargs)
+unpacking.Worker.__init__ = begun
+end = threading.Event()
+threading.Thread(target=end.wait).start()
+try:
+    with Store.open(sys.argv[1], driver="overlay2") as store:
+        store.pull(f"oci:{sys.argv[2]}:1")
+finally:
+    end.set()
+"""
+
+
+def test_a_child_of_a_process_with_threads_imports_nothing(tmp_path: Path) -> None:
+    image = TinyImage(tars=[layer(("file", b"x" * 3000), ("gone", b"x")), layer((".wh.gone", b""))])
+    write_files(tmp_path / "layout", layout_files([image.entry(name="1")], image.blobs))
+    words = [sys.executable, "-c", IMPORTS, str(tmp_path / "root"), str(tmp_path / "layout")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["forked"] * 2

@@ -124,6 +124,19 @@ def test_the_container_goes_on_and_is_committed_again(store: Store, box: Contain
     assert store.check(contents=True).problems == ()
 
 
+def test_changes_that_are_a_layer_already_are_committed_with_another_compression(
+    store: Store, box: Container
+) -> None:
+    first = box.commit("packed", compression=Compression.GZIP)
+    second = box.commit("plain")
+    assert first.chain_ids == second.chain_ids
+    layer = second.manifest.layers[-1].digest
+    assert layer == second.config.diff_ids[-1] and store.blobs.has(layer)
+    store.images.remove("packed")
+    assert box.commit("again", compression=Compression.ZSTD).chain_ids == first.chain_ids
+    assert store.check(contents=True).problems == ()
+
+
 def test_what_layers_cannot_hold_is_left_out_or_refused(store: Store) -> None:
     warnings: list[str] = []
     store.containers.warn = warnings.append

@@ -12,7 +12,7 @@ import pytest
 
 from layerfs import leases, liveness
 from layerfs.database import SCHEMA_VERSION, Database
-from layerfs.errors import StoreError
+from layerfs.errors import InUseError, StoreError
 from layerfs.leases import Lease
 
 
@@ -158,3 +158,17 @@ def test_this_process_is_found_in_its_mount_namespace() -> None:
     assert liveness.alive(liveness.this_process())
     assert os.getpid() in liveness.processes_in_namespace(liveness.mount_namespace())
     assert os.getpid() not in liveness.processes_in_namespace(1)
+
+
+def test_who_waits_too_long_for_another_writer_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerfs.database.BUSY_SECONDS", 0.05)
+    Database.create(tmp_path / "db")
+    one, other = Database(tmp_path / "db"), Database(tmp_path / "db")
+    with one.transaction(), pytest.raises(InUseError, match="has been writing"), other.transaction():
+        pass
+    with other.transaction() as connection:
+        connection.execute("INSERT INTO meta VALUES ('key', 'value')")
+    one.close()
+    other.close()

@@ -190,3 +190,13 @@ def test_records_of_mounts_that_a_dead_process_never_made_go(store: Store, tmp_p
     store.collect(grace=0)
     assert store.layers.ledger.all() == []
     assert store.check().problems == ()
+
+
+def test_what_the_trial_of_a_driver_left_is_no_driver_and_goes(tmp_path: Path) -> None:
+    said: list[str] = []
+    with Store.open(tmp_path / "root", driver="vfs", warn=said.append) as store:
+        left = tmp_path / "root/drivers/.check-0"
+        (left / "upper").mkdir(parents=True)
+        assert [layers.driver.name for layers in store.all_layers()] == ["vfs"]
+        store.collect()
+        assert not left.exists() and said == []

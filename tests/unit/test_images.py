@@ -13,6 +13,7 @@ from layerfs.digest import Digest
 from layerfs.errors import ArchiveError, InUseError, InvalidError, NotFoundError
 from layerfs.images import Image, familiar, full_name, seconds
 from layerfs.instructions import apply_instructions
+from layerfs.leases import Lease
 from layerfs.oci.config import History, ImageConfig
 from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.manifest import Manifest
@@ -307,3 +308,14 @@ def test_an_imported_tar_is_kept_as_it_is(store: Store, tmp_path: Path) -> None:
     assert made.config.diff_ids[0].hex == hashlib.sha256(buffer.getvalue()).hexdigest()
     assert made.config.config.cmd == ("/file",)
     assert made.size > 0
+
+
+def test_an_image_that_an_operation_is_at_work_with_loses_its_name_alone(
+    store: Store, tmp_path: Path
+) -> None:
+    made = image(store, tmp_path, "app")
+    with Lease(store._database) as lease:
+        lease.add("image", str(made.digest))
+        assert store.images.remove("app") == ["Untagged: app:latest"]
+        assert store.images.tag(str(made.digest), "again").names == ("again:latest",)
+    assert any(line.startswith("Deleted:") for line in store.images.remove("again"))

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import tarfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from layerfs.database import Database
 from layerfs.digest import Digest
 from layerfs.driver import Driver
 from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError, VerificationError
+from layerfs.files import Lock
 from layerfs.layers import Layers, State, Step, chain_ids
 from layerfs.leases import Lease
 from layerfs.mount import Mount
@@ -455,3 +457,29 @@ def test_usage_of_an_active_layer_is_counted(layers: Layers) -> None:
         Path(f"/proc/self/fd/{opened}/more").write_bytes(b"y" * 50_000)
     assert layers.usage("key").bytes - empty.bytes >= 49_152
     assert layers.usage("key").inodes == empty.inodes + 1
+
+
+def test_who_waited_for_one_layer_waits_for_whoever_unpacks_the_next(root: Path) -> None:
+    layers, other = open_layers(root, "overlay2"), open_layers(root, "overlay2")
+    steps = [step(layers, BASE), step(layers, TOP)]
+    names = chain_ids(one.diff_id for one in steps)
+    first, second = (Lock(root / "locks" / f"chain-{name.partition(':')[2]}") for name in names)
+    first.acquire()
+    waiting = threading.Thread(target=layers.apply_all, args=[steps])
+    waiting.start()
+    # As two others would: the one ends, the other is at work with what comes next.
+    second.acquire()
+    commit(other, "key", names[0], file=b"x")
+    first.release()
+    waiting.join(0.3)
+    assert waiting.is_alive() and not other.has(names[1])
+    second.release()
+    waiting.join()
+    assert other.has(names[1])
+
+
+def test_a_layer_that_is_removed_after_it_was_looked_up_is_not_found(layers: Layers) -> None:
+    layer = layers.prepare("key")
+    layers.remove("key")
+    with pytest.raises(NotFoundError, match="removed meanwhile"):
+        layers.table.stack(layer.row)

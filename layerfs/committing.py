@@ -26,6 +26,7 @@ from layerfs.progress import Progress
 from layerfs.tree.archive import write_layer
 from layerfs.tree.change import Change
 from layerfs.tree.diff import changes_between
+from layerfs.tree.owners import Owners
 from layerfs.value import frozen, replace
 
 _CHUNK = 1 << 20
@@ -73,10 +74,11 @@ def layer_of_changes(
 def layer_of_directory(
     blobs: Blobs, lease: Lease, directory: Path, *, warn: Callable[[str], None], progress: Progress
 ) -> NewLayer:
-    """Write a whole directory as a layer into the content store."""
+    """Write a whole directory of the host as a layer into the content store."""
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        changes = changes_between(None, root)
+        # Of the host's files, some have owners that an ordinary user's namespace has no ids for.
+        changes = Owners.here().settled(changes_between(None, root))
         return layer_of_changes(
             blobs, lease, changes, compression=Compression.GZIP, warn=warn, progress=progress
         )

@@ -272,11 +272,14 @@ class Container:
         )  # fmt: skip
 
     def export(self, write: Callable[[bytes], object]) -> None:
-        """Write the whole tree as one tar stream, piece by piece."""
+        """Write the whole tree as one tar stream, piece by piece.
+
+        Of a container that runs, what is mounted on its tree is left out: /proc, volumes.
+        """
         from layerfs.tree.archive import write_layer
         from layerfs.tree.diff import changes_between
 
-        with self._containers.opened(self, read_only=True) as root:
+        with self._containers.layers_of(self.driver).opened(self.id) as root:
             write_layer(changes_between(None, root), write, warn=self._containers.warn)
 
     def copy_in(self, source: Path | str, target: bytes) -> None:
@@ -284,19 +287,22 @@ class Container:
 
         Into an existing directory the copy gets its source's name; a source that ends in ``/.`` stands for
         a directory's content (a `Path` cannot end so: give text). No link inside the tree leads out of it.
+        Files of the host whose owners have no id in this user namespace become root's.
         """
+        from layerfs import copying
+        from layerfs.tree.owners import Owners
+
         with _host() as host, self._containers.opened(self, read_only=False) as root:
-            self._copy(host, _absolute(source), root, target)
+            copying.copy_path(
+                host, _absolute(source), root, target, warn=self._containers.warn, owners=Owners.here()
+            )
 
     def copy_out(self, source: bytes, target: Path | str) -> None:
         """Copy a file or directory of the tree to the host; see `copy_in`."""
-        with _host() as host, self._containers.opened(self, read_only=True) as root:
-            self._copy(root, source, host, _absolute(target))
-
-    def _copy(self, source_root: int, source: bytes, target_root: int, target: bytes) -> None:
         from layerfs import copying
 
-        copying.copy_path(source_root, source, target_root, target, warn=self._containers.warn)
+        with _host() as host, self._containers.opened(self, read_only=True) as root:
+            copying.copy_path(root, source, host, _absolute(target), warn=self._containers.warn)
 
 
 class Containers:
@@ -329,6 +335,7 @@ class Containers:
         name: str | None = None,
         command: Sequence[str] | None = None,
         settings: RunSettings | None = None,
+        driver: str | None = None,
         on: tuple[str, str | None] | None = None,
         progress: Progress | None = None,
     ) -> Container:
@@ -339,6 +346,7 @@ class Containers:
             name: made up when None.
             command: in place of the image's own Cmd.
             settings: how its process is to run; `command` wins over the one in it.
+            driver: in place of the store's.
             on: a driver, and the layer of it that shows the image's tree; found out when None.
             progress: told how unpacking goes.
 
@@ -360,8 +368,9 @@ class Containers:
             settings = replace(settings, command=tuple(command))
         found = self._images.get(image)
         if on is None:
+            driver = driver or self._driver
             try:
-                on = self._driver, self.unpack(found.manifest, found.config, progress=progress)
+                on = driver, self.unpack(found.manifest, found.config, driver=driver, progress=progress)
             except NotFoundError:
                 if not self._images.require_layers(found):
                     raise
@@ -513,6 +522,10 @@ class Containers:
         with contextlib.suppress(NotFoundError):
             self._wait_for_layer(self.get(ref))
 
+    def process_of(self, ref: str) -> Owner | None:
+        """Name the process 1 of a container, None when it does not run."""
+        return self._owner(self.get(ref))
+
     def wait(self, ref: str) -> int | None:
         """Wait for a container's process; see `Container.wait`."""
         from layerfs import signals
@@ -532,14 +545,22 @@ class Containers:
         return owner if owner is not None and liveness.alive(owner) else None
 
     def unpack(
-        self, manifest: Manifest, config: ImageConfig, *, progress: Progress | None = None
+        self,
+        manifest: Manifest,
+        config: ImageConfig,
+        *,
+        driver: str | None = None,
+        progress: Progress | None = None,
     ) -> str | None:
-        """See that an image's layers are unpacked, and name the topmost; None for an image without layers."""
+        """See that an image's layers are unpacked, and name the topmost; None for an image without layers.
+
+        They are those of `driver`, the store's when None.
+        """
         if not manifest.layers:
             return None
         pairs = zip(manifest.layers, config.diff_ids, strict=True)
         steps = [Step(layer.digest, diff_id) for layer, diff_id in pairs]
-        return self.layers_of(self._driver).apply_all(steps, progress=progress).name
+        return self.layers_of(driver or self._driver).apply_all(steps, progress=progress).name
 
     def list(self) -> list[Container]:
         """Give every container, the newest first."""

@@ -20,6 +20,7 @@ from layerfs.tree.attributes import set_times, write_xattrs
 from layerfs.tree.change import Change, ChangeKind
 from layerfs.tree.diff import changes_between
 from layerfs.tree.entry import Entry, Kind
+from layerfs.tree.owners import Owners
 from layerfs.tree.read_entry import kind_of, read_entry
 
 _BENEATH: Final = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS
@@ -29,7 +30,13 @@ _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 def copy_path(
-    source_root: int, source: bytes, target_root: int, target: bytes, *, warn: Callable[[str], None]
+    source_root: int,
+    source: bytes,
+    target_root: int,
+    target: bytes,
+    *,
+    warn: Callable[[str], None],
+    owners: Owners | None = None,
 ) -> None:
     """Copy a file or a whole directory from one tree into another, with all its attributes.
 
@@ -45,6 +52,7 @@ def copy_path(
         source: an absolute path, or one relative to the root, as the user wrote it.
         target: likewise.
         warn: told what was left out.
+        owners: settles whose the copies are of files of the host; None where the source is a container.
 
     Raises:
         NotFoundError: there is no such source, or no directory to hold the copy.
@@ -55,9 +63,10 @@ def copy_path(
         stack.callback(os.close, origin.place.directory)
         goal = _find_target(target_root, target, origin)
         stack.callback(os.close, goal.directory)
-        copier = _Copier(warn)
+        copier = _Copier(warn, owners)
         if not origin.is_directory:
             entry = read_entry(origin.place.directory, origin.place.name, origin.status, origin.name)
+            entry = entry if owners is None else owners.settle(entry)
             change = Change(ChangeKind.ADDED, entry, origin.place.directory, origin.place.name)
             copier.put(change, goal.directory, goal.name)
             return
@@ -142,14 +151,16 @@ def _find_target(root: int, path: bytes, origin: _Origin) -> _Goal:
 
 
 class _Copier:
-    def __init__(self, warn: Callable[[str], None]) -> None:
+    def __init__(self, warn: Callable[[str], None], owners: Owners | None) -> None:
         self._warn = warn
+        self._owners = owners
         self._reflink = True
 
     def put_tree(self, source: int, top: int, *, attributes: bool) -> None:
         """Copy what is below `source` into the open directory `top`, and its `attributes` if wanted."""
         times: list[tuple[bytes, int]] = []
-        for change in changes_between(None, source):
+        changes = changes_between(None, source)
+        for change in changes if self._owners is None else self._owners.settled(changes):
             entry = change.entry
             if not entry.path:
                 if attributes:

@@ -88,6 +88,8 @@ class Filling:
         self._below = below
         self._step = step
         self._budget = budget
+        # Asked for now: a forked process has no database.
+        self._owners = layers.squashing()
 
     def run_apart(
         self, *, advance: Callable[[int], object], warn: Callable[[str], None], ready: Callable[[], None]
@@ -208,8 +210,10 @@ class Filling:
                 extract(
                     layer, directory, lower=_after(ready, lower), whiteouts=whiteouts, budget=self._budget,
                     warn=warn, record=contents.add, skeleton=bones, hasher=hasher, squash=os.geteuid() != 0,
-                    unmasked=unmasked,
+                    adopt=None if self._owners is None else self._owners.adopt, unmasked=unmasked,
                 )  # fmt: skip
+                if self._owners is not None:
+                    self._owners.tell(warn)
 
             failpoints.reach("layer.unpack")
             if isinstance(self._driver, Applies):

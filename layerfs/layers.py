@@ -37,9 +37,13 @@ from layerfs.mount_options import GENERAL, MountOptions
 from layerfs.progress import Progress, Silent
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
 
+# In the table `meta`: that files whose owners have no id in the user namespace are given to root.
+SQUASH_OWNERS = "squash_owners"
+
 if TYPE_CHECKING:
     from layerfs.outside import Outside
     from layerfs.tree.change import Change
+    from layerfs.tree.owners import Owners
     from layerfs.unpacking import Chain
 
 _PATIENCE_SECONDS = 0.1
@@ -73,6 +77,14 @@ class Layers:
         self._database = database
         self._warn = warn or (lambda text: None)
         self._outside = outside
+
+    def squashing(self) -> Owners | None:
+        """Give what decides about owners that have no id here, if the store gives their files to root."""
+        if self._database.get(SQUASH_OWNERS) is None:
+            return None
+        from layerfs.tree.owners import Owners
+
+        return Owners.here()
 
     # -- life
 

@@ -51,7 +51,7 @@ def send(owner: Owner, number: int) -> bool:
     Raises:
         PermissionError: it is not ours to signal.
     """
-    with _opened(owner) as process:
+    with opened(owner) as process:
         return process is not None and _send(process, number)
 
 
@@ -61,7 +61,7 @@ def stop(owner: Owner, number: int, *, seconds: float) -> None:
     Raises:
         PermissionError: it is not ours to signal.
     """
-    with _opened(owner) as process:
+    with opened(owner) as process:
         if process is None or not _send(process, number) or number == signal.SIGKILL:
             return
         poll = select.poll()
@@ -73,7 +73,7 @@ def stop(owner: Owner, number: int, *, seconds: float) -> None:
 
 def wait(owner: Owner) -> None:
     """Wait until that very process has ended."""
-    with _opened(owner) as process:
+    with opened(owner) as process:
         if process is not None:
             poll = select.poll()
             poll.register(process, select.POLLIN)
@@ -81,7 +81,8 @@ def wait(owner: Owner) -> None:
 
 
 @contextlib.contextmanager
-def _opened(owner: Owner) -> Iterator[int | None]:
+def opened(owner: Owner) -> Iterator[int | None]:
+    """Open that very process (pidfd_open(2)) for the length of a block; None when it is gone."""
     try:
         process = os.pidfd_open(owner.pid)
     except ProcessLookupError:

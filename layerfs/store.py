@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION: Final = 1
 _LAZY_DRIVER: Final = "fuse"
+# Whose mounts an ordinary user sees outside of his user namespace.
+_SEEN_DRIVER: Final = "fuse"
 _FORMAT: Final = "format.json"
 _DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks", "logs")
 _OURS: Final = frozenset(
@@ -127,6 +129,8 @@ class Store:
         self._registry: Callable[[], Options] | None = None
         # Why the driver that was asked for does not work here; without it what there is can be looked at.
         self._unusable: UnsupportedError | None = None
+        # Why files of some owners cannot be dealt with.
+        self._lost_ids: str | None = None
         self._driver_name = self._choose_driver(driver)
         self._assembly = Assembly(database, self.blobs, self.layers_of)
         self.blobs.assembles = self._assembly
@@ -173,6 +177,7 @@ class Store:
         warn: Callable[[str], None] | None = None,
         outside: Outside | None = None,
         registry: Callable[[], Options] | None = None,
+        squash_owners: bool = False,
     ) -> Store:
         """Open the store at a directory, which is made when it is missing or empty.
 
@@ -188,6 +193,8 @@ class Store:
             outside: where `mount` mounts, for a process that entered a user namespace (see `runtime.userns`);
                 None: in the mount namespace of this process.
             registry: says how registries are spoken with for files of lazy layers; asked when one is mounted.
+            squash_owners: whenever a layer is unpacked from now on, give its files whose owners have no id in
+                the user namespace to root, instead of refusing it; the store remembers that.
 
         Raises:
             StoreError: the directory holds something else, or a store of another format.
@@ -205,6 +212,11 @@ class Store:
                 warn=warn or (lambda message: None), outside=outside,
             )  # fmt: skip
             store._registry = registry
+            store._compare_ids()
+            if squash_owners:
+                from layerfs.layers import SQUASH_OWNERS
+
+                database.set(SQUASH_OWNERS, "1")
             store._recover()
         except BaseException:
             database.close()
@@ -499,6 +511,9 @@ class Store:
     ) -> Container:
         """Mount a container, or an image with a fresh writable layer, on a directory until `unmount`.
 
+        Outside of an ordinary user's namespace an image is mounted with the driver fuse, unless the store was
+        opened with another.
+
         Args:
             what: a container, or else an image, as the user calls it.
             target: an existing directory.
@@ -535,7 +550,7 @@ class Store:
             made = (
                 self._create_lazy(what, name=name, platform=platform)
                 if lazy
-                else self.containers.create(what, name=name)
+                else self.containers.create(what, name=name, driver=self._seen_driver())
             )
         except NotFoundError as error:
             if self.has_image(what):
@@ -657,9 +672,18 @@ class Store:
     def check(
         self, *, repair: bool = False, contents: bool = False, progress: Progress | None = None
     ) -> Findings:
-        """Look for damage, and with `repair` mend it from the kept blobs; `contents` reads every file."""
+        """Look for damage, and with `repair` mend it from the kept blobs; `contents` reads every file.
+
+        Raises:
+            UnsupportedError: an ordinary user lacks ids that he had, so that what is sound looks damaged.
+        """
         from layerfs.check import Check
 
+        if self._lost_ids is not None:
+            raise UnsupportedError(
+                f"nothing can be checked: {self._lost_ids}",
+                hint="give the user the ranges of before in /etc/subuid and /etc/subgid, in the same order",
+            )
         self._take_over()
         return Check(
             self._database,
@@ -745,6 +769,17 @@ class Store:
                 str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
             )
 
+    def _seen_driver(self) -> str | None:
+        """Name the driver for a new mount where an ordinary user would not see what our own one mounts."""
+        from layerfs import plugins
+        from layerfs.driver import Configures
+
+        if self._outside is None or self._asked_driver is not None or isinstance(self.driver, Configures):
+            return None
+        # Its own words are better than what a mount would say.
+        plugins.find(_SEEN_DRIVER).load().check(self.root / "drivers")
+        return _SEEN_DRIVER
+
     def _take_over(self) -> None:
         """Note what processes have found out of lazy layers that have no database."""
         query = "SELECT DISTINCT driver FROM layers WHERE state = 'committed' AND toc IS NULL"
@@ -792,6 +827,27 @@ class Store:
         garbage = self._garbage()
         lazy = layer_names(image.manifest.layers, image.config.diff_ids)
         return garbage.reclaim(lazy, ()) + garbage.reclaim(image.chain_ids, blobs)
+
+    def _compare_ids(self) -> None:
+        """See whether every id that an ordinary user's store was ever used with is still what it was."""
+        if os.geteuid() != 0:
+            return
+        from layerfs import subids
+
+        now = [subids.mapped(), subids.mapped("/proc/self/gid_map")]
+        if all(map(subids.maps_all, now)):
+            return
+        noted = self._database.get("ids")
+        before = [[subids.Mapping(*each) for each in ids] for ids in json.loads(noted or "[[], []]")]
+        if all(map(subids.covers, now, before)):
+            if now != before:
+                self._database.set("ids", json.dumps(now))
+            return
+        self._lost_ids = (
+            "the store was used with ids that this user namespace has not, or that are others now: what"
+            " belongs to them is nobody's here"
+        )
+        self._warn(f"{self._lost_ids} (see /etc/subuid and /etc/subgid, and whether newuidmap works)")
 
     def _complete(self, image: Image) -> None:
         """Pull what is not here of an image that was mounted lazily, from where its files come.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
+from layerfs.cli.copy_options import add_squash_owners
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser, UsageError
 from layerfs.cli.progress import COPY, LOAD, showing
@@ -17,6 +18,7 @@ def _configure_load(parser: CommandParser) -> None:
     parser.add_argument(
         "-i", "--input", metavar="FILE", help="the archive; standard input when left out or -"
     )
+    add_squash_owners(parser)
     parser.flag("-q", "--quiet", help="show no progress")
 
 
@@ -24,7 +26,7 @@ def _load(context: Context, arguments: argparse.Namespace) -> int:
     given = arguments.input
     if given in (None, "-") and sys.stdin.isatty():
         raise UsageError("standard input is a terminal", hint="name an archive with -i FILE, or pipe one in")
-    with context.open_store() as store:
+    with context.open_store(squash_owners=arguments.squash_owners) as store:
         with showing(LOAD, quiet=arguments.quiet) as progress:
             images = store.load(sys.stdin.buffer if given in (None, "-") else Path(given), progress=progress)
         if context.json:

@@ -63,6 +63,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "info": ("housekeeping", "Describe the store and this host"),
         "drivers": ("housekeeping", "Explain which drivers work here"),
         "convert": ("converting", "Move containers and images to another driver"),
+        "unshare": ("unshare", "Run a command in the user namespace of an ordinary user's store"),
         "completion": ("completion", "Print a completion script for a shell"),
     },
 }

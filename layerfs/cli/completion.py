@@ -27,6 +27,8 @@ KINDS = {
     "DRIVER": "drivers",
     "OPTION[,OPTION...]": "options",
     "COMMAND": "nothing",
+    # Of programs on the host.
+    "ARGUMENT": "files",
     "NAME": "nothing",
 }
 FILES = "files"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from typing import NamedTuple
@@ -12,11 +13,14 @@ from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
 from layerfs.cli.copy_options import annotations_of
 from layerfs.cli.parser import CommandParser, UsageError
-from layerfs.errors import printable
+from layerfs.errors import InvalidError, NotFoundError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from layerfs.containers import Container
+    from layerfs.liveness import Owner
     from layerfs.store import Store
 
 
@@ -43,6 +47,8 @@ def _configure_rm(parser: CommandParser) -> None:
 
 
 def _rm(context: Context, arguments: argparse.Namespace) -> int:
+    if arguments.force:
+        _kill_from_outside(context, arguments.containers)
     with context.open_store() as store:
 
         def remove(name: str) -> None:
@@ -50,6 +56,23 @@ def _rm(context: Context, arguments: argparse.Namespace) -> int:
             output.line(name)
 
         return context.each(arguments.containers, remove)
+
+
+def _kill_from_outside(context: Context, names: Sequence[str]) -> None:
+    """Kill an ordinary user's processes while we may: beside their namespace only those of his own id."""
+    if not context.rootless:
+        return
+    from layerfs import signals
+
+    def running(store: Store) -> list[Owner]:
+        found = []
+        for name in names:
+            with contextlib.suppress(NotFoundError, InvalidError):
+                found.append(store.containers.process_of(name))
+        return [owner for owner in found if owner is not None]
+
+    for owner in context.ask_store(running):
+        signals.kill(owner)
 
 
 def _configure_commit(parser: CommandParser) -> None:
@@ -217,11 +240,14 @@ def _cp(context: Context, arguments: argparse.Namespace) -> int:
             "cp neither reads nor writes a tar stream",
             hint="write ./- for a file of that name; `layerfs export` writes a whole tree as a tar file",
         )
-    with context.open_store() as store:
+    name = source[0] or destination[0]
+    assert name is not None
+    with context.open_store_beside(name) as store:
+        container = store.containers.get(name)
         if source[0] is not None:
-            store.containers.get(source[0]).copy_out(os.fsencode(source[1]), destination[1])
-        elif destination[0] is not None:
-            store.containers.get(destination[0]).copy_in(source[1], os.fsencode(destination[1]))
+            container.copy_out(os.fsencode(source[1]), destination[1])
+        else:
+            container.copy_in(source[1], os.fsencode(destination[1]))
     return 0
 
 

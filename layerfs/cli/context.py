@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from layerfs.cli import output, progress
 from layerfs.errors import InvalidError, LayerfsError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from layerfs.registry.settings import Options
     from layerfs.store import Store
     from layerfs.tree.budget import Budget
+
+Result = TypeVar("Result")
 
 
 class Context:
@@ -38,14 +41,19 @@ class Context:
         if front := os.environ.get("LAYERFS_FUSE_FRONT"):
             serve_fuse_through(front)
 
-    def open_store(self, *, here: bool = False) -> Store:
+    def open_store(
+        self, *, here: bool = False, beside: int | None = None, squash_owners: bool = False
+    ) -> Store:
         """Open the store, in a user namespace of our own when we are not root; the caller closes it.
 
-        With `here` an ordinary user's mounts are made in that namespace, where only we see them.
+        Args:
+            here: an ordinary user's mounts are made in that namespace, where only we see them.
+            beside: a process (pidfd_open(2)) whose user namespace is entered instead of a new one.
+            squash_owners: as `Store.open` has it.
         """
         from layerfs.store import Store
 
-        self.become_root()
+        self.become_root(beside=beside)
         return Store.open(
             self.root,
             driver=self.driver,
@@ -53,16 +61,59 @@ class Context:
             warn=warn,
             outside=None if here else self.outside,
             registry=registry_options,
+            squash_owners=squash_owners,
         )
 
-    def become_root(self) -> None:
-        """Enter a user namespace in which we own what a store needs; nothing to do for root."""
+    def ask_store(self, work: Callable[[Store], Result]) -> Result:
+        """Ask the store something, and stay where we are; what is answered can be pickled.
+
+        An ordinary user's container lives in a user namespace of its own. It can be reached from outside,
+        but not from the one beside it in which the store is opened: so that is entered by a child.
+        """
+
+        def ask(*_: object) -> Result:
+            with self.open_store() as store:
+                return work(store)
+
+        if not self.rootless:
+            return ask()
+        from layerfs.worker import Worker
+
+        worker: Worker[Result] = Worker(ask, hear=lambda message: None, keep=())
+        try:
+            while worker.running:
+                worker.listen()
+            return worker.result()
+        finally:
+            worker.end()
+
+    @contextlib.contextmanager
+    def open_store_beside(self, container: str) -> Iterator[Store]:
+        """Open the store for the length of a block, beside this container's processes if it runs."""
+        with contextlib.ExitStack() as stack:
+            process = None
+            if self.rootless:
+                owner = self.ask_store(lambda store: store.containers.process_of(container))
+                if owner is not None:
+                    from layerfs import signals
+
+                    process = stack.enter_context(signals.opened(owner))
+            yield stack.enter_context(self.open_store(beside=process))
+
+    def become_root(self, *, beside: int | None = None) -> None:
+        """Enter a user namespace in which we own what a store needs; nothing to do for root.
+
+        With `beside`, a process, it is that of the process.
+        """
         if os.geteuid() != 0:
             from layerfs.outside import Outside
             from layerfs.runtime import userns
 
             outside = Outside()
-            userns.enter()
+            if beside is None:
+                userns.enter(warn=warn)
+            else:
+                userns.join(beside)
             self.outside = outside
 
     def each(self, names: Sequence[str], action: Callable[[str], None]) -> int:

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from layerfs.tree.budget import Budget
 
 
+def add_squash_owners(parser: CommandParser) -> None:
+    """Add --squash-owners, which `Store.open` reads."""
+    parser.flag(
+        "--squash-owners",
+        help="give files whose owners have no id here to root, now and later (README, Ordinary users)",
+    )
+
+
 def add_platform(parser: CommandParser) -> None:
     """Add what chooses one of several platforms."""
     parser.add_argument(

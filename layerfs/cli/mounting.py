@@ -13,7 +13,7 @@ from layerfs import mounting
 from layerfs.cli import registry_options
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context, note
-from layerfs.cli.copy_options import add_platform, platform_of
+from layerfs.cli.copy_options import add_platform, add_squash_owners, platform_of
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser, UsageError
 from layerfs.errors import NotFoundError, OptionError
@@ -33,6 +33,7 @@ def _configure_mount(parser: CommandParser) -> None:
     )
     parser.add_argument("--name", metavar="NAME", help="the name of the container that keeps the changes")
     add_platform(parser)
+    add_squash_owners(parser)
     registry_options.add(parser)
     parser.add_argument(
         "-o",
@@ -50,7 +51,7 @@ def _configure_mount(parser: CommandParser) -> None:
 
 def _mount(context: Context, arguments: argparse.Namespace) -> int:
     target = Path(arguments.target).absolute()
-    with context.open_store(here=arguments.foreground) as store:
+    with context.open_store(here=arguments.foreground, squash_owners=arguments.squash_owners) as store:
         try:
             container = store.mount(
                 arguments.what,
@@ -165,9 +166,10 @@ moves both to another driver.
 
 A directory in the store or above it is refused, since the mount would hide the store.
 
-An ordinary user's mounts are made by fusermount3(1), with the driver fuse. With other drivers they are seen
-by the process that mounts alone, so --foreground is needed. `ps` lists such a mount with that process, and
-it counts for every command as long as anybody is in the process's mount namespace.""",
+An ordinary user's mounts are made by fusermount3(1), nosuid and nodev, with the driver fuse, which images are
+mounted with unless --driver names another. What other drivers mount is seen in the namespace of who mounts
+alone: in a shell of `layerfs unshare`, or with --foreground. `ps` lists such a mount with a process that sees
+it, and it counts for every command as long as anybody is in that mount namespace.""",
         examples=[
             "layerfs mount debian:12 /mnt --name work",
             "layerfs mount -o ro,nosuid,nodev debian:12 /mnt",

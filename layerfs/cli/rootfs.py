@@ -8,6 +8,7 @@ from pathlib import Path
 
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
+from layerfs.cli.copy_options import add_squash_owners
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser, UsageError
 
@@ -26,11 +27,12 @@ def _configure_import(parser: CommandParser) -> None:
         help="set a part of the image's config, as in a Dockerfile: 'ENV A=1'; may be repeated",
     )
     parser.add_argument("-m", "--message", metavar="TEXT", help="the comment in the image's history")
+    add_squash_owners(parser)
     parser.flag("-q", "--quiet", help="show no progress")
 
 
 def _import(context: Context, arguments: argparse.Namespace) -> int:
-    with context.open_store() as store:
+    with context.open_store(squash_owners=arguments.squash_owners) as store:
         image = store.import_tree(
             sys.stdin.buffer if arguments.source == "-" else Path(arguments.source),
             arguments.name,

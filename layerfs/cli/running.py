@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Final, TypeVar
+import contextlib
+from collections.abc import Iterator
+from typing import Final
 
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
@@ -13,38 +14,8 @@ from layerfs.cli.parser import CommandParser, UsageError
 from layerfs.cli.run import EXIT_RUN_FAILED, configure_environment, environment
 from layerfs.errors import InUseError, InvalidError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from layerfs.store import Store
-
 # What poll(2) takes, in seconds.
 _LONGEST: Final = 2_000_000
-
-_Result = TypeVar("_Result")
-
-
-def _with_store(context: Context, work: Callable[[Store], _Result]) -> _Result:
-    """Ask the store something, and stay where we are.
-
-    An ordinary user's container lives in a user namespace of its own. It can be reached from outside,
-    but not from the one beside it in which the store is opened: so that is entered by a child.
-    """
-
-    def ask(*_: object) -> _Result:
-        with context.open_store() as store:
-            return work(store)
-
-    if not context.rootless:
-        return ask()
-    from layerfs.worker import Worker
-
-    worker: Worker[_Result] = Worker(ask, hear=lambda message: None, keep=())
-    try:
-        while worker.running:
-            worker.listen()
-        return worker.result()
-    finally:
-        worker.end()
 
 
 def _configure_exec(parser: CommandParser) -> None:
@@ -71,8 +42,7 @@ def _exec(context: Context, arguments: argparse.Namespace) -> int:
         raise UsageError(
             "no command is given", hint="`layerfs exec CONTAINER sh`, for instance", status=EXIT_RUN_FAILED
         )
-    container, spec = _with_store(
-        context,
+    container, spec = context.ask_store(
         lambda store: store.containers.entrance(
             arguments.container,
             arguments.command,
@@ -110,6 +80,18 @@ def _number(text: str | None) -> int | None:
         raise UsageError(str(error), hint=error.hint or "") from error
 
 
+@contextlib.contextmanager
+def _permitted(name: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise InUseError(
+            f"the process of container {name} is not ours to signal: another user started it, or it was"
+            " started outside of this user namespace",
+            hint="whoever started it may, outside of `layerfs unshare`",
+        ) from error
+
+
 def _stop(context: Context, arguments: argparse.Namespace) -> int:
     from layerfs import signals
 
@@ -118,10 +100,11 @@ def _stop(context: Context, arguments: argparse.Namespace) -> int:
         raise UsageError(f"{arguments.time:g} is no number of seconds to wait", hint="--time 0 is no time")
 
     def stop(name: str) -> None:
-        owner, number = _with_store(context, lambda store: store.containers.stoppable(name, signal=given))
+        owner, number = context.ask_store(lambda store: store.containers.stoppable(name, signal=given))
         if owner is not None:
-            signals.stop(owner, number, seconds=arguments.time)
-            _with_store(context, lambda store: store.containers.wait_at_rest(name))
+            with _permitted(name):
+                signals.stop(owner, number, seconds=arguments.time)
+            context.ask_store(lambda store: store.containers.wait_at_rest(name))
         line(name)
 
     return context.each(arguments.containers, stop)
@@ -139,11 +122,13 @@ def _kill(context: Context, arguments: argparse.Namespace) -> int:
     number = signals.KILL if given is None else given
 
     def kill(name: str) -> None:
-        owner, _ = _with_store(context, lambda store: store.containers.stoppable(name, signal=number))
-        if owner is None or not signals.send(owner, number):
+        owner, _ = context.ask_store(lambda store: store.containers.stoppable(name, signal=number))
+        with _permitted(name):
+            was_sent = owner is not None and signals.send(owner, number)
+        if not was_sent:
             raise InUseError(f"container {name} is not running", hint="`layerfs ps -a` lists what there is")
         if number == signals.KILL:
-            _with_store(context, lambda store: store.containers.wait_at_rest(name))
+            context.ask_store(lambda store: store.containers.wait_at_rest(name))
         line(name)
 
     return context.each(arguments.containers, kill)

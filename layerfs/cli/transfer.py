@@ -9,7 +9,7 @@ from pathlib import Path
 from layerfs.cli import registry_options
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context, warn
-from layerfs.cli.copy_options import add_platform, add_rewriting, platform_of, rewriting_of
+from layerfs.cli.copy_options import add_platform, add_rewriting, add_squash_owners, platform_of, rewriting_of
 from layerfs.cli.output import document, line
 from layerfs.cli.parser import CommandParser, UsageError
 from layerfs.cli.progress import PULL, PUSH, showing
@@ -38,6 +38,7 @@ def _configure_pull(parser: CommandParser) -> None:
         "--all-platforms", help="keep the other platforms' images and the index, too; they are not unpacked"
     )
     parser.flag("-a", "--all-tags", help="every tag of the repository; SOURCE has none then")
+    add_squash_owners(parser)
     parser.flag("-q", "--quiet", help="show no progress")
     registry_options.add(parser)
 
@@ -50,7 +51,7 @@ def _pull(context: Context, arguments: argparse.Namespace) -> int:
             raise UsageError("--all-tags keeps the tags' own names", hint="leave NAME out")
         sources = _tagged(arguments.source, options)
     found = []
-    with context.open_store() as store:
+    with context.open_store(squash_owners=arguments.squash_owners) as store:
         for source in sources:
             with showing(PULL, quiet=arguments.quiet) as progress:
                 image = store.pull(

@@ -200,6 +200,7 @@ class Making:
     ) -> list[tuple[Usage, Digest | None]]:
         """Make what stands in the roots, and keep what the rest is made of (`driver.Unfinished`)."""
         layers, driver = self._layers, self._driver
+        owners = layers.squashing()
         below = list(layers.table.stack(drafts[0].row)[:-1])
         found: list[tuple[Usage, Digest | None]] = []
         for draft, index in zip(drafts, indexes, strict=True):
@@ -216,6 +217,7 @@ class Making:
                 outline(
                     ((entry, None) for entry in entries), directory, leave_out=_leave, lower=lower,
                     whiteouts=whiteouts, budget=layers.budget, warn=self._warn,
+                    adopt=None if owners is None else owners.adopt,
                 )  # fmt: skip
 
             driver.apply(layer, (), unpack)

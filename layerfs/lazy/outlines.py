@@ -157,6 +157,7 @@ class Outlines:
         """
         layer = job.layer
         told = warn or self._warn
+        owners = self._setting.owners()
         contents = TocWriter(job.toc.write)
         with open(self._driver.bodies_list(layer), "xb") as file:
             outlining = _Outlining(job.indexed, BodiesWriter(file), self._driver.absent_mark())
@@ -171,7 +172,10 @@ class Outlines:
                     outlining.entries(), directory, leave_out=outlining.leave_out,
                     lower=None if lower is None else opens, whiteouts=whiteouts, budget=self._setting.budget,
                     warn=told, record=contents.add, squash=os.geteuid() != 0,
+                    adopt=None if owners is None else owners.adopt,
                 )  # fmt: skip
+                if owners is not None:
+                    owners.tell(told)
 
             self._driver.apply(layer, job.below, unpack)
         contents.close()

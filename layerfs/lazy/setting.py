@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from layerfs.layers import Layers
     from layerfs.registry.settings import Options
     from layerfs.tree.budget import Budget
+    from layerfs.tree.owners import Owners
 
 
 @frozen
@@ -26,11 +27,19 @@ class Setting:
     durability: Durability
     budget: Budget
     options: Options | None
+    squash_owners: bool = False
+    """That files whose owners have no id here are root's."""
 
     @classmethod
     def of(cls, layers: Layers, options: Options | None) -> Setting:
         """Give that of the store that these layers are in."""
-        return cls(layers.root, layers.durability, layers.budget, options)
+        return cls(layers.root, layers.durability, layers.budget, options, layers.squashing() is not None)
+
+    def owners(self) -> Owners | None:
+        """Give what decides about owners that have no id here, for one layer."""
+        from layerfs.tree.owners import Owners
+
+        return Owners.here() if self.squash_owners else None
 
     @property
     def blobs(self) -> Blobs:

@@ -115,7 +115,8 @@ def _join(pid: int, process: int) -> None:
                 hint="Linux 5.8 can",
             ) from error
         raise ProcessError(
-            f"cannot enter the container: {error.strerror}", hint="whoever started it may"
+            f"cannot enter the container: {error.strerror}",
+            hint="whoever started it may, outside of `layerfs unshare`",
         ) from error
 
 

@@ -154,6 +154,7 @@ def _find(name: str, path: str) -> str:
     """
     candidates = [name] if "/" in name else [f"{directory or '.'}/{name}" for directory in path.split(":")]
     refused = False
+    hint: str | None = None
     for candidate in candidates if name else ():
         try:
             found = os.stat(candidate)
@@ -165,11 +166,24 @@ def _find(name: str, path: str) -> str:
         if stat.S_ISREG(found.st_mode) and os.access(candidate, os.X_OK, effective_ids=True):
             return candidate
         refused = True
+        hint = hint or _noexec(candidate)
     if refused:
-        raise ProcessError(f"exec: {name!r}: permission denied", status=126)
+        raise ProcessError(f"exec: {name!r}: permission denied", status=126, hint=hint)
     if "/" in name:
         raise ProcessError(f"exec: {name!r}: no such file or directory", status=127)
     raise ProcessError(f"exec: {name!r}: executable file not found in $PATH", status=127)
+
+
+def _noexec(path: str) -> str | None:
+    try:
+        if not os.statvfs(path).f_flag & os.ST_NOEXEC:
+            return None
+    except OSError:
+        return None
+    return (
+        f"{path} lies on a file system mounted noexec: with the drivers overlay2 and fuse the store may, else"
+        " choose another --root"
+    )
 
 
 def _refuse_ours(path: str) -> None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from layerfs import subids
 from layerfs.errors import UnsupportedError, printable
 from layerfs.files import read_xattrs
 
@@ -41,16 +42,22 @@ def belongs_in_layers(xattr: bytes) -> bool:
 def owner_refused(error: OSError, path: bytes, uid: int, gid: int) -> Exception:
     """Say whose file it is that could not be given to him.
 
-    EINVAL is chown(2)'s answer to an id that the user namespace does not map.
+    chown(2) answers EINVAL to an id that the user namespace does not map, and EPERM for a file system.
     """
+    if error.errno == errno.EPERM:
+        return UnsupportedError(
+            f"{printable(b'/' + path)!r} cannot be given to user {uid} and group {gid}: {error.strerror}",
+            errno=error.errno,
+            hint="the store's file system may know no other owners, as one over the network (NFS):"
+            " choose one on a local disk with --root",
+        )
     if error.errno != errno.EINVAL:
         return error
     return UnsupportedError(
         f"{printable(b'/' + path)!r} belongs to user {uid} and group {gid}, and this user namespace does not"
         " have ids for both",
         errno=error.errno,
-        hint="give the user ranges of ids in /etc/subuid and /etc/subgid (`usermod --add-subuids"
-        " 100000-165535 --add-subgids 100000-165535 USER`), and install newuidmap and newgidmap",
+        hint=f"{subids.advice(subids.outside(os.geteuid()))}; or let such files be root's: --squash-owners",
     )
 
 

@@ -56,6 +56,7 @@ def extract(
     hasher: Hasher | None = None,
     strict: bool = False,
     squash: bool = False,
+    adopt: Callable[[Entry], Entry] | None = None,
     unmasked: bool = False,
 ) -> None:
     """Unpack an uncompressed layer into an empty directory.
@@ -74,6 +75,7 @@ def extract(
         skeleton: told which bytes of the stream are in which file; it is the stream then.
         strict: refuse what would only be warned of.
         squash: give everything to the caller's own user and group instead of the recorded owner.
+        adopt: may give an entry to another owner than the recorded one; see `owners.Owners`.
         unmasked: the process's umask(2) is 0, and stays so.
 
     Raises:
@@ -82,7 +84,7 @@ def extract(
         OSError: the file system refused; its tree is incomplete then.
     """
     extraction = _Extraction(budget, warn, record or (lambda entry, digest: None), strict, squash, unmasked)
-    extraction.skeleton, extraction.hasher = skeleton, hasher
+    extraction.skeleton, extraction.hasher, extraction.adopt = skeleton, hasher, adopt
     extraction.run(
         TarReader(stream, budget=budget, warn=extraction.odd), directory, lower=lower, whiteouts=whiteouts
     )
@@ -99,6 +101,7 @@ def outline(
     warn: Callable[[str], None],
     record: Record | None = None,
     squash: bool = False,
+    adopt: Callable[[Entry], Entry] | None = None,
 ) -> None:
     """Make the tree of a layer out of a list of its entries, without the data of its files.
 
@@ -113,7 +116,7 @@ def outline(
     Raises as `extract` does; the sizes of files count as bytes of data.
     """
     extraction = _Extraction(budget, warn, record or (lambda entry, digest: None), False, squash, False)
-    extraction.leave_out = leave_out
+    extraction.leave_out, extraction.adopt = leave_out, adopt
     extraction.run(_Listed(listed), directory, lower=lower, whiteouts=whiteouts)
 
 
@@ -172,6 +175,7 @@ class _Extraction:
         self._record = record
         self.skeleton: SkeletonWriter | None = None
         self.hasher: Hasher | None = None
+        self.adopt: Callable[[Entry], Entry] | None = None
         # Told each file whose data is not to come now.
         self.leave_out: Callable[[int], None] | None = None
         self._strict = strict
@@ -213,7 +217,7 @@ class _Extraction:
                 if entries < 0:
                     raise exceeded(f"the layer has more than {self._budget.entries} entries", "entries")
                 try:
-                    self._place(tree, entry, reader)
+                    self._place(tree, entry if self.adopt is None else self.adopt(entry), reader)
                 except LayerError as error:
                     if error.offset is None:
                         place = error.entry if error.entry is not None else entry.path

@@ -24,10 +24,11 @@ _DEVICE = os.makedev(10, 229)
 class Login:
     """A user who may read this interpreter and these sources, and has a home with a store."""
 
-    def __init__(self, uid: int, home: Path, holder: int) -> None:
+    def __init__(self, uid: int, home: Path, holder: int, *, has_ranges: bool) -> None:
         self.uid = uid
         self.home = home
         self.holder = holder
+        self.has_ranges = has_ranges
 
     def run(self, *words: object, check: bool = True, **how: object) -> subprocess.CompletedProcess[str]:
         """Run a command as the user."""
@@ -110,7 +111,7 @@ def login(
     os.close(write)
     try:
         assert os.read(read, 5) == b"ready"
-        yield Login(uid, home, holder)
+        yield Login(uid, home, holder, has_ranges=bool(ranges))
     finally:
         os.close(read)
         os.kill(holder, signal.SIGKILL)

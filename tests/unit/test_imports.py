@@ -28,6 +28,7 @@ ROWS: list[set[str]] = [
         "hashing",
         "worker",
         "similar",
+        "subids",
         "streams",
     },
     {"mount", "mount_options", "mounting", "fusermount", "outside", "oci"},

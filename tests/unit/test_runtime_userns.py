@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import subprocess
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-import layerfs.runtime.terminal  # imported before the user changes, who may not read our sources
+import layerfs.runtime.terminal  # noqa: F401  before the user changes, who may not read our sources
+from layerfs import linux, subids
 from layerfs.errors import UnsupportedError
 from layerfs.runtime import userns
-from layerfs.runtime.userns import IdRange
 from tests.support import hosttree
 from tests.support.boxes import Box
 
@@ -117,7 +118,7 @@ def test_a_user_with_ranges_has_many_ids(open_directory: Path) -> None:
     )
     try:
         uid = int(subprocess.run(["id", "-u", name], check=True, capture_output=True, text=True).stdout)
-        ranges = userns._ranges("/etc/subuid", uid)
+        ranges = subids.ranges("/etc/subuid", uid)
         if not ranges:
             pytest.skip("useradd gives no ids here")
         box = make_box(open_directory, uid)
@@ -135,9 +136,91 @@ def test_a_user_with_ranges_has_many_ids(open_directory: Path) -> None:
         subprocess.run(["userdel", name], check=True, stderr=subprocess.DEVNULL)
 
 
-def test_ranges_are_read_by_name_and_by_number(tmp_path: Path) -> None:
-    file = tmp_path / "subuid"
-    file.write_text("0:100000:65536\nroot:300000:10\nother:1:2\nroot:x:1\nroot:5\nroot:7:0\n\nroot:8:\n")
-    assert userns._ranges(str(file), 0) == [IdRange(100000, 65536), IdRange(300000, 10)]
-    assert userns._ranges(str(tmp_path / "none"), 0) == []
-    assert layerfs.runtime.terminal is not None
+@needs_root
+def test_where_the_kernel_makes_none_it_is_said_which_setting_does() -> None:
+    """A namespace around the user has the limit of 0 that a host may have."""
+    enter_or_skip(_NOBODY)
+    ready, mapped = os.pipe(), os.pipe()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            linux.unshare(linux.CLONE_NEWUSER)
+            os.write(ready[1], b"r")
+            os.read(mapped[0], 1)
+            Path("/proc/sys/user/max_user_namespaces").write_text("0")
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+            userns.enter()
+        except UnsupportedError as error:
+            os.write(write, f"{error}: {error.hint}".encode())
+        finally:
+            os._exit(0)
+    os.read(ready[0], 1)
+    for name in ("uid_map", "gid_map"):
+        Path(f"/proc/{child}/{name}").write_text("0 0 70000")
+    os.write(mapped[1], b"m")
+    os.waitpid(child, 0)
+    told = os.read(read, 1000).decode()
+    for descriptor in (*ready, *mapped, read, write):
+        os.close(descriptor)
+    assert told == (
+        "cannot make a user namespace: No space left on device: user.max_user_namespaces is 0:"
+        " `sysctl user.max_user_namespaces=15000` as root allows some"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "number", "advice"),
+    [
+        ({"kernel/unprivileged_userns_clone": "0\n"}, errno.EPERM, "kernel.unprivileged_userns_clone=1"),
+        (
+            {"kernel/apparmor_restrict_unprivileged_userns": "1\n"},
+            errno.EACCES,
+            "kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+        ({"kernel/unprivileged_userns_clone": "1\n"}, errno.EPERM, "sandbox around us"),
+        ({"user/max_user_namespaces": "100\n"}, errno.ENOSPC, "in use"),
+        ({}, errno.EINVAL, "more than one thread"),
+    ],
+)
+def test_what_forbids_namespaces_is_named(
+    settings: dict[str, str], number: int, advice: str, tmp_path: Path
+) -> None:
+    """Settings that other distributions' kernels have."""
+    for name, value in settings.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(value)
+    error = userns.refused(OSError(number, os.strerror(number)), sysctls=tmp_path)
+    assert error.errno == number and error.hint is not None and advice in error.hint
+
+
+@needs_root
+def test_the_namespace_of_another_process_is_joined() -> None:
+    enter_or_skip(_NOBODY)
+
+    def work() -> tuple[object, ...]:
+        told, tell = os.pipe()
+        held, hold = os.pipe()
+        other = os.fork()
+        if other == 0:
+            os.close(hold)
+            userns.enter()
+            os.write(tell, b"r")
+            os.read(held, 1)
+            os._exit(0)
+        os.read(told, 1)
+        process = os.pidfd_open(other)
+        theirs = os.readlink(f"/proc/{other}/ns/user")
+        userns.join(process)
+        found = (
+            os.readlink("/proc/self/ns/user") == theirs,
+            os.geteuid(),
+            os.access(f"/proc/{other}/root", os.R_OK),
+        )
+        os.close(hold)
+        os.waitpid(other, 0)
+        return found
+
+    assert as_user(_NOBODY, work) == str((True, 0, True))

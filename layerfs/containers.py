@@ -562,6 +562,7 @@ class Containers:
         # It had lost its layer.
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM containers WHERE id = ?", (container.id,))
+            self._database.records.keep(connection, "containers", container.id)
 
     def recover(self) -> None:
         """Mark containers as exited whose process ended without a word."""
@@ -678,6 +679,7 @@ class Containers:
                         _INSERT,
                         (*values, chosen),
                     )
+                self._database.note("containers", container_id)
                 return
             except sqlite3.IntegrityError as error:
                 if "containers.name" not in str(error):

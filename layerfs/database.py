@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -25,9 +26,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from layerfs.errors import StoreError
+from layerfs.records import Kind, Records
 from layerfs.reserve import Reserve
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 BUSY_SECONDS: Final = 30.0
 
 Durability = Literal["none", "commit", "full"]
@@ -201,6 +203,8 @@ _UPGRADES: Final = {
     ),
     2: _INDEXES,
     3: _SEEK_TABLES,
+    # From here on there are records beside the database, which an older layerfs would not keep.
+    4: (),
 }
 
 
@@ -214,12 +218,13 @@ class Database:
             StoreError: it is missing, damaged, or of another version.
         """
         self._path = path
+        self.records = Records(path.parent)
         self._durability = durability
         self._lock = threading.RLock()
         self._synced = durability == "full"
         if not path.exists():
             raise StoreError(
-                f"{path} is missing", hint="the store is damaged: restore the file or start a new root"
+                f"{path} is missing", hint="`layerfs check --repair` makes it anew from what lies beside it"
             )
         self._reserve = Reserve(path.with_name(RESERVE))
         try:
@@ -243,6 +248,9 @@ class Database:
         level = {"none": "OFF", "commit": "NORMAL", "full": "FULL"}[durability]
         self._connection.execute(f"PRAGMA synchronous = {level}")
         self._connection.execute("PRAGMA foreign_keys = ON")
+        if not self.records.root.is_dir():
+            with self.transaction() as connection:
+                self.records.write_all(connection)
 
     def _open(self) -> int:
         self._connection = _connect(self._path)
@@ -322,17 +330,29 @@ class Database:
                     self._reserve.release()
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from error
                 raise
+            except sqlite3.DatabaseError as error:
+                raise self._told(error) from error
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Run one SELECT and give all of its rows."""
         with self._lock:
-            return self._connection.execute(statement, values).fetchall()
+            try:
+                return self._connection.execute(statement, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise self._told(error) from error
 
     def row(self, statement: str, *values: object) -> tuple[Any, ...] | None:
         """Run one SELECT and give its first row, None when there is none."""
         with self._lock:
-            found: tuple[Any, ...] | None = self._connection.execute(statement, values).fetchone()
+            try:
+                found: tuple[Any, ...] | None = self._connection.execute(statement, values).fetchone()
+            except sqlite3.DatabaseError as error:
+                raise self._told(error) from error
             return found
+
+    def _told(self, error: sqlite3.DatabaseError) -> Exception:
+        """Say that the file is damaged, if it is."""
+        return _unreadable(self._path, error) if is_damage(error) else error
 
     def get(self, key: str) -> str | None:
         """Read a value of `meta`."""
@@ -344,13 +364,25 @@ class Database:
         with self.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
 
+    def note(self, kind: Kind, *keys: str) -> None:
+        """Write records of what has just begun or changed (see `records`), which is no more than is known."""
+        with self.transaction() as connection:
+            self.records.keep(connection, kind, *keys)
+
     def problems(self) -> list[str]:
         """Let SQLite check the whole file; each line is one fault, none when it is sound."""
-        found = [str(line) for (line,) in self.rows("PRAGMA integrity_check(20)") if line != "ok"]
+        try:
+            found = [str(line) for (line,) in self.rows("PRAGMA integrity_check(20)") if line != "ok"]
+            with self._lock:
+                return found + list(missing_tables(self._connection))
+        except StoreError as error:
+            return [str(error)]
+
+    def dangling(self) -> list[str]:
+        """Find rows that refer to rows which are not there; each line is one table's."""
         broken = self.rows("PRAGMA foreign_key_check")
-        return found + [
-            f"row {row} of {table} refers to a missing row of {other}" for table, row, other, _ in broken
-        ]
+        kinds = sorted({(table, other) for table, _, other, _ in broken})
+        return [f"rows of {table} refer to missing rows of {other}" for table, other in kinds]
 
     def close(self) -> None:
         """Close the connection; closing twice does nothing."""
@@ -361,6 +393,19 @@ class Database:
 def now_ns() -> int:
     """Give the time in nanoseconds since 1970, as rows hold it."""
     return time.time_ns()
+
+
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Say whether SQLite found the file itself to be damaged, or none of its own."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or str(error).startswith("no such table")
+
+
+def missing_tables(connection: sqlite3.Connection) -> Iterator[str]:
+    """Say which tables a database of this version should have, and has not."""
+    found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    wanted = re.findall(r"CREATE TABLE (\w+)", " ".join((_SCHEMA, *_INDEXES, *_SEEK_TABLES)))
+    return (f"it has no table {name}" for name in wanted if name not in found)
 
 
 def _is_full(path: Path) -> bool:
@@ -374,7 +419,10 @@ def _unreadable(path: Path, error: sqlite3.DatabaseError) -> StoreError:
             f"{path} cannot be read: its file system is full",
             hint=f"free {_NEEDED >> 10} KiB on it by other means, then use `layerfs rmi` and `layerfs gc`",
         )
-    return StoreError(f"{path} cannot be read: {error}")
+    return StoreError(
+        f"{path} cannot be read: {error}",
+        hint="if it is damaged, `layerfs check --repair` makes it anew from what lies beside it",
+    )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -57,8 +57,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Housekeeping": {
         "gc": ("housekeeping", "Remove what nothing needs any more"),
         "check": ("housekeeping", "Verify the store, and repair it"),
-        "du": ("housekeeping", "Show what the store occupies"),
-        "info": ("housekeeping", "Describe the store and this host"),
+        "du": ("usage", "Show what the store occupies"),
+        "info": ("usage", "Describe the store and this host"),
         "drivers": ("housekeeping", "Explain which drivers work here"),
         "completion": ("completion", "Print a completion script for a shell"),
     },

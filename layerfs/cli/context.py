@@ -36,10 +36,11 @@ class Context:
         if front := os.environ.get("LAYERFS_FUSE_FRONT"):
             serve_fuse_through(front)
 
-    def open_store(self, *, here: bool = False) -> Store:
+    def open_store(self, *, here: bool = False, rebuild: bool = False) -> Store:
         """Open the store, in a user namespace of our own when we are not root; the caller closes it.
 
-        With `here` an ordinary user's mounts are made in that namespace, where only we see them.
+        With `here` an ordinary user's mounts are made in that namespace, where only we see them; with
+        `rebuild` a database that is lost is made anew.
         """
         from layerfs.store import Store
 
@@ -50,6 +51,7 @@ class Context:
             warn=warn,
             outside=None if here else self.outside,
             registry=registry_options,
+            rebuild=rebuild,
         )
 
     def become_root(self) -> None:

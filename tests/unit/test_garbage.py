@@ -123,9 +123,12 @@ def test_a_containers_layer_without_its_container_goes(store: Store, tmp_path: P
 def test_orphans_of_the_driver_go(store: Store) -> None:
     store.driver.create("orphan1", [])
     assert list(garbage.orphans(store.layers)) == ["orphan1"]
-    dry = store.collect(dry_run=True)
+    # It may be all that is left of a container whose row was lost.
+    assert [item.reason for item in store.collect().kept] == ["younger than the grace period"]
+    dry = store.collect(dry_run=True, grace=0)
     assert [(item.kind, item.name) for item in dry.removed] == [("orphan", "orphan1")]
-    store.collect()
+    assert dry.freed > 0
+    store.collect(grace=0)
     assert list(store.driver.layers()) == []
 
 

@@ -645,8 +645,8 @@ class Store:
         drivers = self._database.rows("SELECT DISTINCT driver FROM layers ORDER BY driver")
         images, containers, running, layers = row
         return Info(
-            self.root, self._driver_name, self.durability, FORMAT_VERSION, images, containers, running, layers,
-            mounting.file_system_of(self.root), space.f_blocks * space.f_frsize,
+            self.root, self._driver_name, self.durability, FORMAT_VERSION, images, containers, running,
+            layers, mounting.file_system_of(self.root), space.f_blocks * space.f_frsize,
             space.f_bavail * space.f_frsize, tuple(name for (name,) in drivers),
         )  # fmt: skip
 

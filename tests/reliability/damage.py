@@ -131,6 +131,9 @@ def _first(damage: Damage, setting: Setting, problems: list[str]) -> str:
             return _plain(text, setting)
         problems.append(text)
         return _plain(text, setting)
+    if not kind:
+        problems += [f"{one.kind}: {one.what}" for one in findings.problems]
+        return f"nothing: {words}"
     if kind == "leftover":
         for one in findings.leftovers:
             if one.kind == words:

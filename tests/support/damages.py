@@ -74,8 +74,9 @@ class Setting(NamedTuple):
 class Damage(NamedTuple):
     """One kind of damage.
 
-    `found` is what a check calls it: its kind, and a part of its words. `source` is a part of what it is
-    repaired from. `deep`: only a check of contents sees it. `registry`: only a registry has what is needed.
+    `found` is what a check calls it: its kind, and a part of its words; the kind is empty where nothing is
+    left to be found. `source` is a part of what it is repaired from. `deep`: only a check of contents sees it.
+    `registry`: only a registry has what is needed.
     `lost` says in words what does not come back by itself.
     """
 
@@ -470,7 +471,7 @@ def _of_the_rest() -> Iterator[Damage]:
         "quarantine",
     )
     yield Damage("a layer was half made", _half_made, ("leftover", "layer"), "removed")
-    yield Damage("a layer was half removed", _half_removed, ("leftover", "layer"), "removed")
+    yield Damage("a layer was half removed", _half_removed, ("", "opening the store finishes it"), "")
     yield Damage(
         "a mount is recorded, and not there", _stale_mount, ("mount", "not there"), "the record was removed"
     )

@@ -75,8 +75,8 @@ class Damage(NamedTuple):
     """One kind of damage.
 
     `found` is what a check calls it: its kind, and a part of its words; the kind is empty where nothing is
-    left to be found. `source` is a part of what it is repaired from. `deep`: only a check of contents sees it.
-    `registry`: only a registry has what is needed.
+    left to be found. `source` is a part of what it is repaired from. `deep`: only a check of contents sees
+    it. `registry`: only a registry has what is needed.
     `lost` says in words what does not come back by itself.
     """
 

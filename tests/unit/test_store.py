@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -537,3 +538,17 @@ def test_what_another_process_leaves_for_a_moment_is_no_reason_not_to_make_a_sto
     (tmp_path / "drivers" / ".check-abcd" / "lower").mkdir(parents=True)
     with Store.open(tmp_path) as store:
         assert store.check().sound
+
+
+def test_a_load_that_fails_leaves_no_image_without_a_name(store: Store, tmp_path: Path) -> None:
+    make_layout(tmp_path / "layout", LAYERS)
+    store.pull(f"oci:{tmp_path}/layout", "app")
+    store.save(["app"], tmp_path / "saved.tar")
+    store.images.remove("app")
+    trigger = "CREATE TRIGGER no BEFORE INSERT ON tags BEGIN SELECT RAISE(ABORT, 'no'); END"
+    store._database._connection.execute(trigger)
+    with pytest.raises(sqlite3.IntegrityError):
+        store.load(tmp_path / "saved.tar")
+    store._database._connection.execute("DROP TRIGGER no")
+    assert store.images.list() == []
+    assert [image.names for image in store.load(tmp_path / "saved.tar")] == [("app:latest",)]

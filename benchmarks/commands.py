@@ -49,8 +49,9 @@ class Commands:
     def __init__(self) -> None:
         self.cpu = Cpu()
         self.peak = 0
-        self.scenery: set[int] = set()
-        self._waited: set[int] = set()
+        # Children that are there already are somebody else's, to reap and to end.
+        self.scenery = processes.children()
+        self._waited = set(self.scenery)
 
     def __enter__(self) -> Commands:
         processes.adopt_orphans()

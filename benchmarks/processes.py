@@ -50,6 +50,11 @@ def reap(except_for: Iterable[int]) -> None:
                 os.waitpid(child, os.WNOHANG)
 
 
+def children() -> set[int]:
+    """Give the children of this process."""
+    return set(_children(os.getpid()))
+
+
 def descendants(root: int, spared: Iterable[int] = ()) -> set[int]:
     """Give the processes below `root`, at any depth, without those spared and what is below these."""
     passed = set(spared)

@@ -137,6 +137,11 @@ class Container:
         """Mount the tree for the length of a block, which gets the directory; see `Layers.mounted`."""
         return self._containers.layers_of(self.driver).mounted(self.id, read_only=read_only)
 
+    @property
+    def log(self) -> Path:
+        """The file with what its processes in the background wrote; see `runtime.log.read`."""
+        return self._containers.logs / self.id
+
     def start(
         self,
         *,
@@ -200,6 +205,16 @@ class Container:
             PermissionError: it is another user's.
         """
         self._containers.stop(self.id, signal=signal, seconds=seconds)
+
+    def wait(self) -> int | None:
+        """Wait until the container's process has ended, and give its exit status.
+
+        None when there is none to be known: it never ran, or who waited for it was killed.
+
+        Raises:
+            NotFoundError: it was removed at its end.
+        """
+        return self._containers.wait(self.id)
 
     def changes(self) -> Iterator[Change]:
         """Give everything that a commit would carry, in the order of a walk; best at rest."""
@@ -286,11 +301,13 @@ class Containers:
         blobs: Blobs,
         images: Images,
         *,
+        logs: Path,
         driver: str,
         layers_of: Callable[[str], Layers],
         warn: Callable[[str], None],
     ) -> None:
         """Args: `driver` is that of new containers; `layers_of` gives the layers of a driver by its name."""
+        self.logs = logs
         self.layers_of = layers_of
         self.warn = warn
         self._database = database
@@ -339,8 +356,9 @@ class Containers:
             try:
                 on = self._driver, self.unpack(found.manifest, found.config, progress=progress)
             except NotFoundError:
-                self._images.require_layers(found)
-                raise
+                if not self._images.require_layers(found):
+                    raise
+                on = self._driver, self.unpack(found.manifest, found.config, progress=progress)
         driver, parent = on
         layers = self.layers_of(driver)
         container_id = os.urandom(32).hex()
@@ -476,6 +494,16 @@ class Containers:
         with contextlib.suppress(NotFoundError):
             self._wait_for_layer(self.get(ref))
 
+    def wait(self, ref: str) -> int | None:
+        """Wait for a container's process; see `Container.wait`."""
+        from layerfs import signals
+
+        owner = self._owner(self.get(ref))
+        if owner is not None:
+            signals.wait(owner)
+            self.wait_at_rest(ref)
+        return self.get(ref).exit_code
+
     def _owner(self, container: Container) -> Owner | None:
         """Name a running container's process 1."""
         row = self._database.row(
@@ -556,13 +584,14 @@ class Containers:
         if force:
             for target in container.mounts():
                 layers.unmount(target, force=True)
-        with contextlib.suppress(NotFoundError):
+        try:
             layers.remove(container.id)
-            return
-        # It had lost its layer.
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM containers WHERE id = ?", (container.id,))
-            self._database.records.keep(connection, "containers", container.id)
+        except NotFoundError:
+            # It had lost its layer.
+            with self._database.transaction() as connection:
+                connection.execute("DELETE FROM containers WHERE id = ?", (container.id,))
+                self._database.records.keep(connection, "containers", container.id)
+        container.log.unlink(missing_ok=True)
 
     def recover(self) -> None:
         """Mark containers as exited whose process ended without a word."""

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Applies", "Bodies", "Change", "Configures", "Copies", "Diffs", "Drafts", "Driver", "FallsBack", "Lazy",
-    "Logs", "Measures", "Quotas", "Seals", "Sweeps", "Unpack", "Usage",
+    "Logs", "Measures", "Quotas", "Seals", "Sweeps", "Unfinished", "Unpack",
+    "Usage",
 ]  # fmt: skip
 
 
@@ -236,8 +237,45 @@ class Bodies(Protocol):
     def layers(self) -> Mapping[str, int]:
         """The layers whose files may lack data, by the driver's ids, with the numbers that requests have."""
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the outlines of some of them are still to be made, by `serve`."""
+
     def serve(self, connection: socket) -> None:
         """Answer requests until the other end of the connection is closed; see `Lazy`."""
+
+
+class Unfinished(Protocol):
+    """A layer that shows its topmost names only; the rest of its outline is made beside them, then moved.
+
+    A kill at any moment leaves a layer whose outline is begun anew, or, once it `is_moving`, shown.
+    """
+
+    kept: Path
+    """What the outline is made of: a file whose presence makes a layer an unfinished one."""
+
+    found: Path
+    """Where to keep what becomes known of the layer meanwhile."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the layer has all of its outline, as others have from the beginning."""
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether the outline is made, and has to be shown."""
+
+    def begin(self) -> None:
+        """Begin with an empty outline, which is what every method of the driver is about in this process."""
+
+    def note_whole(self) -> None:
+        """Note, durably, that it is made and on disk."""
+
+    def show(self) -> None:
+        """Show it, where nobody looks meanwhile; goes on where a killed process has stopped."""
+
+    def end(self) -> None:
+        """Note that it shows, and that this is on disk."""
 
 
 @runtime_checkable
@@ -249,6 +287,10 @@ class Lazy(Independent, Protocol):
     the network of whoever mounts. A request comes with a file open for writing, and is answered when that has
     the data, safely on disk, or with the reason why it has not; the process keeps the data of other
     files, or of nobody's, from being written twice.
+
+    A layer may be `unfinished`. Of the mount of one the driver shows the root and the attributes of what
+    stands in it, and has all other requests wait until `Bodies.serve` has made the outlines of all layers.
+    That sends an answer before it shows them, waits for a message of one byte, and sends another one then.
     """
 
     name: ClassVar[str]
@@ -266,6 +308,12 @@ class Lazy(Independent, Protocol):
 
     def absent_mark(self) -> bytes:
         """Give the name of the attribute that marks a file whose data is not here."""
+
+    def get_ready(self) -> None:
+        """Do what every mount needs done once in a process, while there is time."""
+
+    def unfinished(self, layer: str) -> Unfinished:
+        """Give what is known of a layer's outline that is not all there; also of one that is."""
 
 
 @runtime_checkable

@@ -98,6 +98,8 @@ class Garbage:
         for layers in drivers:
             self._orphans(layers, items, before, dry_run=dry_run)
         self._leftovers(items, before, dry_run=dry_run)
+        if not dry_run:
+            self._logs()
         return Report(tuple(items), dry_run)
 
     def reclaim(self, chain_ids: Iterable[str], blobs: Iterable[Digest], *, wait: bool) -> list[str]:
@@ -378,6 +380,18 @@ class Garbage:
             elif one.kind != "lock":
                 reason = "in use by a running operation" if one.busy else "younger than the grace period"
                 items.append(Item(one.kind, one.name, one.bytes, False, reason))
+
+    def _logs(self) -> None:
+        """Remove what containers wrote that are gone: whoever removed them may have been killed."""
+        # In this order: a container is there before its log is.
+        try:
+            found = list((self._root / "logs").iterdir())
+        except FileNotFoundError:
+            return
+        known = {name for (name,) in self._database.rows("SELECT id FROM containers")}
+        for log in found:
+            if log.name not in known:
+                log.unlink(missing_ok=True)
 
 
 def orphans(layers: Layers) -> Iterator[str]:

@@ -82,15 +82,20 @@ class Images:
         *,
         driver: str,
         reclaim: Callable[[Image, bool], list[str]],
+        complete: Callable[[Image], None],
     ) -> None:
-        """Args: `reclaim` removes what only a deleted image needed, and says what that was, one line each.
+        """Use a store's.
 
-        It is told whether to wait until all of that is gone.
+        Args:
+            reclaim: removes what only a deleted image needed, and says what that was, one line each; it is
+                told whether to wait until all of that is gone.
+            complete: gets what is not here of an image that was mounted lazily.
         """
         self._database = database
         self._blobs = blobs
         self._driver = driver
         self._reclaim = reclaim
+        self._complete = complete
 
     def list(self) -> list[Image]:
         """Give every image, the newest in the store first."""
@@ -193,17 +198,16 @@ class Images:
             self._blobs.has(layer.digest) for layer in image.manifest.layers
         )
 
-    def require_layers(self, image: Image) -> None:
-        """Refuse what needs the layers of an image whole.
+    def require_layers(self, image: Image) -> bool:
+        """Have the layers of an image here, whole; say whether any had to be got.
 
         Raises:
-            NotFoundError: it was only mounted lazily.
+            NotFoundError: it was only mounted lazily, and the rest cannot be had.
         """
-        if self.lacks_layers(image):
-            name = image.names[0] if image.names else image.digest
-            raise NotFoundError(
-                f"image {name} is not all here: it was mounted with --lazy", hint="pull the image first"
-            )
+        if not self.lacks_layers(image):
+            return False
+        self._complete(image)
+        return True
 
     def parse(self, raw: bytes, media_type: str | None = None) -> tuple[Manifest, ImageConfig]:
         """Read a manifest and its config, which fit each other and whose blobs are all here.

@@ -67,10 +67,10 @@ class Step:
 
 @frozen
 class Facts:
-    """What becomes known of a layer when it is committed."""
+    """What becomes known of a layer when it is committed; one without `toc` has to be finished yet."""
 
     usage: Usage
-    toc: Digest
+    toc: Digest | None
     diff_id: Digest | None = None
     blob: Digest | None = None
     durable: bool = True
@@ -350,6 +350,25 @@ class LayerTable:
                 raise _missing(layer.name)
             self.database.records.keep(connection, "layers", layer.driver_id)
         self.database.note("layers", draft.driver_id)
+
+    def have_blob(self, blob: Digest) -> bool:
+        """Say whether a committed layer came from a blob."""
+        statement = "SELECT 1 FROM layers WHERE driver = ? AND state = 'committed' AND blob = ? LIMIT 1"
+        return self.database.row(statement, self.driver, str(blob)) is not None
+
+    def without_contents(self) -> list[str]:
+        """Give the committed layers of which no table of contents is known yet, by the driver's ids."""
+        statement = "SELECT driver_id FROM layers WHERE driver = ? AND state = 'committed' AND toc IS NULL"
+        return [driver_id for (driver_id,) in self.database.rows(statement, self.driver)]
+
+    def note_contents(self, driver_id: str, usage: Usage, toc: Digest) -> None:
+        """Note what a committed layer occupies, and its table of contents, by the driver's id."""
+        with self.database.transaction(durable=True) as connection:
+            connection.execute(
+                "UPDATE layers SET bytes = ?, inodes = ?, toc = ? WHERE driver = ? AND driver_id = ?",
+                (*usage, str(toc), self.driver, driver_id),
+            )
+        self.database.note("layers", driver_id)
 
     def called(self, name: str | None) -> str:
         """Say in words which layer it is; a container's goes by the container's name, which users know."""

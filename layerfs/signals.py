@@ -71,6 +71,15 @@ def stop(owner: Owner, number: int, *, seconds: float) -> None:
             poll.poll()
 
 
+def wait(owner: Owner) -> None:
+    """Wait until that very process has ended."""
+    with _opened(owner) as process:
+        if process is not None:
+            poll = select.poll()
+            poll.register(process, select.POLLIN)
+            poll.poll()
+
+
 @contextlib.contextmanager
 def _opened(owner: Owner) -> Iterator[int | None]:
     try:

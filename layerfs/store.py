@@ -15,7 +15,14 @@ from layerfs import liveness
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
-from layerfs.errors import ExistsError, InvalidError, NotFoundError, StoreError, UnsupportedError
+from layerfs.errors import (
+    ExistsError,
+    InvalidError,
+    LayerfsError,
+    NotFoundError,
+    StoreError,
+    UnsupportedError,
+)
 from layerfs.files import Lock, write_atomic
 from layerfs.images import Image, Images, full_name
 from layerfs.leases import Lease
@@ -47,7 +54,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Final = 1
 _LAZY_DRIVER: Final = "fuse"
 _FORMAT: Final = "format.json"
-_DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks")
+_DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks", "logs")
 _OURS: Final = frozenset(
     {
         *_DIRECTORIES,
@@ -134,7 +141,9 @@ class Store:
         self._driver_name = self._choose_driver(driver)
         self._assembly = Assembly(database, self.blobs, self.layers_of)
         self.blobs.assembles = self._assembly
-        self.images = Images(database, self.blobs, driver=self._driver_name, reclaim=self._reclaim)
+        self.images = Images(
+            database, self.blobs, driver=self._driver_name, reclaim=self._reclaim, complete=self._complete
+        )
 
     # What many a command does not need is imported and made when it is first asked for.
 
@@ -160,8 +169,8 @@ class Store:
         from layerfs.containers import Containers
 
         return Containers(
-            self._database, self.blobs, self.images, driver=self._driver_name, layers_of=self.layers_of,
-            warn=self._warn,
+            self._database, self.blobs, self.images, logs=self.root / "logs", driver=self._driver_name,
+            layers_of=self.layers_of, warn=self._warn,
         )  # fmt: skip
 
     @classmethod
@@ -599,6 +608,7 @@ class Store:
         """
         from layerfs.garbage import GRACE_SECONDS
 
+        self._take_over()
         return self._garbage().collect(dry_run=dry_run, grace=GRACE_SECONDS if grace is None else grace)
 
     def check(
@@ -620,6 +630,7 @@ class Store:
         """
         from layerfs.check.refetching import Refetching
 
+        self._take_over()
         if registry is None or not repair:
             return self._check(repair=repair, contents=contents, progress=progress).run()
         with Refetching(self._database, self.blobs, registry, warn=self._warn) as refetching:
@@ -708,6 +719,15 @@ class Store:
                 str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
             )
 
+    def _take_over(self) -> None:
+        """Note what processes have found out of lazy layers that have no database."""
+        query = "SELECT DISTINCT driver FROM layers WHERE state = 'committed' AND toc IS NULL"
+        for (driver,) in self._database.rows(query):
+            from layerfs.lazy.finishing import take_over
+
+            with contextlib.suppress(NotFoundError, UnsupportedError):
+                take_over(self.layers_of(driver))
+
     def _registry_options(self) -> Options | None:
         return None if self._registry is None else self._registry()
 
@@ -780,6 +800,41 @@ class Store:
         garbage = self._garbage()
         lazy = layer_names(image.manifest.layers, image.config.diff_ids)
         return garbage.reclaim(lazy, (), wait=wait) + garbage.reclaim(image.chain_ids, blobs, wait=wait)
+
+    def _complete(self, image: Image) -> None:
+        """Pull what is not here of an image that was mounted lazily, from where its files come.
+
+        Raises:
+            NotFoundError: it cannot be had.
+        """
+        from layerfs import transports
+        from layerfs.lazy.completing import places_of
+
+        called = image.names[0] if image.names else str(image.digest)
+        lacking = f"image {called} is not all here: it was mounted with --lazy"
+        reason = ""
+        for text in places_of(image, self.all_layers()):
+            place = transports.parse(text)
+            try:
+                with (
+                    closing(
+                        place.source(
+                            spool=self._spool, budget=self._budget, warn=self._warn,
+                            options=self._registry_options(),
+                        )
+                    ) as origin,
+                    closing(self._sink(Silent())) as sink,
+                ):  # fmt: skip
+                    if origin.manifest(place.name).descriptor.digest != image.digest:
+                        reason = f" ({text} is another image by now)"
+                        continue
+                    self._warn(f"{lacking}; the rest comes from {text}")
+                    transports.copy(origin, sink, image=place.name, names=())
+                    sink.commit()
+                    return
+            except (LayerfsError, OSError) as error:
+                reason = f" ({text}: {error})"
+        raise NotFoundError(f"{lacking}{reason}", hint="pull the image first")
 
     def _recover(self) -> None:
         """Clear away what a crash left; one query says whether there is anything to do."""
@@ -856,7 +911,7 @@ def _check_format(root: Path, *, mend: bool) -> None:
     try:
         version = json.loads(text)["layerfs"]
     except (ValueError, KeyError, TypeError) as error:
-        if mend and all((root / name).is_dir() for name in _DIRECTORIES):
+        if mend and (root / "blobs").is_dir() and (root / "drivers").is_dir():
             _write_format(root)
             return
         raise StoreError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,12 +102,18 @@ def measure(
     containers: Containers,
     all_layers: Callable[[], Sequence[Layers]],
 ) -> DiskUsage:
-    """Count everything; committed layers as they were counted when they were committed."""
+    """Count everything; committed layers as they were counted then, lazy ones as they are."""
     rows = database.rows(
         "SELECT l.id, COALESCE(l.bytes, 0), COALESCE(l.inodes, 0), i.manifest FROM layers l"
         " LEFT JOIN image_layers i ON i.chain_id = l.name WHERE l.state = 'committed'"
     )
     sizes = {number: (size, inodes) for number, size, inodes, _ in rows}
+    # These grow as their files are read.
+    lazy = "SELECT id, driver, driver_id FROM layers WHERE state = 'committed' AND name GLOB 'lazy:*'"
+    for number, driver, driver_id in database.rows(lazy):
+        with contextlib.suppress(LayerfsError):
+            used = containers.layers_of(driver).measure(driver_id, ())
+            sizes[number] = used.bytes, used.inodes
     holders: dict[int, set[str]] = {number: set() for number in sizes}
     layers_of: dict[str, set[int]] = {}
     for number, _, _, manifest in rows:
@@ -137,7 +144,7 @@ def measure(
     return DiskUsage(
         tuple(image_usages),
         tuple(_measure_containers(containers, layers_of, sizes)),
-        tuple(_measure_layers(database, holders, users)),
+        tuple(_measure_layers(database, sizes, holders, users)),
         sum(size for size, _ in sizes.values()),
         sum(inodes for _, inodes in sizes.values()),
         sum(sizes[number][0] for number in sizes.keys() - needed),
@@ -168,13 +175,16 @@ def _measure_containers(
 
 
 def _measure_layers(
-    database: Database, holders: dict[int, set[str]], users: dict[str, int]
+    database: Database,
+    sizes: dict[int, tuple[int, int]],
+    holders: dict[int, set[str]],
+    users: dict[str, int],
 ) -> list[LayerUsage]:
     found = []
-    for number, name, driver, size, inodes in database.rows(
-        "SELECT id, name, driver, COALESCE(bytes, 0), COALESCE(inodes, 0) FROM layers"
-        " WHERE state = 'committed' ORDER BY id"
+    for number, name, driver in database.rows(
+        "SELECT id, name, driver FROM layers WHERE state = 'committed' ORDER BY id"
     ):
+        size, inodes = sizes.get(number, (0, 0))
         own = holders.get(number, set())
         boxes = sum(users.get(manifest, 0) for manifest in own)
         found.append(LayerUsage(name, driver, size, inodes, len(own), boxes, 0 if boxes else size))

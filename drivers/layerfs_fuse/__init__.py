@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from layerfs_fuse.mounts import Front, FuseMount
 from layerfs_fuse.overlay_dialect import OverlayDialect
 from layerfs_fuse.served import ServedLayers
 from layerfs_fuse.trial import try_union
+from layerfs_fuse.unfinished import TREE, UnfinishedLayer
 
 __all__ = ["FuseDriver", "FuseMount"]
 
@@ -53,7 +55,7 @@ class FuseDriver(ServedLayers, OverlayLayers):
         dialect = OverlayDialect(self._user_xattrs)
         lowers = tuple(map(Path, lower))
         log = self._log(upper or lowers[0])
-        lazy = [each.parent.name for each in lowers if self.bodies_list(each.parent.name).exists()]
+        lazy = [each.parent.name for each in lowers if self._is_lazy(each.parent.name)]
         bodies = self._fetching(lazy) if lazy else None
         return FuseMount(source, lowers, upper, work, dialect, self.front, log=log, bodies=bodies)
 
@@ -69,7 +71,39 @@ class FuseDriver(ServedLayers, OverlayLayers):
 
     def bodies_list(self, layer: str) -> Path:
         """Say what describes where a layer's files have their data, if they came without it."""
+        if layer in self._begun:
+            return self.unfinished(layer).bodies_list
         return self._directories.path(layer) / _BODIES
+
+    def get_ready(self) -> None:
+        """Import what the server of a mount needs."""
+        import layerfs_fuse.fetches
+        import layerfs_fuse.server  # noqa: F401
+
+    def unfinished(self, layer: str) -> UnfinishedLayer:
+        """Give what is known of a layer's outline, as long as not all of that is there."""
+        return UnfinishedLayer(
+            self._directories.path(layer),
+            bodies=_BODIES,
+            mark=self.absent_mark(),
+            begun=lambda: self._begun.add(layer),
+        )
+
+    @functools.cached_property
+    def _begun(self) -> set[str]:
+        """The layers whose outline is made by this process, beside what they show."""
+        return set()
+
+    def _diff(self, layer: str) -> Path:
+        return self._directories.path(layer) / TREE if layer in self._begun else super()._diff(layer)
+
+    def _lower(self, layers: Sequence[str]) -> tuple[str, ...]:
+        if self._begun.isdisjoint(layers):
+            return super()._lower(layers)
+        return tuple(str(self._diff(layer)) for layer in reversed(layers))
+
+    def _is_lazy(self, layer: str) -> bool:
+        return self.bodies_list(layer).exists()
 
     def lacks(self, layer: str, path: bytes) -> bool:
         """Look for the mark of a file whose data is absent."""
@@ -83,10 +117,10 @@ class FuseDriver(ServedLayers, OverlayLayers):
         return mark
 
     def _is_plain(self, layer: str, *, read_only: bool) -> bool:
-        return not self.bodies_list(layer).exists()
+        return not self._is_lazy(layer)
 
     def changes(self, layer: str, below: Sequence[str]) -> Iterator[Change]:
         """Read the changes out of ``diff``; of a layer whose files came without their data they cannot be."""
-        if self.bodies_list(layer).exists():
+        if self._is_lazy(layer):
             raise UnsupportedError(f"layer {layer} is not all here", hint="pull the image")
         return super().changes(layer, below)

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from layerfs.errors import printable
 from layerfs.tree.absent import FETCH_FAILED, PIECE, Mark, last_piece
+from layerfs_fuse.gate import Gate
 from layerfs_fuse.large import Request
 from layerfs_fuse.nodes import Node
 from layerfs_fuse.places import Layers, LazyPlace
@@ -30,7 +31,18 @@ ASKED: Final = Struct("=QIII")
 ANSWERED: Final = Struct("=QiB")
 """An answer: the request's number, an errno or 0, whether the file has all of its data now; then words."""
 
+HOLD: Final = (1 << 64) - 1
+"""In the place of a request's number: the outlines of layers are about to be shown, `GO` lets that happen."""
+
+OUTLINED: Final = HOLD - 1
+"""In the place of a request's number: they show now, or there was an error."""
+
+BEGUN_ANEW: Final = HOLD - 2
+"""In the place of a request's number: who was asked is gone, another one waits for requests."""
+
+GO: Final = b"g"
 LONGEST_ANSWER: Final = 4096
+_ABOUT_OUTLINES: Final = (0, HOLD, OUTLINED)
 _DESCRIPTOR: Final = Struct("=i")
 _MOST_ASKED: Final = 64
 _WRITABLE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -61,6 +73,7 @@ class Fetches:
 
     Args:
         connection: to the process that gets it.
+        gate: what waits for the outlines of layers, if some are still to be made.
         wake: called, in a thread, when `finished` has something for `settle`.
         refuse: answers a request with an errno.
         log: told why data could not be had.
@@ -71,6 +84,7 @@ class Fetches:
         layers: Layers,
         connection: socket.socket,
         *,
+        gate: Gate | None,
         wake: Callable[[], None],
         refuse: Callable[[int, int], None],
         log: Callable[[str], None],
@@ -78,6 +92,7 @@ class Fetches:
         self.finished: collections.deque[_Answer] = collections.deque()
         self._layers = layers
         self._connection = connection
+        self.gate = gate
         self._wake = wake
         self._refuse = refuse
         self._log = log
@@ -126,6 +141,9 @@ class Fetches:
 
     def interrupt(self, unique: int) -> None:
         """Let a process go that was told to stop waiting; the data still comes."""
+        if self.gate is not None and self.gate.interrupt(unique):
+            self._refuse(unique, errno.EINTR)
+            return
         for fetch in self._known.values():
             for request in fetch.waiting:
                 if request.unique == unique:
@@ -137,10 +155,16 @@ class Fetches:
         """Answer who has waited for what has come, or cannot come."""
         while self.finished:
             found = self.finished.popleft()
-            if not found.number:
-                self._alive = False
-                self._end()
-                return
+            if found.number == BEGUN_ANEW:
+                self._ask_again()
+                continue
+            if found.number in _ABOUT_OUTLINES:
+                self._settle_outlines(found)
+                if not found.number:
+                    self._alive = False
+                    self._end()
+                    return
+                continue
             fetch = self._asked.pop(found.number, None)
             if fetch is None:
                 continue  # given up, with all others
@@ -155,6 +179,21 @@ class Fetches:
                     answer(request)
             fetch.node.users -= 1
             release(fetch.node)
+
+    def _settle_outlines(self, found: _Answer) -> None:
+        gate = self.gate
+        if found.number == HOLD:
+            if gate is not None:
+                gate.shut()
+            with contextlib.suppress(OSError):
+                self._connection.send(GO)
+        elif gate is None:
+            return
+        elif found.errno:
+            self._log(f"{FETCH_FAILED}the names in the layers: {found.words}")
+            gate.fail()
+        else:
+            self.gate = None
 
     def _mark(self, node: Node) -> Mark | None:
         assert isinstance(node.at, LazyPlace)
@@ -176,9 +215,18 @@ class Fetches:
                 del self._marks[next(iter(self._marks))]
 
     def _ask(self, fetch: _Fetch) -> None:
-        node, number = fetch.node, self._next
+        number = self._next
         self._next += 1
         self._asked[number] = fetch
+        self._send(fetch, number)
+
+    def _ask_again(self) -> None:
+        """Ask for what was asked for and did not come."""
+        for number, fetch in list(self._asked.items()):
+            self._send(fetch, number)
+
+    def _send(self, fetch: _Fetch, number: int) -> None:
+        node = fetch.node
         assert node.at is not None
         try:
             file = os.open(node.at_name, _WRITABLE, dir_fd=node.at.open())

@@ -34,6 +34,9 @@ FETCHER: Final = b"layerfs-fetch"
 
 _NONE: Final[Mapping[int, int]] = {}
 _READY: Final = b"ready"
+# So many of those that get data may be killed within so many seconds.
+_MOST_DEATHS: Final = 5
+_SOON: Final = 10.0
 _MOST_OPEN: Final = 4096
 _LEAST_OPEN: Final = 8
 # Descriptors for requests at hand, and standard streams.
@@ -157,7 +160,10 @@ def _serve(
     if fetching is not None:
         import layerfs_fuse.fetches  # noqa: F401  there are no modules later
     leave_mounts()
-    server = Server(connection, union, passthrough=options.passthrough, fetching=fetching)
+    unfinished = bodies is not None and bodies.unfinished
+    server = Server(
+        connection, union, passthrough=options.passthrough, fetching=fetching, unfinished=unfinished
+    )
     if log is not None:
         server.log = log.write
     # Whoever mounts may be gone by now; the mount is not.
@@ -199,9 +205,34 @@ def _start_fetching(bodies: Bodies, *, attached: bool) -> socket:
         os.chdir("/")
         connection = socket.socket(fileno=end)
         connection.send(_READY)
-        bodies.serve(connection)
+        _fetch_on(bodies, connection)
     finally:
         os._exit(0)
+
+
+def _fetch_on(bodies: Bodies, connection: socket) -> None:
+    """Serve in a child, and in another one when that was killed; who lives for a while may die often."""
+    from layerfs_fuse.fetches import ANSWERED, BEGUN_ANEW
+
+    died: list[float] = []
+    while True:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+                bodies.serve(connection)
+                status = 0
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            return
+        died = [*died[1 - _MOST_DEATHS :], time.monotonic()]
+        if len(died) == _MOST_DEATHS and died[-1] - died[0] < _SOON:
+            return
+        with contextlib.suppress(OSError):
+            connection.send(ANSWERED.pack(BEGUN_ANEW, 0, False))
 
 
 def leave_behind(serve: Callable[[], None]) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from layerfs_fuse.fetches import Fetches
+    from layerfs_fuse.gate import Gate
 
 # What is about the connection, or about many files.
 _OF_NO_FILE: Final = frozenset(
@@ -59,8 +60,14 @@ class Server:
         *,
         passthrough: Passed = "all",
         fetching: socket | None = None,
+        unfinished: bool = False,
     ) -> None:
-        """Args: `fetching` is connected to the process that gets what files lack of their data."""
+        """Begin to serve.
+
+        Args:
+            fetching: is connected to the process that gets what files lack of their data.
+            unfinished: it makes the outlines of layers first.
+        """
         self.log: Callable[[str], None] | None = None
         self._device = device
         self._union = union
@@ -78,11 +85,15 @@ class Server:
         if isinstance(union, Changes):
             union.copied = self._tell_of_copy
         self._fetches: Fetches | None = None
+        # What waits for the outlines of layers, as long as they are not there.
+        self._gate: Gate | None = None
         if fetching is not None:
             from layerfs_fuse.fetches import Fetches
+            from layerfs_fuse.gate import Gate
 
+            self._gate = Gate(self._nodes) if unfinished else None
             self._fetches = Fetches(
-                union.layers, fetching, wake=device.ring, log=self._tell,
+                union.layers, fetching, gate=self._gate, wake=device.ring, log=self._tell,
                 refuse=lambda unique, number: device.send(unique, b"", number),
             )  # fmt: skip
             union.require = self._fetches.require
@@ -107,11 +118,17 @@ class Server:
             if self._large is not None and self._large.finished:
                 self._large.settle(self._answer_again)
             if self._fetches is not None and self._fetches.finished:
-                self._fetches.settle(self._answer_again, nodes.release)
+                self._settle_fetches(self._fetches)
             if len(layers.opened) > layers.most_open:
                 layers.trim()
             if len(nodes) > _MOST_NODES and nodes.issued > self._next_pruning:
                 self._prune()
+
+    def _settle_fetches(self, fetches: Fetches) -> None:
+        fetches.settle(self._answer_again, self._nodes.release)
+        gate, self._gate = self._gate, fetches.gate
+        if gate is not None and (gate.failed or self._gate is None):
+            gate.release(self._answer_again)
 
     def _answer_again(self, request: Request) -> None:
         op, self._unique, identity, body, self._asking = request
@@ -162,6 +179,9 @@ class Server:
         self, handler: Handler, op: int, unique: int, identity: int, body: memoryview
     ) -> bytes | int | None:
         self._identity = identity
+        if self._gate is not None and not self._gate.admits(op, self._nodes.get(identity)):
+            self._gate.wait(Request(op, unique, identity, bytes(body), self._asking))
+            return _ELSEWHERE
         try:
             try:
                 return handler(self._nodes.get(identity), body)
@@ -240,6 +260,9 @@ class Server:
         if node in self._nodes.renewed:
             # The kernel has two inodes of it, and tells neither what it does by the other.
             return 0
+        if self._gate is not None and node.children is not None:
+            # Its subdirectories have not been counted yet.
+            return 0
         # What the kernel writes to such a file itself takes these bits away, and it does not notice.
         return 0 if found.st_mode & _SET_IDS and self._passthrough.ties(node.id) else p.FOREVER
 
@@ -248,8 +271,12 @@ class Server:
         if found is None:
             found = self._union.stat(node)
         node.lookups += 1
-        links = self._union.number_links(node, found)
+        links = self._number_links(node, found)
         return p.entry(node.id, self._valid(node, found), node.number, links, found)
+
+    def _number_links(self, node: Node, found: os.stat_result) -> int:
+        links = self._union.number_links(node, found)
+        return links if self._gate is None or node.children is None else min(links, 1)
 
     def _lookup(self, node: Node, body: memoryview) -> bytes:
         found = self._union.find(node, _name(body))
@@ -257,7 +284,7 @@ class Server:
 
     def _getattr(self, node: Node, body: memoryview) -> bytes:
         found = self._union.stat(node)
-        links = self._union.number_links(node, found)
+        links = self._number_links(node, found)
         return p.attributes(self._valid(node, found), node.number, links, found)
 
     def _setattr(self, node: Node, body: memoryview) -> bytes:
@@ -507,7 +534,7 @@ class Server:
     # Directories.
 
     def _opendir(self, node: Node, body: memoryview) -> bytes:
-        if self._spares_opendir:
+        if self._spares_opendir and self._gate is None:
             # The kernel asks no more then, and caches listings.
             raise failure(errno.ENOSYS)
         return p.OPEN_OUT.pack(0, p.OPENED_KEEP_CACHE | p.OPENED_CACHE_DIRECTORY, 0)
@@ -531,7 +558,8 @@ class Server:
     def _readdirplus(self, node: Node, body: memoryview) -> int:
         _, offset, size, _, _, _, _ = p.READ_IN.unpack_from(body)
         room, layers = self._device.room, self._union.layers
-        find, links, renewed = self._union.find, self._union.number_links, self._nodes.renewed
+        find, links, renewed = self._union.find, self._number_links, self._nodes.renewed
+        forever = not renewed and self._gate is None
         at = 0
         for place, name, first in self._listings.after(node, offset):
             if at + p.PLUS_ROOM + len(name) > size:
@@ -546,7 +574,7 @@ class Server:
             if found is not None:
                 child, status = found
                 child.lookups += 1
-                valid = self._valid(child, status) if status.st_mode & _SET_IDS or renewed else p.FOREVER
+                valid = p.FOREVER if forever and not status.st_mode & _SET_IDS else self._valid(child, status)
                 at = p.plus(
                     room, at, child.id, valid, child.number, links(child, status), status, place, name
                 )

@@ -14,6 +14,7 @@ from layerfs.check.findings import REPAIR, Telling
 from layerfs.check.layer_files import Compared, LayerFiles, found_at
 from layerfs.check.refetching import Refetching
 from layerfs.digest import Digest
+from layerfs.driver import Lazy
 from layerfs.errors import InUseError, LayerfsError, NotFoundError, VerificationError, printable
 from layerfs.layers import Layer, Layers, State
 from layerfs.progress import Progress
@@ -118,7 +119,8 @@ class LayersCheck:
             for layer in layers:
                 reason = self._unready(layer)
                 if reason is not None:
-                    results[layer.row] = reason
+                    if not self._is_unfinished(layer):
+                        results[layer.row] = reason
                     continue
                 try:
                     held.enter_context(self._layers.lock(layer.driver_id, shared=True, name=layer.name))
@@ -163,6 +165,16 @@ class LayersCheck:
         if layer.toc is None or not self._blobs.is_whole(layer.toc):
             return "its table of contents is missing"
         return None
+
+    def _is_unfinished(self, layer: Layer) -> bool:
+        """Say whether a lazy layer is still being made, so that nobody knows yet what belongs in it."""
+        driver = self._layers.driver
+        return (
+            layer.toc is None
+            and layer.driver_id in self._held
+            and isinstance(driver, Lazy)
+            and not driver.unfinished(layer.driver_id).is_whole
+        )
 
     def _compare_files(self, layer: Layer, below: Sequence[str]) -> Result:
         assert layer.toc is not None

@@ -49,6 +49,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "create": ("run", "Make a container without starting it"),
         "start": ("run", "Start a container again"),
         "exec": ("running", "Run one more command in a running container"),
+        "logs": ("logs", "Show what a container in the background has written"),
+        "wait": ("logs", "Wait for containers to end, and print their exit statuses"),
         "stop": ("running", "End a container's process, and kill it if it stays"),
         "kill": ("running", "Send a container's process a signal"),
         "ps": ("container", "List containers"),

@@ -60,7 +60,9 @@ def _mount(context: Context, arguments: argparse.Namespace) -> int:
                 options=arguments.options,
                 lazy=arguments.lazy,
                 platform=platform_of(arguments) if arguments.lazy else None,
-                registry=registry_options.read(arguments) if arguments.lazy else None,
+                registry=registry_options.read(arguments)
+                if arguments.lazy or registry_options.given(arguments)
+                else None,
             )
         except OptionError as error:
             raise UsageError(str(error), hint=error.hint or "`layerfs mount --help` names options") from error
@@ -143,10 +145,13 @@ image's root's.
 With --lazy the image may also be written as `pull` takes it, docker://HOST/REPO:TAG or oci:DIR:TAG. Its
 manifest, its config and a table of contents of each layer are fetched, and that is all before the tree can be
 used: a file's data comes when somebody reads it, large files in pieces of 4 MiB, is verified, and stays in
-the store for later mounts. Layers in eStargz and zstd:chunked have such tables; any other is fetched whole,
-once, and read from then on without being unpacked. What cannot be fetched is an I/O error for its reader, who
-may try again, and a line in the log that `layerfs check` shows. The driver is fuse. `run` on the image,
-`push`, `save` and `commit` need all of it: pull it first.
+the store for later mounts. Of an image with many files the root shows at once, and who looks further at that
+very moment waits until the rest of the names is there. Layers in eStargz and zstd:chunked have such tables;
+any other is fetched whole, once, and read from then on without being unpacked. What cannot be fetched is an
+I/O error for its reader, who may try again, and a line in the log that `layerfs check` shows. The driver is
+fuse. `create`, `run`, `commit`, `push` and `save` need all of the image, and pull the rest of it first, from
+where its files come. The options about the registry hold as long as the mount lasts; say them again when the
+container is mounted once more.
 
 With passthrough=all, the default, the kernel reads and writes the files of the writable layer itself, and
 reads those of the image from 4 MiB on itself, which is fastest (Linux 6.9, mounts by root). Who has such a

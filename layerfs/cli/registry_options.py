@@ -8,6 +8,8 @@ from pathlib import Path
 
 from layerfs.cli.parser import CommandParser
 
+_NAMES = ("tls_verify", "cert_dir", "authfile", "creds", "no_creds")
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from layerfs.registry.settings import Options
@@ -36,23 +38,28 @@ def add(parser: CommandParser, *, prefix: str = "", of: str = "the registry", cr
         parser.flag(f"--{prefix}no-creds", help=f"no credentials for {of}, whichever are stored")
 
 
+def given(arguments: argparse.Namespace) -> bool:
+    """Say whether any of the options was used."""
+    return any(getattr(arguments, name, None) for name in _NAMES)
+
+
 def read(arguments: argparse.Namespace, *, prefix: str = "") -> Options:
     """Give what the options say; where those with the prefix are silent, those without it hold."""
     from layerfs.registry.credentials import Credentials
     from layerfs.registry.settings import Options
 
-    def given(name: str) -> str | None:
+    def one(name: str) -> str | None:
         found: str | None = getattr(arguments, f"{prefix.replace('-', '_')}{name}", None)
         return found or getattr(arguments, name, None)
 
     verify, directory, authfile, creds = (
-        given("tls_verify"), given("cert_dir"), given("authfile"), given("creds")
+        one("tls_verify"), one("cert_dir"), one("authfile"), one("creds")
     )  # fmt: skip
     return Options(
         tls_verify=None if verify is None else verify == "true",
         cert_dir=None if directory is None else Path(directory),
         authfile=None if authfile is None else Path(authfile),
         creds=None if creds is None else Credentials.parse(creds),
-        anonymous=bool(given("no_creds")),
+        anonymous=bool(one("no_creds")),
         environment=dict(os.environ),
     )

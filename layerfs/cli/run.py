@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from layerfs.cli import background
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context
 from layerfs.cli.output import document, line
@@ -16,12 +17,11 @@ from layerfs.errors import LayerfsError, NotFoundError, ProcessError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from layerfs.containers import Container
     from layerfs.progress import Progress
     from layerfs.runtime.settings import RunSettings
 
 EXIT_RUN_FAILED = 125
-# What a pipe takes whole (POSIX: PIPE_BUF).
-_REPORT_MAXIMUM = 4096
 
 
 def configure_environment(parser: CommandParser) -> None:
@@ -113,11 +113,14 @@ def _variables(path: Path) -> list[str]:
 
 def _configure_run(parser: CommandParser) -> None:
     parser.flag("--rm", help="remove the container when its process ends")
+    parser.flag("-d", "--detach", help="run it in the background and print its id; see `logs`")
     _configure_create(parser)
     _configure_positionals(parser)
 
 
 def _run(context: Context, arguments: argparse.Namespace) -> int:
+    if arguments.detach:
+        return _run_detached(context, arguments)
     with context.open_store() as store:
         container = store.containers.create(
             arguments.image, name=arguments.name, settings=_settings(arguments), progress=_unpacking(context)
@@ -129,6 +132,30 @@ def _run(context: Context, arguments: argparse.Namespace) -> int:
                 # `rm -f` may have been first.
                 with contextlib.suppress(NotFoundError):
                     store.containers.remove(container.id)
+
+
+def _run_detached(context: Context, arguments: argparse.Namespace) -> int:
+    context.become_root()
+    with context.open_store() as store:
+        container = store.containers.create(
+            arguments.image, name=arguments.name, settings=_settings(arguments), progress=_unpacking(context)
+        )
+    try:
+        background.start(context, container.id, remove=arguments.rm)
+    except ProcessError:
+        if arguments.rm:
+            with context.open_store() as store, contextlib.suppress(NotFoundError):
+                store.containers.remove(container.id)
+        raise
+    _print_id(context, container)
+    return 0
+
+
+def _print_id(context: Context, container: Container) -> None:
+    if context.json:
+        document({"id": container.id, "name": container.name})
+    else:
+        line(container.id)
 
 
 def _unpacking(context: Context) -> Progress:
@@ -165,10 +192,7 @@ def _create(context: Context, arguments: argparse.Namespace) -> int:
         container = store.containers.create(
             arguments.image, name=arguments.name, settings=_settings(arguments), progress=_unpacking(context)
         )
-        if context.json:
-            document({"id": container.id, "name": container.name})
-        else:
-            line(container.id)
+        _print_id(context, container)
     return 0
 
 
@@ -196,63 +220,10 @@ def _start(context: Context, arguments: argparse.Namespace) -> int:
         with context.open_store() as store:
             running = store.containers.get(name).status == "running"
         if not running:
-            _start_detached(context, name)
+            background.start(context, name)
         line(name)
 
     return context.each(arguments.containers, start)
-
-
-def _start_detached(context: Context, name: str) -> None:
-    """Start a container with a process of ours in the background that waits for it, and return once it runs.
-
-    The store is opened after the fork: a database connection must not cross one.
-    """
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(reading)
-            os.setsid()
-            null = os.open(os.devnull, os.O_RDWR)
-            for stream in (0, 1, 2):
-                os.dup2(null, stream)
-            _wait_for(context, name, writing)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writing)
-    # One read, not one to the end: processes of the container may hold the other end as long as they live.
-    told = os.read(reading, _REPORT_MAXIMUM).decode(errors="replace")
-    os.close(reading)
-    word, _, rest = told.partition("\n")
-    if word != "started":
-        message, _, hint = rest.partition("\n")
-        raise ProcessError(message or f"container {name} did not start", hint=hint or None)
-
-
-def _wait_for(context: Context, name: str, report: int) -> None:
-    """Run a container to its end, in the background; tell through `report` how its start went."""
-
-    def tell(text: str) -> None:
-        os.write(report, text.encode(errors="replace")[:_REPORT_MAXIMUM])
-        os.close(report)
-
-    told = False
-
-    def started(pid: int) -> None:
-        nonlocal told
-        told = True
-        tell("started")
-
-    try:
-        with context.open_store() as store:
-            store.containers.get(name).start(tty=False, interactive=False, on_start=started)
-    except (LayerfsError, OSError) as error:
-        if not told:
-            tell(f"failed\n{error}\n{getattr(error, 'hint', None) or ''}")
 
 
 COMMANDS = {
@@ -266,6 +237,7 @@ start.""",
         examples=[
             "layerfs run --rm debian:12 cat /etc/os-release",
             "layerfs run -it --name work -e LANG=C.UTF-8 -v $PWD:/src:ro debian:12 bash",
+            "layerfs run -d --name job debian:12 sh -c 'sleep 60; date' && layerfs logs -f job",
         ],
         configure=_configure_run,
         run=_run,
@@ -282,8 +254,8 @@ start.""",
     ),
     "start": Command(
         description="""\
-Runs the container's command on the tree as it was left, in the background and without streams; `ps` shows
-how it is, `stop` ends it. With --attach it stays, and gives the exit status of the process as `layerfs run`
+Runs the container's command on the tree as it was left, in the background; `ps` shows how it is, `logs` what
+it wrote, `stop` ends it. With --attach it stays, and gives the exit status of the process as `layerfs run`
 does.""",
         examples=["layerfs start -a job", "layerfs start job"],
         configure=_configure_start,

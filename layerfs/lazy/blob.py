@@ -7,9 +7,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from layerfs.errors import LayerfsError, NotFoundError, StoreError, UnsupportedError
+from layerfs.errors import LayerfsError, NotFoundError, StoreError
 from layerfs.lazy.origin import Origin
 from layerfs.seekable.bodies import pieces_of, read_body
 from layerfs.seekable.layer import IndexedLayer, open_layer
@@ -17,63 +17,8 @@ from layerfs.seekable.ranges import FileRanges, Ranges
 from layerfs.tree.budget import Budget
 
 if TYPE_CHECKING:
-    from layerfs.registry.settings import Options
+    from layerfs.lazy.sources import Sources
     from layerfs.seekable.extent import Extent
-    from layerfs.transports.endpoint import Source
-
-
-class Sources:
-    """Places of images, each opened once, when it is first needed; threads may share it."""
-
-    def __init__(
-        self,
-        *,
-        spool: Callable[[], BinaryIO],
-        budget: Budget,
-        warn: Callable[[str], None],
-        options: Options | None = None,
-    ) -> None:
-        """Args: those of `Place.source`."""
-        self._spool = spool
-        self.options = options
-        self._budget = budget
-        self._warn = warn
-        self._opened: dict[str, Source] = {}
-        self._lock = threading.Lock()
-
-    def open(self, place: str) -> Source:
-        """Open a place, once; it stays open until `close`.
-
-        Raises as `Place.source` does.
-        """
-        from layerfs import transports
-
-        with self._lock:
-            source = self._opened.get(place)
-            if source is None:
-                source = self._opened[place] = transports.parse(place).source(
-                    spool=self._spool, budget=self._budget, warn=self._warn, options=self.options
-                )
-            return source
-
-    def close(self) -> None:
-        """Close what was opened."""
-        for source in self._opened.values():
-            source.close()
-        self._opened.clear()
-
-    def ranges(self, place: str, origin: Origin) -> Ranges:
-        """Open a blob at a place for reading by ranges; it stays open until `close`.
-
-        Raises:
-            LayerfsError, OSError: it cannot be.
-        """
-        from layerfs.reading import GivesRanges
-
-        source = self.open(place)
-        if not isinstance(source, GivesRanges):
-            raise UnsupportedError(f"{place} is read from its beginning only")
-        return source.ranges(origin.descriptor)
 
 
 class LazyBlob:

@@ -24,21 +24,25 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from layerfs import linux
 from layerfs.errors import LayerfsError, StoreError, VerificationError
-from layerfs.lazy.blob import LazyBlob, Sources
+from layerfs.lazy.blob import LazyBlob
 from layerfs.lazy.bodies_list import Body, read_body_line
 from layerfs.lazy.origin import Origin
+from layerfs.lazy.sources import Sources
 from layerfs.tree.absent import CAPABILITY, PIECE, Mark, last_piece, read_mark
-from layerfs.tree.budget import Budget
 from layerfs.value import frozen
 
 if TYPE_CHECKING:
     from layerfs.driver import Lazy
-    from layerfs.layers import Layers
-    from layerfs.registry.settings import Options
+    from layerfs.lazy.finishing import Unfinished
+    from layerfs.lazy.setting import Setting
 
 # As `layerfs_fuse.fetches` has them.
 _ASKED: Final = struct.Struct("=QIII")
 _ANSWERED: Final = struct.Struct("=QiB")
+_HOLD: Final = (1 << 64) - 1
+_OUTLINED: Final = _HOLD - 1
+_GO: Final = b"g"
+_OUTLINER: Final = b"layerfs-outline"
 _MOST_WORDS: Final = 2000
 _THREADS: Final = 8
 _IN_MEMORY: Final = 8 << 20
@@ -78,11 +82,12 @@ class Fetching:
     """
 
     def __init__(self, lacking: Mapping[str, Lacking], recipe: Recipe) -> None:
+        self.unfinished = recipe.unfinished is not None
         self.layers = {layer: number for number, layer in enumerate(lacking)}
         self._lacking = list(lacking.values())
         self._recipe = recipe
         self._mark = recipe.mark
-        self._durable = recipe.durable
+        self._durable = recipe.setting.durability != "none"
         self._work: queue.SimpleQueue[tuple[int, int, int, int, int]] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._threads = 0
@@ -92,10 +97,18 @@ class Fetching:
 
     def serve(self, connection: socket.socket) -> None:
         """Answer requests until the other end is closed."""
+        go = -1
+        if self._recipe.unfinished is not None:
+            go = _begin_to_finish(self._recipe.unfinished, connection)
         while True:
             message, files, _, _ = socket.recv_fds(connection, _ASKED.size, 1)
             if not message:
                 return
+            if message == _GO:
+                # It may have been for one before us.
+                if go >= 0:
+                    os.write(go, message)
+                continue
             number, layer, first, last = _ASKED.unpack(message)
             self._work.put((number, layer, first, last, files[0]))
             if not self._idle.acquire(blocking=False) and self._threads < _THREADS:
@@ -180,41 +193,80 @@ class Fetching:
             return True
 
 
+def _begin_to_finish(unfinished: Unfinished, connection: socket.socket) -> int:
+    """Have outlines made by a process of their own; give where to write when they may be shown."""
+    from layerfs.worker import Worker
+
+    asked, go = os.pipe()
+
+    def work(tell: Callable[[object], None]) -> None:
+        linux.set_process_name(_OUTLINER)
+
+        def show() -> None:
+            tell(None)
+            os.read(asked, 1)
+
+        unfinished.finish(show)
+
+    def hear(_: object) -> None:
+        connection.send(_ANSWERED.pack(_HOLD, 0, False))
+
+    # Before there are threads: those of a forked process are gone.
+    worker = Worker(work, hear=hear, keep=[asked])
+    os.close(asked)
+
+    def listen() -> None:
+        error, words = errno.EIO, ""
+        try:
+            while worker.running:
+                worker.listen()
+            worker.result()
+            error = 0
+        except Exception as problem:
+            # Of whatever kind: many may wait for an answer.
+            words = str(problem) if isinstance(problem, LayerfsError | OSError) else traceback.format_exc()
+        with contextlib.suppress(OSError):
+            head = _ANSWERED.pack(_OUTLINED, error, False)
+            connection.send(head + words.encode(errors="replace")[-_MOST_WORDS:])
+
+    threading.Thread(target=listen, daemon=True).start()
+    return go
+
+
 @frozen
 class Recipe:
     """What a `Fetching` is made of, and can be made of again in another process.
 
     `layers` are the driver's ids with `Origin.pack`, the paths of blob and table in the store, that of the
-    list of bodies last. `temporary` is a directory, `options` are those of `Place.source`.
+    list of bodies last. `unfinished` are those of which the outlines are to be made.
     """
 
     layers: tuple[tuple[str, str, Path, Path | None, Path], ...]
     mark: bytes
-    temporary: Path
-    durable: bool
-    budget: Budget
-    options: Options | None
+    setting: Setting
+    unfinished: Unfinished | None = None
 
     def make(self) -> Fetching:
         """Make one."""
-        sources = Sources(spool=self.spool, budget=self.budget, warn=_ignore, options=self.options)
+        setting = self.setting
+        sources = Sources(spool=self.spool, budget=setting.budget, warn=_ignore, options=setting.options)
         lacking = {}
         for layer, packed, stored, table, bodies_list in self.layers:
             origin = Origin.unpack(packed)
-            blob = LazyBlob(origin, sources, stored=stored, table=table, budget=self.budget)
+            blob = LazyBlob(origin, sources, stored=stored, table=table, budget=setting.budget)
             lacking[layer] = Lacking(blob, bodies_list)
         return Fetching(lacking, self)
 
     def spool(self) -> BinaryIO:
         """Make an empty temporary file."""
-        return tempfile.TemporaryFile(dir=self.temporary, buffering=0)
+        return tempfile.TemporaryFile(dir=self.setting.root / "tmp", buffering=0)
 
 
 def fetching_of(
-    origins: Mapping[str, Origin], *, layers: Layers, driver: Lazy, options: Options | None
+    origins: Mapping[str, Origin], *, setting: Setting, driver: Lazy, unfinished: Unfinished | None = None
 ) -> Fetching:
-    """Give what gets the data that layers lack, by the driver's ids of them."""
-    path = layers.blobs.path
+    """Give what gets the data that layers lack, by the driver's ids of them, and makes their outlines."""
+    path = setting.blobs.path
     recipe = Recipe(
         tuple(
             (
@@ -227,10 +279,8 @@ def fetching_of(
             for layer, origin in origins.items()
         ),
         driver.absent_mark(),
-        layers.root / "tmp",
-        layers.durability != "none",
-        layers.budget,
-        options,
+        setting,
+        unfinished,
     )
     return recipe.make()
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from layerfs.digest import Digest
@@ -15,29 +14,34 @@ from layerfs.errors import NotFoundError, UnsupportedError
 from layerfs.files import Lock
 from layerfs.incoming import Incoming
 from layerfs.layer_table import Draft, Facts
-from layerfs.lazy.blob import LazyBlob, Sources
-from layerfs.lazy.bodies_list import BodiesWriter, Body
-from layerfs.lazy.fetching import Fetching, fetching_of
+from layerfs.lazy.blob import LazyBlob
+from layerfs.lazy.kept import KeptRanges
 from layerfs.lazy.origin import LABEL, Origin, layer_names
+from layerfs.lazy.outlines import Job, Outlines
+from layerfs.lazy.setting import Setting
+from layerfs.lazy.sources import Sources
 from layerfs.leases import Lease
 from layerfs.seekable.layer import IndexedLayer, open_layer
-from layerfs.tree.absent import CAPABILITY, Mark
+from layerfs.seekable.ranges import Parted
+from layerfs.seekable.top import Top, top_of_layer
 from layerfs.tree.entry import Entry
 from layerfs.tree.extract import outline
-from layerfs.tree.toc import TocWriter
 from layerfs.tree.whiteouts import WhiteoutFormat
 from layerfs.value import replace
-from layerfs.worker import Worker, listen
 
 if TYPE_CHECKING:
-    from layerfs.blobs import Ingest
     from layerfs.layers import Layers
     from layerfs.oci.config import ImageConfig
+    from layerfs.oci.descriptor import Descriptor
     from layerfs.oci.manifest import Manifest
     from layerfs.seekable.tables import Tables
 
-# Indexes on their way at once: each takes some round trips and little else.
+WAITING_FROM: Final = 1000
+"""So many entries of all layers together take longer to make than a user likes to wait for a mount."""
+
+# Indexes on their way at once: each takes some round trips and little else; and parts of one.
 _INDEXES_AT_ONCE: Final = 8
+_PARTS_AT_ONCE: Final = 12
 
 
 class Making:
@@ -72,6 +76,24 @@ class Making:
                 hint="use --driver fuse, or mount without --lazy",
             )
         self._driver = driver
+        self._indexes = ThreadPoolExecutor(_INDEXES_AT_ONCE)
+        self._parts = ThreadPoolExecutor(_PARTS_AT_ONCE)
+        self._coming: dict[Origin, Future[_Index]] = {}
+
+    def close(self) -> None:
+        """Wait for what was begun, and give up what was not; idempotent."""
+        for pool in (self._indexes, self._parts):
+            pool.shutdown(cancel_futures=True)
+
+    def expect(self, layers: Sequence[Descriptor], place: str) -> None:
+        """Hear which layers come next; indexes of those of which nothing is here are fetched from now on."""
+        known = self._layers.table.have_blob
+        self._begin_to_open([Origin(layer).had_from(place) for layer in layers if not known(layer.digest)])
+
+    def _begin_to_open(self, origins: Sequence[Origin]) -> None:
+        for origin in origins:
+            if origin not in self._coming:
+                self._coming[origin] = self._indexes.submit(self._open, origin)
 
     def make(self, manifest: Manifest, config: ImageConfig, place: str | None) -> list[str]:
         """See that the layers of an image are there, and give their names, bottom first.
@@ -111,128 +133,117 @@ class Making:
     def _make(
         self, names: Sequence[str], origins: Sequence[Origin], diff_ids: Sequence[Digest], done: int
     ) -> None:
-        # All threads have ended before processes are forked.
-        with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
-            indexes = list(pool.map(self._open, origins[done:]))
-        layers, jobs = self._layers, []
+        self._begin_to_open(origins[done:])
+        indexes = [self._coming[origin].result() for origin in origins[done:]]
+        # Threads must have ended before processes are forked.
+        self.close()
         begun: list[Draft] = []
         with contextlib.ExitStack() as opened:
             try:
                 parent: str | Draft | None = names[done - 1] if done else None
-                for name, (indexed, origin) in zip(names[done:], indexes, strict=True):
-                    labels = {LABEL: origin.pack()}
-                    parent = layers.table.add_draft(name, parent, self._lease, labels=labels)
+                for name, index in zip(names[done:], indexes, strict=True):
+                    labels = {LABEL: index.origin.pack()}
+                    parent = self._layers.table.add_draft(name, parent, self._lease, labels=labels)
                     begun.append(parent)
-                    toc = opened.enter_context(layers.blobs.ingest())
-                    opened.enter_context(layers.lock(parent.driver_id))
-                    jobs.append(_Job(parent, indexed, origin, toc, layers.table.stack(parent.row)[:-1]))
-                self._fill_all(jobs)
-                facts = []
-                for job, diff_id in zip(jobs, diff_ids[done:], strict=True):
-                    assert job.filled is not None
-                    usage, digest, _ = job.filled
-                    self._lease.add("blob", str(digest))
-                    durable, labels = layers.durability != "none", {LABEL: job.origin.pack()}
-                    blob = job.origin.descriptor.digest
-                    facts.append((job.draft, Facts(usage, digest, diff_id, blob, durable, labels=labels)))
-                layers.sync()
-                for job in jobs:
-                    job.toc.commit(synced=True)
-                layers.blobs.sync_names()
-                begun = layers.table.commit_drafts(facts)
+                    opened.enter_context(self._layers.lock(parent.driver_id))
+                    # What is below may not be whole yet.
+                    self._driver.create(parent.driver_id, ())
+                made = self._begin if _can_wait(indexes) else self._fill
+                found = made(begun, indexes, opened)
+                facts = [
+                    self._facts(*each) for each in zip(begun, indexes, found, diff_ids[done:], strict=True)
+                ]
+                begun = self._layers.table.commit_drafts(facts)
             finally:
-                for job in jobs:
-                    if job.worker is not None:
-                        job.worker.end()
                 opened.close()
                 for draft in reversed(begun):
-                    layers.table.mark_unborn(draft.row)
-                    layers.erase(draft.row, draft.driver_id)
+                    self._layers.table.mark_unborn(draft.row)
+                    self._layers.erase(draft.row, draft.driver_id)
 
-    def _fill_all(self, jobs: Sequence[_Job]) -> None:
-        """Fill layers, several at once where that is worth processes."""
-        for job in jobs:
-            # What is below may not be whole yet.
-            self._driver.create(job.draft.driver_id, ())
-        with self._knowing(jobs):
-            self._run(jobs)
+    def _facts(
+        self, draft: Draft, index: _Index, found: tuple[Usage, Digest | None], diff_id: Digest
+    ) -> tuple[Draft, Facts]:
+        usage, toc = found
+        durable, labels = self._layers.durability != "none", {LABEL: index.origin.pack()}
+        blob = index.origin.descriptor.digest
+        return draft, Facts(usage, toc, diff_id, blob, durable, labels=labels)
+
+    def _fill(
+        self, drafts: Sequence[Draft], indexes: Sequence[_Index], opened: contextlib.ExitStack
+    ) -> list[tuple[Usage, Digest | None]]:
+        """Make the outlines of layers; gives what they occupy, and their tables of contents."""
+        layers, driver = self._layers, self._driver
+        below = layers.table.stack(drafts[0].row)[:-1]
+        jobs: list[Job] = []
+        for draft, index in zip(drafts, indexes, strict=True):
+            toc = opened.enter_context(layers.blobs.ingest())
+            stack = (*below, *(job.layer for job in jobs))
+            jobs.append(Job(draft.driver_id, index.layer, index.origin, toc, stack))
+        origins = {layer: Origin.unpack(layers.table.labels_of(layer)[LABEL]) for layer in below}
+        setting = Setting.of(layers, self._sources.options)
+        Outlines(setting, driver, below=origins, warn=self._warn).fill(jobs)
+        found: list[tuple[Usage, Digest | None]] = []
         for job in jobs:
             assert job.filled is not None
-            if job.below and not job.filled.has_root:
-                self._driver.inherit(job.draft.driver_id, job.below)
-            if isinstance(self._driver, Seals):
-                self._driver.seal(job.draft.driver_id)
-
-    @contextlib.contextmanager
-    def _knowing(self, jobs: Sequence[_Job]) -> Iterator[None]:
-        """Let layers that are made look at those below, whose data may be absent, without the database.
-
-        That is the parent's, where they are made by processes of their own.
-        """
-        table, driver = self._layers.table, self._driver
-        origins = {layer: Origin.unpack(table.labels_of(layer)[LABEL]) for layer in jobs[0].below}
-        origins |= {job.draft.driver_id: job.origin for job in jobs}
-
-        def fetching(lazy: Sequence[str]) -> Fetching:
-            found = {layer: origins[layer] for layer in lazy}
-            return fetching_of(found, layers=self._layers, driver=driver, options=self._sources.options)
-
-        before, driver.fetching = driver.fetching, fetching
-        try:
-            yield
-        finally:
-            driver.fetching = before
-
-    def _run(self, jobs: Sequence[_Job]) -> None:
-        processors = len(os.sched_getaffinity(0))
-        running: list[_Job] = []
+            if isinstance(driver, Seals):
+                driver.seal(job.layer)
+            self._lease.add("blob", str(job.filled.toc))
+            found.append((job.filled.usage, job.filled.toc))
+        layers.sync()
         for job in jobs:
-            apart = job.origin.table is None and len(jobs) > 1 and processors > 1
-            if apart:
-                while len(running) > processors:
-                    _listen(running)
-                apart = self._fork(job, [each.gate for each in running])
-            if apart:
-                running.append(job)
-            else:
-                while running:
-                    _listen(running)
-                job.filled = self._fill(job, ())
-        while running:
-            _listen(running)
+            job.toc.commit(synced=True)
+        layers.blobs.sync_names()
+        return found
 
-    def _fork(self, job: _Job, below: Sequence[int]) -> bool:
-        """Have a layer filled by a process of its own; False where there can be none."""
-        job.gate, end = os.pipe()
-        try:
-            job.worker = Worker(
-                lambda tell: self._fill(job, below, warn=tell),
-                hear=lambda words: self._warn(str(words)),
-                keep=[job.toc.fileno(), end, *below],
-            )
-        except OSError:
-            os.close(job.gate)
-            job.gate = -1
-            return False
-        finally:
-            os.close(end)
-        return True
+    def _begin(
+        self, drafts: Sequence[Draft], indexes: Sequence[_Index], opened: contextlib.ExitStack
+    ) -> list[tuple[Usage, Digest | None]]:
+        """Make what stands in the roots, and keep what the rest is made of (`driver.Unfinished`)."""
+        layers, driver = self._layers, self._driver
+        below = list(layers.table.stack(drafts[0].row)[:-1])
+        found: list[tuple[Usage, Digest | None]] = []
+        for draft, index in zip(drafts, indexes, strict=True):
+            assert index.top is not None
+            entries, layer = index.top.entries, draft.driver_id
+            driver.bodies_list(layer).touch(0o600)
+            with open(driver.unfinished(layer).kept, "xb") as kept:
+                index.kept.write(kept)
 
-    def _open(self, origin: Origin) -> tuple[IndexedLayer, Origin]:
+            def unpack(
+                directory: int, *, lower: Callable[[], int] | None, whiteouts: WhiteoutFormat,
+                entries: Sequence[Entry] = entries,
+            ) -> None:  # fmt: skip
+                outline(
+                    ((entry, None) for entry in entries), directory, leave_out=_leave, lower=lower,
+                    whiteouts=whiteouts, budget=layers.budget, warn=self._warn,
+                )  # fmt: skip
+
+            driver.apply(layer, (), unpack)
+            if below and not any(entry.path == b"" for entry in entries):
+                driver.inherit(layer, below)
+            if isinstance(driver, Seals):
+                driver.seal(layer)
+            below.append(layer)
+            found.append((driver.usage(layer, ()), None))
+        layers.sync()
+        return found
+
+    def _open(self, origin: Origin) -> _Index:
         layers = self._layers
         stored = layers.blobs.path(origin.descriptor.digest)
         blob = LazyBlob(origin, self._sources, stored=stored, budget=layers.budget)
+        kept = KeptRanges(Parted(blob, self._parts, most=_PARTS_AT_ONCE))
         index = open_layer(
-            blob, origin.descriptor, budget=layers.budget, trusted=stored.exists(), warn=self._warn
+            kept, origin.descriptor, budget=layers.budget, trusted=stored.exists(), warn=self._warn
         )
         if index is not None:
-            return index, origin
+            return _Index(index, origin, kept, top_of_layer(index, budget=layers.budget))
         table = self._tables.find(origin.descriptor.digest)
         if table is None:
             if not stored.exists():
                 self._fetch(origin)
             table = self._tables.build(origin.descriptor.digest)
-        return blob.with_table(layers.blobs.path(table)), replace(origin, table=table)
+        return _Index(blob.with_table(layers.blobs.path(table)), replace(origin, table=table), kept, None)
 
     def _fetch(self, origin: Origin) -> None:
         """Get the whole blob of a layer that cannot be read otherwise into the store."""
@@ -252,104 +263,24 @@ class Making:
             assert incoming.ingest is not None
             incoming.ingest.commit()
 
-    def _fill(self, job: _Job, gates: Sequence[int], *, warn: Callable[[str], None] | None = None) -> _Filled:
-        """Make a layer's tree, the list of its bodies, and its table of contents.
 
-        Args:
-            gates: closed at their other ends when the layers below are whole.
-            warn: told what was odd.
-        """
-        layers, layer = self._layers, job.draft.driver_id
-        told = warn or self._warn
-        contents = TocWriter(job.toc.write)
-        with open(self._driver.bodies_list(layer), "xb") as file:
-            outlining = _Outlining(job.indexed, BodiesWriter(file), self._driver.absent_mark())
+class _Index(NamedTuple):
+    """The index of a layer: what was read of it, and what it says of the root, where that is enough."""
 
-            def unpack(directory: int, *, lower: Callable[[], int] | None, whiteouts: WhiteoutFormat) -> None:
-                def opens() -> int:
-                    assert lower is not None
-                    _wait_for_all(gates)
-                    return lower()
-
-                outline(
-                    outlining.entries(), directory, leave_out=outlining.leave_out,
-                    lower=None if lower is None else opens, whiteouts=whiteouts, budget=layers.budget,
-                    warn=told, record=contents.add, squash=os.geteuid() != 0,
-                )  # fmt: skip
-
-            self._driver.apply(layer, job.below, unpack)
-        contents.close()
-        return _Filled(self._driver.usage(layer, job.below), job.toc.digest, contents.has_root)
+    layer: IndexedLayer
+    origin: Origin
+    kept: KeptRanges
+    top: Top | None
 
 
-class _Filled(NamedTuple):
-    """What came of a layer: what it occupies, its table of contents, and whether that told of the root."""
-
-    usage: Usage
-    toc: Digest
-    has_root: bool
-
-
-class _Job:
-    """One layer being made."""
-
-    def __init__(
-        self, draft: Draft, indexed: IndexedLayer, origin: Origin, toc: Ingest, below: Sequence[str]
-    ) -> None:
-        self.draft = draft
-        self.indexed = indexed
-        self.origin = origin
-        self.toc = toc
-        self.below = below
-        self.worker: Worker[_Filled] | None = None
-        # Closed at its other end when the process is gone.
-        self.gate = -1
-        self.filled: _Filled | None = None
+def _can_wait(indexes: Sequence[_Index]) -> bool:
+    """Say whether outlines can be made, and are better made, while the tree is looked at."""
+    if os.geteuid() != 0:
+        # Who has no privilege cannot move directories that he may not write.
+        return False
+    tops = [index.top for index in indexes]
+    return sum(top.number for top in tops if top is not None) >= WAITING_FROM and None not in tops
 
 
-def _listen(running: list[_Job]) -> None:
-    """Wait until a process tells something, and take what those have made that ended."""
-    workers = [job.worker for job in running if job.worker is not None]
-    listen(workers)
-    for job in list(running):
-        if job.worker is not None and not job.worker.running:
-            running.remove(job)
-            os.close(job.gate)
-            job.filled = job.worker.result()
-            job.toc.catch_up(job.filled.toc)
-
-
-def _wait_for_all(gates: Sequence[int]) -> None:
-    """Wait until the processes at the other ends of these pipes are gone."""
-    for gate in gates:
-        poll = select.poll()
-        poll.register(gate, 0)
-        poll.poll()
-
-
-class _Outlining:
-    """The entries of a layer on their way into its tree: notes where each file's data is to be had."""
-
-    def __init__(self, indexed: IndexedLayer, bodies: BodiesWriter, mark: bytes) -> None:
-        self._indexed = indexed
-        self._bodies = bodies
-        self._mark = mark
-        self._body: Body | None = None
-        self._capable = False
-
-    def entries(self) -> Iterator[tuple[Entry, str | None]]:
-        """Give the entries, one after the other."""
-        for entry, digest, extent in self._indexed.entries():
-            self._body = None if extent is None else Body(extent, digest)
-            self._capable = CAPABILITY.encode() in entry.xattrs
-            yield entry, digest
-
-    def leave_out(self, file: int) -> None:
-        """Mark a file of which the data is not here."""
-        assert self._body is not None
-        place, length = self._bodies.add(self._body)
-        mark = Mark(os.fstat(file).st_mtime_ns, place, length)
-        if self._capable and CAPABILITY in os.listxattr(file):
-            # Writing the data will take it away (capabilities(7)).
-            mark = mark._replace(capabilities=os.getxattr(file, CAPABILITY))
-        os.setxattr(file, self._mark, mark.pack())
+def _leave(file: int) -> None:
+    """Nothing is noted before the outline is made."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from layerfs.registry import certificates, proxies
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
     from layerfs.registry.origin import Origin
     from layerfs.registry.settings import Options
+
+
+# Connections to one server that are kept for later; each is made when there is none that waits.
+_KEPT: Final = 16
+_PAUSE: Final = 0.003
 
 
 class Trust(NamedTuple):
@@ -32,11 +39,13 @@ class Trust(NamedTuple):
 class Connections:
     """Pools of connections; thread-safe. A process that was forked makes its own."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, before: Connections | None = None) -> None:
+        """Begin without any; what a parent has loaded (`before`) need not be loaded once more."""
         self._options = options
         self._lock = threading.Lock()
         self._pools: dict[tuple[Trust, str | None], urllib3.PoolManager] = {}
-        self._contexts: dict[Trust, ssl.SSLContext] = {}
+        self._threads: list[threading.Thread] = []
+        self._contexts: dict[Trust, ssl.SSLContext] = dict(before._contexts) if before else {}
 
     def request(
         self,
@@ -63,8 +72,37 @@ class Connections:
             timeout=urllib3.Timeout(connect=options.connect_timeout, read=read),
         )  # fmt: skip
 
+    def connect(self, origin: Origin, trust: Trust, count: int) -> None:
+        """Begin to make connections, for requests that come; what fails is left to these."""
+        if proxies.proxy_for(origin, self._options.environment) is not None:
+            return
+        for _ in range(count):
+            thread = threading.Thread(target=self._connect, args=(origin, trust), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _connect(self, origin: Origin, trust: Trust) -> None:
+        from urllib3.exceptions import HTTPError
+
+        # The request at hand shall have the connection that is there already.
+        time.sleep(_PAUSE)
+        with contextlib.suppress(HTTPError, OSError):
+            pool = self._pool(origin, trust).connection_from_host(
+                origin.host, origin.port, scheme=origin.scheme
+            )
+            # urllib3 has no name for it: one out of the pool, or a new one, that goes back in unused.
+            connection = pool._get_conn()
+            try:
+                if connection.is_closed:
+                    connection.timeout = self._options.connect_timeout
+                    connection.connect()
+            finally:
+                pool._put_conn(connection)
+
     def close(self) -> None:
         """Close what is open and idle; answers that are being read keep their connections."""
+        for thread in self._threads:
+            thread.join()
         with self._lock:
             for pool in self._pools.values():
                 pool.clear()
@@ -86,7 +124,7 @@ class Connections:
         options = self._options
         settings: dict[str, Any] = {
             "num_pools": 32,
-            "maxsize": options.connections + 2,
+            "maxsize": max(options.connections + 2, _KEPT),
         }
         if origin.scheme == "https":
             settings["ssl_context"] = self._context(trust)

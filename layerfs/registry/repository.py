@@ -30,6 +30,10 @@ class Repository:
         self._useless: set[Endpoint] = set()
         self._endpoints = mirrors.endpoints(reference, session.options)
 
+    def hurry(self, count: int) -> None:
+        """Have connections made to where the next requests go (`Session.hurry`)."""
+        self.session.hurry(self._endpoints[0], count)
+
     def send(
         self,
         method: str,

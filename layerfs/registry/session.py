@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -70,8 +71,9 @@ class _State:
 
     def __init__(self, session: Session, before: _State | None = None) -> None:
         self.process = os.getpid()
-        self.connections = Connections(session.options)
+        self.connections: Connections = Connections(session.options, before.connections if before else None)
         self.lock = threading.Lock()
+        self.finding = threading.Lock()
         self.origins: dict[tuple[str, bool], Origin] = dict(before.origins) if before else {}
         self.credentials: dict[Endpoint, Credentials | None] = dict(before.credentials) if before else {}
         self.doors: dict[tuple[Origin, Trust, Credentials | None], Doorkeeper] = {}
@@ -99,6 +101,8 @@ class Session:
         """
         self.options = options or Options()
         self.warn = warn
+        self._hurry = 0
+        self._hurrying: list[threading.Thread] = []
         self._directories: dict[str, Path | None] = {}
         self._state = _State(self)
 
@@ -113,9 +117,28 @@ class Session:
 
         return Repository(self, reference)
 
+    def hurry(self, endpoint: Endpoint, count: int) -> None:
+        """Begin to find out how a registry is spoken with, and have connections made then, in other threads.
+
+        They wait for requests that come; without this each request makes its own.
+        """
+        import urllib3  # noqa: F401  so that the caller's next imports do not hold up the thread
+
+        self._hurry = count
+        thread = threading.Thread(target=self._find_out, args=(endpoint,), daemon=True)
+        self._hurrying.append(thread)
+        thread.start()
+
+    def _find_out(self, endpoint: Endpoint) -> None:
+        # Whoever makes a request hears of it.
+        with contextlib.suppress(LayerfsError, OSError):
+            self.base(endpoint)
+
     def close(self) -> None:
         """Close all connections; idempotent."""
         if self._state.process == os.getpid():
+            for thread in self._hurrying:
+                thread.join()
             self._state.connections.close()
 
     def __enter__(self) -> Self:
@@ -144,15 +167,23 @@ class Session:
         Raises:
             UnreachableError: it does not answer.
         """
-        lax = self.is_lax(endpoint)
+        state, lax = self.state, self.is_lax(endpoint)
         key = (endpoint.host, lax)
-        found = self.state.origins.get(key)
-        if found is not None:
-            return found
+        found = state.origins.get(key)
+        if found is None:
+            # One is enough to find out.
+            with state.finding:
+                found = state.origins.get(key) or self._base(endpoint, lax=lax)
+                state.origins[key] = found
+        return found
+
+    def _base(self, endpoint: Endpoint, *, lax: bool) -> Origin:
         name, port = split_host(HUB_SERVER if endpoint.host == HUB else endpoint.host)
         origin = Origin("https", name, port or 443)
         if lax or (is_loopback(name) and self.options.tls_verify is None):
             plain = Origin("http", name, port or 80)
+            if self._hurry and port is not None:
+                self.state.connections.connect(plain, Trust(), 1)
             try:
                 self._probe(origin, endpoint)
             except problems.PlainHttpError:
@@ -162,7 +193,8 @@ class Session:
                     raise
                 self._probe(plain, endpoint)
                 origin = plain
-        self.state.origins[key] = origin
+        if self._hurry:
+            self.state.connections.connect(origin, self.trust(endpoint, origin), self._hurry)
         return origin
 
     def _probe(self, origin: Origin, endpoint: Endpoint) -> None:

@@ -10,7 +10,8 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from layerfs import linux
@@ -53,7 +54,7 @@ def attend(
         ProcessError, MountError, NotFoundError: what the other side met.
     """
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(_collected(_FORWARDED))
+        signals = stack.enter_context(_Signals())
         if terminal is not None:
             stack.callback(terminal.close)
         report, told = os.pipe()
@@ -75,18 +76,58 @@ def attend(
         return waiting.wait(process, signals, terminal)
 
 
-@contextlib.contextmanager
-def _collected(numbers: frozenset[int]) -> Iterator[int]:
-    """Hold signals back from this thread; gives a descriptor that they are read from (signalfd(2))."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        descriptor = linux.signalfd(numbers)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+class _Signals:
+    """What is to be forwarded of the signals that come to this process, for the length of a `with`.
+
+    They are held back from this thread, and read from a descriptor (signalfd(2)). One that comes to the
+    process as a whole goes to any thread that does not hold it back, and would end us: so where other threads
+    are there is a handler too, and the descriptor that the interpreter writes to in whichever thread it runs.
+    """
+
+    def __enter__(self) -> _Signals:
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+            self._held = linux.signalfd(_FORWARDED)
+            stack.callback(os.close, self._held)
+            self._handled = -1
+            if (
+                len(os.listdir("/proc/self/task")) > 1
+                and threading.current_thread() is threading.main_thread()
+            ):
+                self._handle(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _handle(self, stack: contextlib.ExitStack) -> None:
+        self._handled, told = os.pipe()
+        for descriptor in (self._handled, told):
+            stack.callback(os.close, descriptor)
+            os.set_blocking(descriptor, False)
+        stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(told, warn_on_full_buffer=False))
+        for number in _FORWARDED:
+            before = signal.signal(number, lambda *_: None)
+            if before is not None:  # None: not Python's, and not to be put back by it
+                stack.callback(signal.signal, number, before)
+
+    def register(self, poller: select.poll) -> None:
+        """Say what we wait for."""
+        for descriptor in (self._held, self._handled):
+            if descriptor >= 0:
+                poller.register(descriptor, select.POLLIN)
+
+    def read(self, ready: Mapping[int, int]) -> Iterator[int]:
+        """Give the numbers of those that have come."""
+        if self._held in ready:
+            data = os.read(self._held, 64 * linux.SIGNALFD_SIZE)
+            for start in range(0, len(data), linux.SIGNALFD_SIZE):
+                yield int.from_bytes(data[start : start + 4], "little")
+        if self._handled in ready:
+            yield from _FORWARDED.intersection(os.read(self._handled, 64))
 
 
 def _open_process(pid: int) -> int | None:
@@ -112,19 +153,19 @@ class _Monitor:
             os.kill(self._pid, ORPHANED)
             os.waitpid(self._pid, 0)
 
-    def wait(self, process: int | None, signals: int, terminal: Terminal | None) -> int:
+    def wait(self, process: int | None, signals: _Signals, terminal: Terminal | None) -> int:
         """Forward signals, and the terminal's bytes, until the monitor has ended; give its exit status."""
         ended = os.pidfd_open(self._pid)
         try:
             while True:
                 poller = select.poll()
-                poller.register(signals, select.POLLIN)
+                signals.register(poller)
                 poller.register(ended, select.POLLIN)
                 if terminal is not None:
                     terminal.register(poller)
                 ready = dict(poller.poll())
-                if signals in ready:
-                    self._forward(signals, process, terminal)
+                for number in signals.read(ready):
+                    self._forward(number, process, terminal)
                 if terminal is not None:
                     terminal.pass_on(ready)
                 if ended in ready:
@@ -137,24 +178,21 @@ class _Monitor:
         self._status = exit_status(status)
         return self._status
 
-    def _forward(self, signals: int, process: int | None, terminal: Terminal | None) -> None:
-        """Pass signals on; who asks for the end a third time gets it, as with docker.
+    def _forward(self, number: int, process: int | None, terminal: Terminal | None) -> None:
+        """Pass a signal on; who asks for the end a third time gets it, as with docker.
 
         A process 1 that has no handler for a signal never gets it (pid_namespaces(7)).
         """
-        data = os.read(signals, 64 * linux.SIGNALFD_SIZE)
-        for start in range(0, len(data), linux.SIGNALFD_SIZE):
-            number = int.from_bytes(data[start : start + 4], "little")
-            if number == signal.SIGWINCH:
-                if terminal is not None:
-                    terminal.resize()
-                continue
-            if number in (signal.SIGINT, signal.SIGTERM):
-                self._asked += 1
-                number = number if self._asked < _PATIENCE else signal.SIGKILL
-            if process is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(process, number)
+        if number == signal.SIGWINCH:
+            if terminal is not None:
+                terminal.resize()
+            return
+        if number in (signal.SIGINT, signal.SIGTERM):
+            self._asked += 1
+            number = number if self._asked < _PATIENCE else signal.SIGKILL
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, number)
 
 
 def exit_status(status: int) -> int:

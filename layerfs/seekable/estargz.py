@@ -94,6 +94,13 @@ class EstargzLayer:
         """Give a part of a file; see `IndexedLayer`."""
         return read_body(pieces_of(self._ranges, self._budget), extent, offset=offset, size=size)
 
+    def table(self, longest: int) -> tuple[bytes, tuple[Indexed, ...]] | None:
+        """Give the table as a whole, and the entries that it does not list; None when it is longer."""
+        entry, _, reader = self._open()
+        if entry.size > longest:
+            return None
+        return b"".join(data for _, data in reader.chunks()), (self._own,)
+
     def _open(self) -> tuple[Entry, int, TarReader]:
         """Begin to read the table; give its entry and where in the uncompressed member its data begins."""
         plain = open_decompressed(io.BytesIO(self._member), budget=self._budget)

@@ -88,6 +88,12 @@ def open_layer(
     return layer
 
 
+def promises_index(descriptor: Descriptor) -> bool:
+    """Say whether a layer's descriptor says that it has an index, and the digest of that."""
+    annotations = descriptor.annotations
+    return estargz.TOC_DIGEST in annotations or zstd_chunked.is_promised(annotations)
+
+
 def _is_zstd(ranges: Ranges) -> bool:
     from layerfs.compression import Compression, detect
 

@@ -71,7 +71,7 @@ def read_entries(
         if members.get("type") == "chunk":
             if entry is not None or count == 1:
                 files.go_on(members)
-        elif (entry := normalised(_entry(members), warn)) is not None:
+        elif (entry := normalised(entry_of(members), warn)) is not None:
             digest = _digest(members, "digest") if entry.kind is Kind.FILE else None
             files.begin(entry, digest, members)
             yield from files.finished()
@@ -164,7 +164,12 @@ class _Files:
                 chunks[place] = chunks[place]._replace(end=end)
 
 
-def _entry(members: dict[str, Any]) -> Entry:
+def entry_of(members: dict[str, Any]) -> Entry:
+    """Read an entry that is no chunk, its names as they stand there.
+
+    Raises:
+        LayerError: a member is malformed.
+    """
     name = _name(members, "name")
     kind = _KINDS.get(str(members.get("type")))
     if kind is None:

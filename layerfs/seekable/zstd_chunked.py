@@ -32,6 +32,7 @@ SKIPPABLE_MAGIC: Final = 0x184D2A50
 FOOTER: Final = struct.Struct("<7Q8s")
 MAGIC: Final = b"GNUlInUx"
 CRFS: Final = 1
+_READ: Final = 1 << 18
 _OLD_FOOTER: Final = struct.Struct("<4Q8s")
 _OLD_MAGIC: Final = b"GnUlInUx"
 
@@ -69,6 +70,14 @@ class ZstdChunkedLayer:
         with open_decompressed(io.BytesIO(self._table), budget=self._budget) as plain:
             stream = _Bounded(plain.read, self._position.unpacked)
             yield from read_entries(stream, limit=self._position.offset, budget=self._budget, warn=self._warn)
+
+    def table(self, longest: int) -> tuple[bytes, tuple[Indexed, ...]] | None:
+        """Give the table as a whole, and the entries that it does not list; None when it is longer."""
+        if self._position.unpacked > longest:
+            return None
+        with open_decompressed(io.BytesIO(self._table), budget=self._budget) as plain:
+            stream = _Bounded(plain.read, self._position.unpacked)
+            return b"".join(iter(lambda: stream.read(_READ), b"")), ()
 
     def read(self, extent: Extent, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
         """Give a part of a file; see `IndexedLayer`."""

@@ -217,6 +217,14 @@ class Expects(Protocol):
 
 
 @runtime_checkable
+class Hurries(Protocol):
+    """A source that takes a while to be reached."""
+
+    def hurry(self, count: int) -> None:
+        """Hear, before anything is asked for, that so many things will soon be asked for at once."""
+
+
+@runtime_checkable
 class Locates(Protocol):
     """A source that knows in which repositories of registries its blobs are."""
 

@@ -51,7 +51,7 @@ def open_sink(
 
 
 class RegistrySource:
-    """Reads images out of one repository; a Source with `Documents` that `Expects` and `Locates`.
+    """Reads images out of one repository; a Source with `Documents` that `Expects`, `Hurries` and `Locates`.
 
     Args:
         session: owned here from now on.
@@ -117,6 +117,10 @@ class RegistrySource:
             return Prefetched(take, self._prefetch.pause, self._prefetch.close)
         share = -(-self._session.options.connections // min(self._large, _LARGE_AT_ONCE))
         return _Blob(self._repository, descriptor, connections=share, settle=self._prefetch.pause)
+
+    def hurry(self, count: int) -> None:
+        """Have connections made beside the first request, for the next ones; see `Hurries`."""
+        self._repository.hurry(min(count, 2 * self._session.options.connections))
 
     def ranges(self, descriptor: Descriptor) -> BlobRanges:
         """Open a blob to be read anywhere, in any thread; not verified."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from layerfs import Store
 from layerfs.errors import BudgetError, LayerError, LayerfsError, NotFoundError, UnsupportedError
 from layerfs.tree.budget import Budget
 from tests.support.estargz_images import EstargzImage
-from tests.support.lazy_images import absent, files, layout, lazily, logged, packed
+from tests.support.lazy_images import absent, files, layout, lazily, logged, packed, seen
 from tests.support.tiny_images import TinyImage
 
 pytestmark = pytest.mark.skipif(
@@ -62,26 +61,6 @@ def image() -> EstargzImage:
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "store", durability="none") as opened:
         yield opened
-
-
-def seen(root: Path) -> dict[str, object]:
-    """Look at all of a tree, contents included."""
-    found: dict[str, object] = {}
-    for path in [root, *sorted(root.rglob("*"))]:
-        status = path.lstat()
-        xattrs = {name: os.getxattr(path, name, follow_symlinks=False)
-                  for name in os.listxattr(path, follow_symlinks=False)}  # fmt: skip
-        content: object = None
-        if stat.S_ISLNK(status.st_mode):
-            content = os.readlink(path)
-        elif stat.S_ISREG(status.st_mode):
-            content = path.read_bytes()
-        links = 0 if stat.S_ISDIR(status.st_mode) else status.st_nlink
-        found[str(path.relative_to(root))] = (
-            status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_size, status.st_rdev,
-            links, xattrs, content,
-        )  # fmt: skip
-    return found
 
 
 def test_a_lazy_mount_shows_what_the_mount_of_the_pulled_image_does(
@@ -287,20 +266,51 @@ def test_a_layer_cannot_bring_the_mark_itself(store: Store, tmp_path: Path) -> N
         assert absent(store) == {"stargz.index.json"}
 
 
-def test_what_needs_the_whole_image_says_so(image: EstargzImage, store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["push", "save", "create", "commit"])
+def test_what_needs_the_whole_image_has_the_rest_come(
+    image: EstargzImage, store: Store, tmp_path: Path, first: str
+) -> None:
     place = layout(tmp_path / "layout", image)
     with lazily(store, place, tmp_path / "lazy", name="work") as tree:
         (tree / "new").write_text("new")
     (found,) = store.images.list()
     name = found.names[0]
+    needs = {
+        "push": lambda: store.push(name, f"oci:{tmp_path}/other:1"),
+        "save": lambda: store.save([name], tmp_path / "saved"),
+        "create": lambda: store.containers.create(name),
+        "commit": lambda: store.containers.get("work").commit("other"),
+    }
+    needs[first]()
+    assert store.images.get(name).digest == found.digest
+    shutil.rmtree(tmp_path / "layout")
+    for each in needs.values():
+        each()
+    assert store.check().problems == ()
+
+
+def test_what_needs_the_whole_image_says_so_when_it_cannot_be_had(
+    image: EstargzImage, store: Store, tmp_path: Path
+) -> None:
+    place = layout(tmp_path / "layout", image)
+    with lazily(store, place, tmp_path / "lazy", name="work") as tree:
+        (tree / "new").write_text("new")
+    (found,) = store.images.list()
+    name = found.names[0]
+    # Its place has another image by now.
+    (tmp_path / "layout").rename(tmp_path / "gone")
+    layout(tmp_path / "layout", TinyImage(tars=LAYERS[:1]))
     for needs in (
         lambda: store.push(name, f"oci:{tmp_path}/other:1"),
         lambda: store.save([name], tmp_path / "saved"),
         lambda: store.containers.create(name),
         lambda: store.containers.get("work").commit("other"),
     ):
-        with pytest.raises(NotFoundError, match="not all here"):
+        with pytest.raises(NotFoundError, match=r"not all here.*another image"):
             needs()
+    assert [each.names for each in store.images.list()] == [(name,)]
+    shutil.rmtree(tmp_path / "layout")
+    (tmp_path / "gone").rename(tmp_path / "layout")
     with open(tmp_path / "exported", "wb") as file:
         store.containers.get("work").export(file.write)
     tar = ["tar", "-xOf", tmp_path / "exported", "etc/hosts"]

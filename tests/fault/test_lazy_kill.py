@@ -103,6 +103,28 @@ def test_a_killed_server_leaves_files_absent_or_whole(
     assert absent(store) == {"stargz.index.json"}
 
 
+def test_a_killed_process_that_fetches_has_a_successor(store: Store, place: str, tmp_path: Path) -> None:
+    with lazily(store, place, tmp_path / "lazy") as tree:
+        assert (tree / "d" / "3").read_bytes() == DATA["d/3"]
+        (server,) = servers(store.root / "drivers" / "fuse")
+        (keeper,) = fetchers(server)
+        for name in ("d/4", "d/5", "d/large"):
+            (fetcher,) = fetchers(keeper)
+            os.kill(fetcher, signal.SIGSTOP)
+            found: list[bytes] = []
+            reader = threading.Thread(
+                target=lambda name=name, found=found: found.append((tree / name).read_bytes())
+            )
+            reader.start()
+            time.sleep(0.05)
+            os.kill(fetcher, signal.SIGKILL)
+            reader.join(20)
+            assert found == [DATA[name]]
+            assert ends(fetcher)
+    assert ends(keeper)
+    assert store.check(contents=True).problems == ()
+
+
 def test_without_the_process_that_fetches_readers_get_an_error(
     store: Store, place: str, tmp_path: Path
 ) -> None:

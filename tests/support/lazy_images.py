@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -71,3 +72,23 @@ def logged(store: Store) -> str:
     """Give what the servers of the store's mounts have logged."""
     logs = sorted((store.root / "drivers" / "fuse").glob("*/server.log"))
     return "".join(log.read_text() for log in logs)
+
+
+def seen(root: Path) -> dict[str, object]:
+    """Look at all of a tree, contents included."""
+    found: dict[str, object] = {}
+    for path in [root, *sorted(root.rglob("*"))]:
+        status = path.lstat()
+        xattrs = {name: os.getxattr(path, name, follow_symlinks=False)
+                  for name in os.listxattr(path, follow_symlinks=False)}  # fmt: skip
+        content: object = None
+        if stat.S_ISLNK(status.st_mode):
+            content = os.readlink(path)
+        elif stat.S_ISREG(status.st_mode):
+            content = path.read_bytes()
+        links = 0 if stat.S_ISDIR(status.st_mode) else status.st_nlink
+        found[str(path.relative_to(root))] = (
+            status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_size, status.st_rdev,
+            links, xattrs, content,
+        )  # fmt: skip
+    return found

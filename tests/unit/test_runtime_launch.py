@@ -315,6 +315,23 @@ def test_signals_are_forwarded_and_ours_stay_as_they_were(box: Box, capfd: Captu
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
+def test_signals_that_another_thread_gets_are_forwarded_too(box: Box, capfd: Capture) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        script = "trap 'echo got; exit 9' TERM; echo ready; while :; do sleep 0.05; done"
+        timer = threading.Timer(0.7, signal.pthread_kill, (other.ident, signal.SIGTERM))
+        assert box.sh(script, on_start=lambda pid: timer.start()) == 9
+    finally:
+        done.set()
+        other.join()
+    assert capfd.readouterr().out == "ready\ngot\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
 def test_orphans_end_with_it(box: Box, tmp_path: Path) -> None:
     marker = f"{time.time()}"
     assert box.sh(f"env MARK={marker} sleep 86399 & exit 4") == 4

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from layerfs import files
+from layerfs import failpoints, files
 from layerfs.digest import Digest
 from layerfs.errors import BudgetError, NotFoundError, VerificationError
 
@@ -150,9 +150,9 @@ class Blobs:
             )
         return data
 
-    def put(self, data: bytes) -> Digest:
-        """Store bytes and give their SHA-256 digest; idempotent."""
-        digest = Digest.of(data)
+    def put(self, data: bytes, algorithm: str = "sha256") -> Digest:
+        """Store bytes and give their digest; idempotent."""
+        digest = Digest.of(data, algorithm)
         if not self.is_whole(digest):
             with self.ingest(digest, len(data)) as ingest:
                 ingest.restart()
@@ -245,6 +245,7 @@ class Blobs:
             try:
                 found = os.fstat(descriptor)
                 if found.st_mtime < older_than and _lock(descriptor) and _is_named(descriptor, path):
+                    failpoints.reach("blob.sweep")
                     os.unlink(path)
                     return found.st_blocks * 512
             finally:
@@ -286,6 +287,7 @@ class Ingest:
         else:
             self._hash_what_is_there()
         self._begin()
+        failpoints.reach("blob.begin")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -322,6 +324,7 @@ class Ingest:
         self._check_length()
         self._hasher.update(data)
         files.write_all(self._descriptor, data)
+        failpoints.reach("blob.write")
         if self._behind is not None:
             self._behind.reach(self.offset)
         return len(data)
@@ -363,13 +366,16 @@ class Ingest:
             self.discard()
             return found
         if self._blobs.durability != "none" and not synced:
+            failpoints.reach("blob.sync")
             os.fdatasync(self._descriptor)
         target = self._blobs._path(found)
+        failpoints.reach("blob.rename")
         try:
             os.rename(self._path, target)
         except FileNotFoundError:
             os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
             os.rename(self._path, target)
+        failpoints.reach("blob.renamed")
         if not synced:
             self._blobs.sync_names(found.algorithm)
         self._close()
@@ -381,6 +387,7 @@ class Ingest:
         Raises:
             VerificationError: the digest or the size is another; wrong bytes are gone then.
         """
+        failpoints.reach("blob.verify")
         self._check_length()
         found = self.digest
         if self._size is not None and self.offset != self._size:
@@ -421,6 +428,7 @@ class Ingest:
         """Remove what was written; idempotent."""
         if self._descriptor < 0:
             return
+        failpoints.reach("blob.discard")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         self._close()

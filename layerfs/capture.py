@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from layerfs import compression as compressions
+from layerfs import failpoints
 from layerfs.blobs import Ingest
 from layerfs.committing import EMPTY_LAYER, NewLayer
 from layerfs.compression import Compression
@@ -93,8 +94,10 @@ class _Capture:
         assert isinstance(layers.driver, Copies)
         self._draft = draft = layers.table.add_draft("", self._source.parent, self._lease)
         self._below = layers.table.stack(draft.row)[:-1]
+        failpoints.reach("capture.drafted")
         self._open.enter_context(layers.lock(draft.driver_id))
         copied = layers.driver.copy(draft.driver_id, self._source.driver_id, self._below, warn=warn)
+        failpoints.reach("capture.copied")
         if copied and self._flusher is not None:
             self._flusher.begin()
         return copied
@@ -118,6 +121,7 @@ class _Capture:
             )
             contents.close()
             diff_id = stream.close()
+            failpoints.reach("capture.written")
         if diff_id == EMPTY_LAYER:
             return NewLayer(diff_id, stream.size, diff_id, Compression.NONE)
         if isinstance(layers.driver, Seals):
@@ -139,12 +143,16 @@ class _Capture:
         """Bring everything to disk, then make it visible."""
         layers = self._layers
         self._lease.add("blob", str(facts.blob), *(str(ingest.digest) for ingest in ingests))
+        failpoints.reach("capture.sync")
         if self._flusher is not None:
             self._flusher.sync()
+        failpoints.reach("capture.synced")
         for ingest in ingests:
             ingest.commit(synced=True)
         layers.blobs.sync_names()
+        failpoints.reach("capture.commit")
         spare = layers.table.commit_drafts([(draft, facts)])
+        failpoints.reach("capture.committed")
         if spare:
             layers.table.present([draft.name], self._lease)
         else:

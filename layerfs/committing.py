@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from layerfs import compression as compressions
+from layerfs import failpoints
 from layerfs.blobs import Blobs
 from layerfs.compression import Compression
 from layerfs.digest import Digest
@@ -65,6 +66,7 @@ def layer_of_changes(
         packer.close()
         lease.add("blob", str(ingest.digest))
         blob = ingest.commit()
+        failpoints.reach("image.layer")
         return NewLayer(blob, ingest.offset, Digest("sha256", hasher.hexdigest()), compression)
 
 
@@ -145,6 +147,7 @@ def build_image(
     docker = base is not None and media_types.is_docker(base.manifest.media_type) and not annotations
     lease.add("blob", str(config.digest))
     blobs.put(config.raw)
+    failpoints.reach("image.config")
     layers = [
         replace(layer, media_type=media_types.in_format(layer.media_type, docker=docker))
         for layer in (base.manifest.layers if base else ())

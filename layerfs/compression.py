@@ -17,7 +17,10 @@ from layerfs.errors import BudgetError, LayerError
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+# Of what is trusted: all that zstd itself takes unasked.
 _MAXIMUM_WINDOW: Final = 128 << 20
+# What `Budget.window` allows by default is all that is written here, at any level.
+_WINDOW_LOG: Final = 25
 _LARGEST_BLOCK: Final = 1 << 17
 _READ: Final = 1 << 18
 # Seconds for which a read that was told to fail is waited for.
@@ -34,6 +37,8 @@ _ZSTD_DEFAULT: Final = 3
 # as is usual, would take three times the memory and save one byte of a hundred.
 _JOB: Final = 2 << 20
 _FAST: Final = 9
+# Levels above it would have windows that many readers refuse.
+_LARGE: Final = 20
 
 
 class Readable(Protocol):
@@ -55,6 +60,16 @@ class Limits(Protocol):
     @property
     def ratio_floor(self) -> int:
         """Unpacked bytes below which no ratio is refused."""
+        ...
+
+    @property
+    def members(self) -> int:
+        """How many gzip members, or zstd frames, a stream may consist of."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Bytes that a zstd frame may want to be kept."""
         ...
 
 
@@ -126,7 +141,7 @@ def open_decompressed(
 
     Args:
         stream: stays the caller's, and is read to its end.
-        budget: bounds the ratio; None for a stream that is trusted.
+        budget: bounds the ratio, members and windows; None for a stream that is trusted.
         piece: about how many bytes come at once at most.
         mark: told where decompression can begin, as it gets there.
     """
@@ -135,7 +150,9 @@ def open_decompressed(
     if compression is Compression.NONE:
         return Decompressed(compression, lambda size: source.take(min(size, piece)))
     unpack = _gunzip if compression is Compression.GZIP else _unzstd
-    return Decompressed(compression, _Pieces(unpack(source, piece, mark), source, compression, budget).read)
+    return Decompressed(
+        compression, _Pieces(unpack(source, piece, mark, budget), source, compression, budget).read
+    )
 
 
 class _Input:
@@ -232,16 +249,29 @@ class _Pieces:
         if self._given > budget.ratio * self._input.taken:
             raise BudgetError(
                 f"a {self._name} stream that unpacks to more than {budget.ratio:g} times its size",
-                hint="raise Budget.ratio if this image is known to be harmless",
+                hint="raise Budget.ratio (--budget ratio=N) if this image is known to be harmless",
             )
 
 
-def _gunzip(source: _Input, at_once: int, mark: Mark | None = None) -> Iterator[bytes]:
+def _counted(members: int, budget: Limits | None) -> int:
+    """Count one more of a stream's members; each takes time, and may have nothing in it."""
+    if budget is not None and members >= budget.members:
+        raise BudgetError(
+            f"a compressed stream of more than {budget.members} members or frames",
+            hint="raise Budget.members (--budget members=N) if this image is known to be harmless",
+        )
+    return members + 1
+
+
+def _gunzip(
+    source: _Input, at_once: int, mark: Mark | None = None, budget: Limits | None = None
+) -> Iterator[bytes]:
     from isal.igzip_lib import DECOMP_DEFLATE, IgzipDecompressor, IsalError
     from isal.isal_zlib import crc32
 
-    given = 0
+    given = members = 0
     while True:
+        members = _counted(members, budget)
         if mark is not None:
             mark(given, source.taken)
         _skip_gzip_header(source)
@@ -314,12 +344,16 @@ def _skip_gzip_header(source: _Input) -> None:
         raise LayerError("a wrong checksum of a header")
 
 
-def _unzstd(source: _Input, at_once: int, mark: Mark | None = None) -> Iterator[bytes]:
+def _unzstd(
+    source: _Input, at_once: int, mark: Mark | None = None, budget: Limits | None = None
+) -> Iterator[bytes]:
     from zstandard import ZstdDecompressor, ZstdError
 
-    decompressor = ZstdDecompressor(max_window_size=_MAXIMUM_WINDOW)
-    given = 0
+    window = _MAXIMUM_WINDOW if budget is None else min(budget.window, _MAXIMUM_WINDOW)
+    decompressor = ZstdDecompressor(max_window_size=window)
+    given = frames = 0
     while head := source.peek(4):
+        frames = _counted(frames, budget)
         if _is_skippable(head):
             size = int.from_bytes(source.exactly(8, "a frame's header")[4:], "little")
             while size:
@@ -337,8 +371,9 @@ def _unzstd(source: _Input, at_once: int, mark: Mark | None = None) -> Iterator[
             except ZstdError as error:
                 if "memory" in str(error):
                     raise BudgetError(
-                        f"a zstd window of more than {_MAXIMUM_WINDOW >> 20} MiB",
-                        hint="compress the layer again without --long or --ultra",
+                        f"a zstd window of more than {window >> 10} KiB",
+                        hint="raise Budget.window (--budget window=128M), or compress the layer again without"
+                        " --long and --ultra",
                     ) from error
                 raise LayerError(f"damaged data ({error})") from error
             if piece:
@@ -447,6 +482,8 @@ def _zstd_functions(level: int, threads: int) -> tuple[Callable[[bytes], bytes],
     if not 1 <= level <= zstandard.MAX_COMPRESSION_LEVEL:
         raise ValueError(f"zstd has levels 1 to {zstandard.MAX_COMPRESSION_LEVEL}, not {level}")
     given: dict[str, int] = {"job_size": _JOB} if threads and level <= _FAST else {}
+    if level > _LARGE:
+        given["window_log"] = _WINDOW_LOG
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, write_checksum=True, threads=threads, **given
     )

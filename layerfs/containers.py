@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from layerfs import liveness, names
+from layerfs import failpoints, liveness, names
 from layerfs.blobs import Blobs
 from layerfs.compression import Compression
 from layerfs.database import Database, now_ns
@@ -366,11 +366,13 @@ class Containers:
         with Lease(self._database) as lease:
             layers.prepare(container_id, parent, labels={CONTAINER_LABEL: "1"}, lease=lease)
             try:
+                failpoints.reach("container.prepared")
                 self._insert(container_id, name, found, image, settings, driver)
             except BaseException:
                 lease.__exit__()
                 layers.remove(container_id)
                 raise
+            failpoints.reach("container.recorded")
         return self.get(container_id)
 
     def start(
@@ -395,6 +397,7 @@ class Containers:
         spec = process.resolve(config, settings, hostname=container.id[:12])
 
         def started(pid: int) -> None:
+            failpoints.reach("run.started")
             self._started(container.id, pid)
             if on_start is not None:
                 on_start(pid)
@@ -415,11 +418,13 @@ class Containers:
         with layers.held(container.id) as mount:
             status: int | None = None
             try:
+                failpoints.reach("run.begin")
                 status = launch.run(mount, spec, on_start=started, on_dead=dead)
             except ProcessError as error:
                 status = error.status
                 raise
             finally:
+                failpoints.reach("run.ended")
                 self._finished(container.id, status)
         return status
 

@@ -193,7 +193,8 @@ class _Copier:
 
     def _put_file(self, change: Change, directory: int, name: bytes) -> None:
         flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        source = os.open(change.name, os.O_RDONLY | flags, dir_fd=change.directory)
+        # By now the name may be that of a device.
+        source = files.open_regular(change.directory, change.name)
         try:
             target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, 0o600, dir_fd=directory)
             try:

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from layerfs import failpoints
 from layerfs.errors import StoreError
 from layerfs.records import Kind, Records
 from layerfs.reserve import Reserve
@@ -36,6 +37,8 @@ Durability = Literal["none", "commit", "full"]
 
 # What opening takes on the disk, and a little more.
 _NEEDED: Final = 128 << 10
+# By which SQLite allocates what it maps.
+_PAGE: Final = 4096
 RESERVE: Final = "layerfs.reserve"
 # The table of seek points of a layer's blob; it goes with the blob.
 _SEEK_TABLES: Final = (
@@ -227,6 +230,9 @@ class Database:
                 f"{path} is missing", hint="`layerfs check --repair` makes it anew from what lies beside it"
             )
         self._reserve = Reserve(path.with_name(RESERVE))
+        self._has_small_blocks = os.statvfs(path).f_frsize < _PAGE
+        if not self._has_room():
+            raise _unreadable(path, None)
         try:
             version = self._open()
         except sqlite3.DatabaseError as error:
@@ -263,6 +269,17 @@ class Database:
             raise
         return version
 
+    def _has_room(self) -> bool:
+        """See that SQLite can write to its index of the write-ahead log, which it has mapped into memory.
+
+        It allocates that by one byte a page. Where blocks are smaller than pages the rest is allocated when
+        it is first written, and without a free block the kernel kills the process (SIGBUS) instead of
+        refusing (mmap(2)).
+        """
+        if not self._has_small_blocks or not _is_full(self._path):
+            return True
+        return self._reserve.release() or self._reserve.probe(_NEEDED)
+
     def _version(self) -> int:
         version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
         return version
@@ -286,7 +303,11 @@ class Database:
 
     @classmethod
     def create(cls, path: Path) -> None:
-        """Make an empty database; what is there already stays. The caller holds a lock against others."""
+        """Make an empty database; what is there already stays. The caller holds a lock against others.
+
+        Raises:
+            OSError: ENOSPC, EIO.
+        """
         connection = _connect(path)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -295,6 +316,8 @@ class Database:
                 connection.executescript(
                     f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )
+        except sqlite3.OperationalError as error:
+            raise _of_the_system(path, error) from error
         finally:
             connection.close()
         path.chmod(0o600)
@@ -306,9 +329,11 @@ class Database:
         An exception in the body undoes it. Not to be nested.
 
         Raises:
-            OSError: ENOSPC, the file system is full.
+            OSError: ENOSPC, the file system is full; EIO.
         """
         with self._lock:
+            if not self._has_room():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
             connection = self._connection
             synced = self._durability == "full" or (durable and self._durability == "commit")
             if synced != self._synced:
@@ -317,42 +342,41 @@ class Database:
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 try:
+                    failpoints.reach("transaction.begin")
                     yield connection
+                    failpoints.reach("transaction.commit")
                     connection.execute("COMMIT")
+                    failpoints.reach("transaction.committed")
                 except BaseException:
                     # SQLite may have undone it by itself, and a failed COMMIT has not.
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                found = _of_the_system(self._path, error)
+                if isinstance(found, OSError) and found.errno == errno.ENOSPC:
                     # What comes next may well be the removal that makes room.
                     self._reserve.release()
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from error
-                raise
+                raise found from error
             except sqlite3.DatabaseError as error:
-                raise self._told(error) from error
+                raise _of_the_system(self._path, error) from error
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        """Run one SELECT and give all of its rows."""
+        """Run one SELECT and give all of its rows; raises OSError as `transaction` does."""
         with self._lock:
             try:
                 return self._connection.execute(statement, values).fetchall()
             except sqlite3.DatabaseError as error:
-                raise self._told(error) from error
+                raise _of_the_system(self._path, error) from error
 
     def row(self, statement: str, *values: object) -> tuple[Any, ...] | None:
-        """Run one SELECT and give its first row, None when there is none."""
+        """Run one SELECT and give its first row, None when there is none; raises as `rows` does."""
         with self._lock:
             try:
                 found: tuple[Any, ...] | None = self._connection.execute(statement, values).fetchone()
             except sqlite3.DatabaseError as error:
-                raise self._told(error) from error
+                raise _of_the_system(self._path, error) from error
             return found
-
-    def _told(self, error: sqlite3.DatabaseError) -> Exception:
-        """Say that the file is damaged, if it is."""
-        return _unreadable(self._path, error) if is_damage(error) else error
 
     def get(self, key: str) -> str | None:
         """Read a value of `meta`."""
@@ -413,11 +437,30 @@ def _is_full(path: Path) -> bool:
     return space.f_bavail * space.f_frsize < _NEEDED
 
 
-def _unreadable(path: Path, error: sqlite3.DatabaseError) -> StoreError:
+def _of_the_system(path: Path, error: sqlite3.DatabaseError) -> Exception:
+    """Give the system's error that SQLite met, or say that the file is damaged; else the error itself."""
+    if is_damage(error):
+        return _unreadable(path, error)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(path)):
+        number = errno.ENOSPC
+    elif code == sqlite3.SQLITE_IOERR:
+        number = errno.EIO
+    else:
+        return error
+    return OSError(number, os.strerror(number), str(path))
+
+
+def _unreadable(path: Path, error: sqlite3.DatabaseError | None) -> StoreError:
     if _is_full(path):
         return StoreError(
             f"{path} cannot be read: its file system is full",
             hint=f"free {_NEEDED >> 10} KiB on it by other means, then use `layerfs rmi` and `layerfs gc`",
+        )
+    if not os.access(path.parent, os.W_OK):
+        return StoreError(
+            f"{path} cannot be read: its directory cannot be written to",
+            hint="the store must lie where it can be written: choose one with --root",
         )
     return StoreError(
         f"{path} cannot be read: {error}",

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from layerfs import files, mounting
+from layerfs import failpoints, files, mounting
 from layerfs.errors import ExistsError, InUseError, InvalidError, NotFoundError, UnsupportedError
 
 _LONGEST_ID: Final = 64
@@ -75,7 +75,9 @@ class LayerDirectories:
         temporary, lock = _temporary(self.root, f".new-{layer}")
         try:
             try:
+                failpoints.reach("directory.made")
                 yield temporary
+                failpoints.reach("directory.rename")
                 os.rename(temporary, final)
             except BaseException as error:
                 self._discard(temporary.name)
@@ -107,7 +109,9 @@ class LayerDirectories:
         try:
             # Held to the end, so that no sweep takes part in the removal.
             fcntl.flock(lock, fcntl.LOCK_EX)
+            failpoints.reach("directory.remove")
             os.rename(directory, self.root / gone)
+            failpoints.reach("directory.removing")
             self._discard(gone)
         except FileNotFoundError:
             return

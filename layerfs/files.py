@@ -6,10 +6,12 @@ does not recurse, so that depth and length of paths have no limit.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -54,6 +56,17 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, sync: bool = Tru
         sync_directory(path.parent)
 
 
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Have errors of the system that name no file name this one, if it has a name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and path is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write every byte of `data`, however often the kernel takes only a part."""
     written = os.write(descriptor, data)
@@ -96,6 +109,23 @@ def descriptor_of(stream: object) -> int:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
     raise OSError(errno.EINVAL, "not a stream of a regular file")
+
+
+def open_regular(directory: int, name: str | bytes) -> int:
+    """Open a regular file of a directory for reading, and nothing else.
+
+    To the driver of a device an open is a command, and the other end of a fifo makes us wait.
+
+    Raises:
+        OSError: EINVAL, it is none; and as open(2).
+    """
+    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", printable(os.fsencode(name)))
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(found)
 
 
 def sync_directory(path: Path | str | bytes) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from layerfs import compression, linux
+from layerfs import compression, failpoints, linux
 from layerfs.blobs import Ingest
 from layerfs.digest import Digest
 from layerfs.driver import Applies, Usage
@@ -94,6 +94,7 @@ class Filling:
     ) -> Filled:
         """Do what `run` does, in a process of its own, beside others that keep all processors busy."""
         os.umask(0)
+        failpoints.reach("layer.worker")
         linux.keep_freed_memory(_KEPT)
         return self.run(advance=advance, warn=warn, ready=ready, threaded=False, unmasked=True)
 
@@ -208,10 +209,12 @@ class Filling:
                     unmasked=unmasked,
                 )  # fmt: skip
 
+            failpoints.reach("layer.unpack")
             if isinstance(self._driver, Applies):
                 self._driver.apply(self._layer, self._below, unpack)
             else:
                 self._apply_through_mount(unpack)
+            failpoints.reach("layer.unpacked")
             while layer.read(_PIECE):
                 pass
             if hashed is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from layerfs import leases
+from layerfs import failpoints, leases
 from layerfs.blobs import Blobs
 from layerfs.database import Database
 from layerfs.digest import Digest
@@ -76,6 +76,7 @@ class Garbage:
     def collect(self, *, dry_run: bool = False, grace: float = GRACE_SECONDS) -> Report:
         """Remove what nothing needs and is older than `grace` seconds; safe in several processes at once."""
         leases.expire(self._database)
+        failpoints.reach("gc.begin")
         before = time.time() - grace
         items: list[Item] = []
         drivers = self._all_layers()
@@ -83,17 +84,21 @@ class Garbage:
             for layers in drivers:
                 layers.recover()
                 layers.clear(layers.ledger.all())
+                layers.ledger.forget_stale()
                 gone = layers.finish()
                 if isinstance(layers.driver, Sweeps):
                     gone += layers.driver.sweep()
                 items += [Item("layer", "half-made or half-removed", 0, True, "left behind")] * gone
         else:
             items += self._half_made()
+        failpoints.reach("gc.images")
         gone_images = self._images(items, before, dry_run=dry_run)
         gone_indexes = self._indexes(items, before, dry_run=dry_run)
+        failpoints.reach("gc.layers")
         gone_layers: set[int] = set()
         for layers in drivers:
             gone_layers |= self._layers(layers, items, gone_images, before, dry_run=dry_run)
+        failpoints.reach("gc.blobs")
         self._unused_blobs(items, gone_images | gone_indexes, gone_layers, before, dry_run=dry_run)
         for layers in drivers:
             self._orphans(layers, items, before, dry_run=dry_run)
@@ -350,6 +355,8 @@ class Garbage:
                 os.rename(self._blobs.path(digest), trash)
             except FileNotFoundError:
                 return True
+            failpoints.reach("gc.trash")
+        failpoints.reach("gc.free")
         trash.unlink(missing_ok=True)
         return True
 
@@ -362,6 +369,7 @@ class Garbage:
             elif not dry_run:
                 try:
                     with layers.lock(driver_id) as lock:
+                        failpoints.reach("gc.orphans")
                         layers.driver.remove(driver_id)
                         lock.path.unlink(missing_ok=True)
                 except (InUseError, InvalidError) as error:

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from layerfs import failpoints
 from layerfs.blobs import Blobs
 from layerfs.database import Database, now_ns
 from layerfs.digest import Digest
@@ -140,11 +141,13 @@ class Images:
                     f"a manifest's digest is {manifest.digest}, in this store it would be {digest}"
                 )
             added.append((digest, manifest, config, [full_name(name) for name in names]))
+        failpoints.reach("image.put")
         with self._database.transaction(durable=True) as connection:
             for digest, manifest, config, full in added:
                 self._put(connection, manifest, config)
                 for name in full:
                     self._name(connection, name, digest)
+        failpoints.reach("image.added")
         digests = [digest for digest, *_ in added]
         self._database.note("images", *digests)
         return [self._load(digest) for digest in digests]
@@ -238,6 +241,7 @@ class Images:
         full = full_name(name)
         digest = self._resolve(ref)
         known = self.name_of(ref)
+        failpoints.reach("image.tag")
         with self._database.transaction(durable=True) as connection:
             query = "SELECT digest FROM index_tags WHERE name = ?"
             index = connection.execute(query, (known,)).fetchone()
@@ -247,6 +251,7 @@ class Images:
                     connection.execute("INSERT OR REPLACE INTO index_tags VALUES (?, ?)", (full, *index))
             except sqlite3.IntegrityError:
                 raise NotFoundError(f"image {ref} was removed meanwhile") from None
+        failpoints.reach("image.tagged")
         self._database.note("images", digest)
         if index is not None:
             self._database.note("indexes", *index)
@@ -266,6 +271,7 @@ class Images:
         digest = self._resolve(ref)
         image = self._load(digest)
         name = self.name_of(ref)
+        failpoints.reach("image.remove")
         with self._database.transaction(durable=True) as connection:
             names = [
                 row for (row,) in connection.execute("SELECT name FROM tags WHERE manifest = ?", (digest,))
@@ -292,6 +298,7 @@ class Images:
             self._database.records.keep(connection, "images", digest)
             if self._blobs.durability != "none":
                 self._database.records.sync("images", "indexes")
+        failpoints.reach("image.removed")
         lines = [f"Untagged: {familiar(str(one))}" for one in going]
         if last and not users:
             lines += [f"Deleted: {image.id}", *self._reclaim(image, wait)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from layerfs import failpoints
 from layerfs.blobs import Blobs
 from layerfs.database import Database, now_ns
 from layerfs.digest import Digest
@@ -41,10 +42,11 @@ class Indexes:
         digest = str(self._blobs.put(raw))
         if digest != str(index.digest):
             raise ArchiveError(f"an index's digest is {index.digest}, in this store it would be {digest}")
-        needed = {digest, *map(str, self._below(index, _DEEPEST))}
+        needed = {digest, *map(str, self._below(index, _DEEPEST, set()))}
         for blob in needed:
             if not self._blobs.has(Digest.parse(blob)):
                 raise ArchiveError(f"index {digest} needs blob {blob}, which is missing")
+        failpoints.reach("index.put")
         with self._database.transaction(durable=True) as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO indexes VALUES (?, ?, ?)", (digest, index.media_type, now_ns())
@@ -74,16 +76,20 @@ class Indexes:
         query = "SELECT blob FROM index_links WHERE digest = ?"
         return [blob for (blob,) in self._database.rows(query, str(index.digest))]
 
-    def _below(self, index: Index, depth: int) -> Iterator[Digest]:
+    def _below(self, index: Index, depth: int, seen: set[Digest]) -> Iterator[Digest]:
         if depth == 0:
             raise ArchiveError(f"indexes are nested more than {_DEEPEST} deep")
         for member in index.manifests:
+            # One that is named a thousand times, by some that are so too, would have no end.
+            if member.digest in seen:
+                continue
+            seen.add(member.digest)
             yield member.digest
             if not self._blobs.has(member.digest):
                 continue  # it is missed by whoever asked
             raw = self._blobs.read(member.digest, limit=document.MAXIMUM_BYTES)
             if media_types.is_index(member.media_type):
-                yield from self._below(Index.parse(raw, member.media_type), depth - 1)
+                yield from self._below(Index.parse(raw, member.media_type), depth - 1, seen)
             else:
                 manifest = Manifest.parse(raw, member.media_type)
                 yield manifest.config.digest

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs import linux
+from layerfs import failpoints, linux
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
 from layerfs.digest import Digest
@@ -122,11 +122,14 @@ class Layers:
                 raise ExistsError(f"there is a layer {name!r} already")
             below = self.table.stack(layer.row)[:-1]
             toc = self._write_toc(layer, below, lease)
+            failpoints.reach("freeze.described")
             if isinstance(self.driver, Seals):
                 self.driver.seal(layer.driver_id)
             usage = self.measure(layer.driver_id, below)
+            failpoints.reach("freeze.sealed")
             self.sync()
             facts = Facts(usage, toc, durable=self.durability != "none")
+            failpoints.reach("freeze.commit")
             self.table.commit(layer, name, facts, layer.labels if labels is None else labels)
         return self.table.find(name)
 
@@ -144,7 +147,9 @@ class Layers:
         layer = self.table.find(name)
         with self.lock(layer.driver_id, name=name) as lock:
             self.refuse_live(layer)
+            failpoints.reach("layer.remove")
             self.table.mark(layer, containers=containers)
+            failpoints.reach("layer.marked")
             self._erase(layer.row, layer.driver_id, lock)
 
     def finish(self) -> int:
@@ -373,12 +378,14 @@ class Layers:
                     None,
                 ),
             )
+        failpoints.reach("unmount.begin")
         try:
             self._detach(found[0], target, lazy=self.ledger.dead(found[0]))
         except InUseError:
             if not force:
                 raise
             self._detach(found[0], target, lazy=True)
+        failpoints.reach("unmount.detached")
         self.ledger.forget(found[0].id)
 
     def is_dead(self, target: Path) -> bool:
@@ -450,6 +457,7 @@ class Layers:
         with self._reserved(name, target, read_only=read_only, held=True) as mount:
             target.mkdir(0o700)
             try:
+                failpoints.reach("mount.directory")
                 mounting.attach(mount, target)
                 try:
                     yield target
@@ -501,6 +509,16 @@ class Layers:
                     os.rmdir(record.target)
             if not self.ledger.exists(record):
                 self.ledger.forget(record.id)
+
+    def lost(self) -> list[str]:
+        """Name the writable layers without files: after a power failure one that was just made or removed.
+
+        Neither is synced, so the row may come back alone.
+        """
+        # In this order: a layer has its files before it is active.
+        active = list(self.walk(state=State.ACTIVE))
+        held = set(self.driver.layers())
+        return [layer.name for layer in active if layer.driver_id not in held]
 
     def _detach(self, record: Record, target: Path, *, lazy: bool) -> None:
         if self._outside is not None and self.ledger.is_outside(record):
@@ -588,12 +606,15 @@ class Layers:
             held = lease or stack.enter_context(Lease(self._database))
             layer, below = self.table.add(key, state, parent, labels, held)
             try:
+                failpoints.reach("layer.added")
                 self.driver.create(layer.driver_id, below)
+                failpoints.reach("layer.created")
             except BaseException:
                 self.table.mark_unborn(layer.row)
                 self.erase(layer.row, layer.driver_id)
                 raise
             self.table.activate(layer)
+            failpoints.reach("layer.activated")
         return layer
 
     def _write_toc(self, layer: Layer, below: Sequence[str], lease: Lease) -> Digest:
@@ -623,7 +644,9 @@ class Layers:
 
     def _erase(self, row: int, driver_id: str, lock: Lock) -> None:
         self.driver.remove(driver_id)
+        failpoints.reach("layer.erased")
         self.table.delete(row)
+        failpoints.reach("layer.deleted")
         # The id is never used again, and we hold the lock exclusively.
         lock.path.unlink(missing_ok=True)
 
@@ -646,11 +669,13 @@ class Layers:
                 self.refuse_live(layer, writable_only=True)
             mount = self._mount_of(layer, read_only=not writable, options=options)
             outside = options is not None and self._outside is not None
+            failpoints.reach("mount.record")
             record = self.ledger.record(
                 layer.row, place, mount, read_only=not writable, held=held, outside=outside
             )
             done = False
             try:
+                failpoints.reach("mount.recorded")
                 yield mount
                 done = True
             finally:

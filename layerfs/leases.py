@@ -6,7 +6,7 @@ import os
 import sqlite3
 from typing import Literal
 
-from layerfs import liveness
+from layerfs import failpoints, liveness
 from layerfs.database import Database, now_ns
 from layerfs.liveness import Owner
 
@@ -31,6 +31,7 @@ class Lease:
     def __exit__(self, *exception: object) -> None:
         if self._owner is not None:
             self._owner = None
+            failpoints.reach("lease.end")
             with self._database.transaction() as connection:
                 connection.execute("DELETE FROM leases WHERE id = ?", (self.id,))
 
@@ -64,6 +65,7 @@ def expire(database: Database) -> list[str]:
     """End the leases of processes that are gone; give their ids."""
     gone = [lease for lease, _ in dead(database)]
     if gone:
+        failpoints.reach("lease.expire")
         with database.transaction() as connection:
             connection.executemany("DELETE FROM leases WHERE id = ?", [(lease,) for lease in gone])
     return gone

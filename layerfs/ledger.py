@@ -138,6 +138,11 @@ class Ledger:
         found = self._select("WHERE held = 1 OR boot <> ?", liveness.boot_id())
         return [record for record in found if not liveness.alive(record.owner)]
 
+    def forget_stale(self) -> None:
+        """Strike out the records of mounts that are not there, and whose maker cannot make them any more."""
+        stale = [each for each in self.all() if not liveness.alive(each.owner) and not self.exists(each)]
+        self.forget(*(record.id for record in stale))
+
     def exists(self, record: Record) -> bool:
         """Say whether a record's mount is there now, whoever made it."""
         if record.owner.boot != liveness.boot_id():

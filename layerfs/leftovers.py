@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from layerfs import files
+from layerfs import failpoints, files
 from layerfs.blobs import Blobs, Partial
 from layerfs.database import Database
 from layerfs.errors import InUseError
@@ -76,6 +76,10 @@ class Leftovers:
         if not is_due(one, older_than=older_than):
             return False
         name = one.name.partition("/")[2]
+        if one.kind == "lock":
+            failpoints.reach("gc.locks")
+        elif one.kind != "partial":
+            failpoints.reach("gc.leftovers")
         if one.kind == "partial":
             partial = Partial(name, *one[2:])
             return self._blobs.drop(partial, older_than=older_than) > 0 or one.bytes == 0

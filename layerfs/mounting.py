@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from layerfs import linux
+from layerfs import failpoints, linux
 from layerfs.errors import InUseError, MountError, UnsupportedError
 from layerfs.mount import Bind, Mount, Overlay, Restricted
 from layerfs.value import frozen
@@ -210,6 +210,7 @@ def readable(tree: int) -> int:
 def attach_tree(tree: int, target: Path | int) -> None:
     """Attach a detached mount, and close its descriptor."""
     try:
+        failpoints.reach("mount.made")
         with _target(target) as directory:
             try:
                 linux.move_mount(
@@ -221,8 +222,14 @@ def attach_tree(tree: int, target: Path | int) -> None:
                 )
             except OSError as error:
                 raise _refused(f"cannot attach a mount at {_shown(target)}", error) from error
-        # Attaching below a shared mount has made this one shared too.
-        linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, propagation=linux.MS_PRIVATE)
+        try:
+            failpoints.reach("mount.attached")
+            # Attaching below a shared mount has made this one shared too.
+            linux.mount_setattr(tree, b"", linux.AT_EMPTY_PATH, propagation=linux.MS_PRIVATE)
+        except BaseException:
+            # Nobody takes away what he was told has failed.
+            linux.umount(f"/proc/self/fd/{tree}", linux.MNT_DETACH)
+            raise
     finally:
         os.close(tree)
 

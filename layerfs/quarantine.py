@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from layerfs import files, mounting
+from layerfs import failpoints, files, mounting
 from layerfs.errors import InUseError
 
 DIRECTORY: Final = "quarantine"
@@ -33,6 +33,7 @@ class Quarantine:
         if path.is_dir() and not path.is_symlink() and (mounts := mounting.mounts_below(path)):
             raise InUseError(f"{os.fsdecode(mounts[-1].target)} is mounted beneath {path}")
         place = self.place(called or path.name)
+        failpoints.reach("check.quarantine")
         os.rename(path, place)
         return place
 

@@ -1,8 +1,8 @@
 """Reads the files of images where they lie: nothing is unpacked, and nothing is mounted for long.
 
 Of a layer that is unpacked here, its table of contents says what it has, and its own files are read. Of one
-that is not, its blob is read at random: by the index that it carries itself, or by a table of seek
-points, which is built in one pass when the store needs it first, and kept. Of an image that is not in a
+that is not, its blob is read at random by a table of seek points, which is built in one pass when the
+store needs it first, and kept. Of an image that is not in a
 store, a layer with an index of its own is read by ranges, and others are read through once, and kept in a
 temporary file.
 """
@@ -15,7 +15,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, runtime_checkable
 
 from layerfs import linux
 from layerfs.blobs import CHUNK, Blobs
@@ -39,6 +39,10 @@ from layerfs.transports.endpoint import Source
 from layerfs.tree.budget import Budget
 from layerfs.tree.entry import Kind
 from layerfs.tree.toc import read_toc
+
+if TYPE_CHECKING:
+    from layerfs.registry.settings import Options
+    from layerfs.transports import Place
 
 _AT_ONCE = 8
 _BENEATH = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS
@@ -132,7 +136,7 @@ def open_stored(
                 _unpacked(chain_id, drivers, blobs, opened)
                 or _stored(descriptor, blobs, tables, opened, budget=budget, warn=warn)
             )
-        return OpenImage(MergedTree(layers, budget=budget, warn=warn), opened.pop_all())
+        return OpenImage(MergedTree(layers, budget=budget), opened.pop_all())
 
 
 def open_from(
@@ -169,7 +173,30 @@ def open_from(
         # Far away, an index takes the time of an answer or two.
         with ThreadPoolExecutor(_AT_ONCE, "layerfs-reading") as threads:
             layers = list(threads.map(layer, manifest.layers))
-        return OpenImage(MergedTree(layers, budget=budget, warn=warn), opened.pop_all())
+        return OpenImage(MergedTree(layers, budget=budget), opened.pop_all())
+
+
+def open_place(
+    place: Place,
+    *,
+    platform: Platform | None = None,
+    options: Options | None = None,
+    spool: Callable[[], BinaryIO],
+    budget: Budget,
+    warn: Callable[[str], None],
+) -> OpenImage:
+    """Open an image where it is, outside of any store; see `open_from`.
+
+    Args:
+        place: where it is.
+        options: how a registry is spoken with.
+    """
+    with contextlib.ExitStack() as opened:
+        source = place.source(spool=spool, budget=budget, warn=warn, options=options)
+        opened.callback(source.close)
+        found = open_from(source, place.name, platform=platform, spool=spool, budget=budget, warn=warn)
+        found.closes(opened.pop_all())
+        return found
 
 
 class _Indexed:
@@ -246,10 +273,8 @@ def _stored(
     warn: Callable[[str], None],
 ) -> Contents:
     blob = _ranges_of(opened.enter_context(blobs.open(descriptor.digest)))
-    layer = open_layer(blob, descriptor, trusted=True, budget=budget, warn=warn)
-    if layer is None:
-        table = _ranges_of(opened.enter_context(blobs.open(tables.build(descriptor.digest))))
-        layer = open_layer(blob, descriptor, table=table, budget=budget, warn=warn)
+    table = _ranges_of(opened.enter_context(blobs.open(tables.build(descriptor.digest))))
+    layer = open_layer(blob, descriptor, table=table, budget=budget, warn=warn)
     assert layer is not None
     return _Indexed(layer)
 

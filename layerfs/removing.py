@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from layerfs import failpoints
 from layerfs.driver import Driver
 from layerfs.errors import InUseError, LayerfsError, NotFoundError
 from layerfs.layers import Layer, Layers
@@ -60,13 +61,16 @@ def _remove_batch(layers: Layers, names: Iterable[str], *, wait: bool) -> tuple[
                 needed = True
                 break
             free.append(layer)
+        failpoints.reach("layers.mark")
         marked = layers.table.mark_together(free)
+        failpoints.reach("layers.marked")
         needed = needed or len(marked) < len(free)
         if not wait and sum(map(_files, marked)) >= _WORTH_A_PROCESS:
             keep = [locks[layer.row].fileno() for layer in marked]
             if detach(lambda: _remove_each(layers.driver, marked), keep=keep):
                 return marked, needed
         gone = _delete_files(layers.driver, marked)
+        failpoints.reach("layers.erased")
         layers.table.delete(*(layer.row for layer in gone))
         for layer in gone:
             # The id is never used again, and we hold the lock exclusively.

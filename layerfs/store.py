@@ -11,12 +11,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
-from layerfs import liveness
+from layerfs import failpoints, liveness
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
 from layerfs.errors import (
     ExistsError,
+    InUseError,
     InvalidError,
     LayerfsError,
     NotFoundError,
@@ -494,19 +495,10 @@ class Store:
         from layerfs.seekable.tables import Tables
 
         if transports.has_transport(image) and not self.has_image(image):
-            place = transports.parse(image)
-            with contextlib.ExitStack() as opened:
-                source = opened.enter_context(
-                    closing(
-                        place.source(spool=self._spool, budget=self._budget, warn=self._warn, options=options)
-                    )
-                )
-                found = reading.open_from(
-                    source, place.name, platform=platform, spool=self._spool, budget=self._budget,
-                    warn=self._warn,
-                )  # fmt: skip
-                found.closes(opened.pop_all())
-                return found
+            return reading.open_place(
+                transports.parse(image), platform=platform, options=options, spool=self._spool,
+                budget=self._budget, warn=self._warn,
+            )  # fmt: skip
         tables = Tables(self._database, self.blobs, budget=self._budget, warn=self._warn)
         return reading.open_stored(
             self.images.get(image), self.blobs, tables, self.all_layers, budget=self._budget, warn=self._warn
@@ -842,6 +834,8 @@ class Store:
         traces = self._database.row(_TRACES, boot)
         assert traces is not None
         mounts, running, unfinished = traces
+        if mounts or running or unfinished:
+            failpoints.reach("store.recover")
         if mounts:
             self._any_layers().recover()
         if running:
@@ -857,7 +851,9 @@ class Store:
             self._database.set("boot", boot)
 
     def _settle(self, boot: str) -> None:
-        """After a reboot, look at what was committed without having been synced."""
+        """After a reboot, look at what was committed without having been synced, and forget what is lost."""
+        if self._database.row("SELECT 1 FROM layers WHERE state = 'active' LIMIT 1") is not None:
+            self._forget_lost()
         query = "SELECT 1 FROM layers WHERE state = 'committed' AND durable = 0 AND boot <> ? LIMIT 1"
         if self._database.row(query, boot) is None:
             return
@@ -867,6 +863,18 @@ class Store:
         for problem in check.problems:
             done = "repaired" if problem.repaired else f"not repaired: {problem.hint}"
             self._warn(f"layer {problem.subject} did not survive the last stop: {problem.what} ({done})")
+
+    def _forget_lost(self) -> None:
+        """Remove the containers without files: neither their making nor their end is synced."""
+        from layerfs import leases
+
+        leases.expire(self._database)
+        for layers in self.all_layers():
+            for layer in layers.lost():
+                with contextlib.suppress(NotFoundError, InUseError):
+                    called = layers.table.called(layer)
+                    layers.remove(layer)
+                    self._warn(f"{called} did not survive the last stop")
 
 
 def _names_of(source: Source, place: Place) -> list[str]:
@@ -939,7 +947,9 @@ def _create(root: Path) -> None:
         if not (root / _FORMAT).exists():
             for name in _DIRECTORIES:
                 (root / name).mkdir(0o700, exist_ok=True)
+            failpoints.reach("store.directories")
             Database.create(root / "layerfs.db")
+            failpoints.reach("store.database")
             # Last: a store without it was never finished, and is made again.
             _write_format(root)
 

@@ -200,11 +200,12 @@ class StoreSink:
                 assert incoming.ingest is not None
                 incoming.ingest.commit()
 
-    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
+    def put_member(self, raw: bytes, media_type: str, *, algorithm: str = "sha256") -> Descriptor:
         """Keep a manifest that an index names; see `Nests`."""
-        self._lease.add("blob", str(Digest.of(raw)))
-        self._blobs.put(raw)
-        return Descriptor.to(raw, media_type)
+        descriptor = Descriptor.to(raw, media_type, algorithm)
+        self._lease.add("blob", str(descriptor.digest))
+        self._blobs.put(raw, algorithm)
+        return descriptor
 
     def put_manifest(self, raw: bytes, media_type: str, *, names: Sequence[str] = ()) -> Descriptor:
         """Note an image, or an index, whose blobs are all here; it comes into being with `commit`."""

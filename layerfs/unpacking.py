@@ -14,6 +14,7 @@ import select
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from layerfs import failpoints
 from layerfs.blobs import Blobs, Ingest
 from layerfs.driver import Drafts, Driver, Independent, Seals
 from layerfs.files import Lock
@@ -101,6 +102,7 @@ class Unpacking:
             job.open.close()
         self._open.close()
         for draft in reversed(self._begun):
+            failpoints.reach("layer.undo")
             self._table.mark_unborn(draft.row)
             self._layers.erase(draft.row, draft.driver_id)
 
@@ -165,13 +167,17 @@ class Unpacking:
     def commit(self) -> None:
         """Bring everything to disk, then make it visible."""
         drafts = self._finish()
+        failpoints.reach("layer.commit")
         self._begun = self._table.commit_drafts(drafts)
+        failpoints.reach("layer.committed")
         self._jobs = []
 
     def replace(self, layer: Layer) -> None:
         """Give a committed layer the files that were just unpacked instead of its own, which are removed."""
         ((draft, facts),) = self._finish()
+        failpoints.reach("layer.replace")
         self._table.replace(layer, draft, facts)
+        failpoints.reach("layer.replaced")
         # What was the draft now has the old files, and goes the way of every draft that is not needed.
         self._begun = [replace(draft, driver_id=layer.driver_id)]
         self._jobs = []
@@ -186,6 +192,7 @@ class Unpacking:
     def _add(self, step: Step, name: str, parent: str | None) -> _Job:
         draft = self._table.add_draft(name, self._begun[-1] if self._begun else parent, self._lease)
         self._begun.append(draft)
+        failpoints.reach("layer.drafted")
         self._lease.add("blob", str(step.blob))
         return _Job(draft, self._table.stack(draft.row)[:-1], step)
 
@@ -200,6 +207,7 @@ class Unpacking:
             self._driver.draft(layer, job.below)
         else:
             self._driver.create(layer, job.below)
+        failpoints.reach("layer.ready")
         # Partial blobs stay such until everything is synced at once.
         toc = self._open.enter_context(self._blobs.ingest())
         skeleton = None
@@ -224,6 +232,7 @@ class Unpacking:
     def _take(self, job: _Job) -> None:
         """Take note of a layer that is filled."""
         filled, filling = job.filled, job.filling
+        failpoints.reach("layer.filled")
         assert filled is not None
         self._lease.add("blob", str(filled.toc))
         self._ingests.append(filling.toc)
@@ -266,7 +275,9 @@ class Unpacking:
             layer = job.draft.driver_id
             with self._layers.lock(layer):
                 if self._independent is not None and job.below and not (job.filled and job.filled.has_root):
+                    failpoints.reach("layer.inherit")
                     self._independent.inherit(layer, job.below)
+                failpoints.reach("layer.seal")
                 if isinstance(self._driver, Seals):
                     self._driver.seal(layer)
 
@@ -275,8 +286,10 @@ class Unpacking:
         for ingest in self._passing:
             ingest.discard()
         self._passing.clear()
+        failpoints.reach("layer.sync")
         if self._flusher is not None:
             self._flusher.sync()
+        failpoints.reach("layer.synced")
         for ingest in self._ingests:
             ingest.commit(synced=True)
         for algorithm in {ingest.digest.algorithm for ingest in self._ingests}:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from layerfs import garbage, leases
+from layerfs import failpoints, garbage, leases
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.check.blobs import BlobsCheck
@@ -88,6 +88,7 @@ class Check:
             self._telling.found("database", "layerfs.db", what)
         if faults:
             return Findings(self.problems, 0, 0)
+        failpoints.reach("check.begin")
         self._check_database()
         self._check_modes()
         leftovers = list(self._find_leftovers())
@@ -229,6 +230,7 @@ class Check:
                     what = str(error)
                 self._altered.add(one.row)
                 if self._repair:
+                    failpoints.reach("check.drop")
                     self._assembly.drop(one.row)
                 place = self._fetch(one.blob) if self._repair and not self._blobs.has(one.blob) else None
                 if place is not None or (self._repair and self._blobs.has(one.blob)):
@@ -299,6 +301,7 @@ class Check:
             called = f"{layers.driver.name}-{driver_id}"
             try:
                 with _alone(layers, driver_id):
+                    failpoints.reach("check.orphan")
                     place = self._quarantine.take(layers.driver.root / driver_id, called=called)
                 self._telling.repaired("orphan", driver_id, what, how=f"moved to {place}")
             except (InUseError, OSError) as error:

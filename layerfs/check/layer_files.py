@@ -2,7 +2,8 @@
 
 The layer's own changes are walked in one go, as its driver knows them. What the walk did not show, or showed
 to be another, is looked at once more in the layer's tree, as its users see it; what the table does not have
-is foreign. Nothing is touched here that a forked process would share with its parent.
+is foreign (but in lazy layers, which are not walked). Nothing is touched that a forked process would share
+with its parent.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class LayerFiles:
         wrong: list[Difference] = []
         doubtful: dict[bytes, tuple[Entry, str | None]] = {}
         left = dict(self._expected)
-        for change in self._layers.changes_of(self._driver_id, self._below):
+        for change in self._changes():
             path = change.entry.path
             known = left.pop(path, None)
             if known is not None:
@@ -144,6 +145,12 @@ class LayerFiles:
             finally:
                 os.close(root)
         return Compared(tuple(wrong), self._entries)
+
+    def _changes(self) -> Iterator[Change]:
+        """Walk the layer; one whose data is partly elsewhere is looked at through its mount alone."""
+        if self._lazy is not None:
+            return iter(())
+        return self._layers.changes_of(self._driver_id, self._below)
 
     def _differs(self, change: Change, entry: Entry, digest: str | None) -> bool:
         if change.kind is ChangeKind.DELETED or self._difference(entry, change.entry) is not None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+from layerfs import failpoints
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.check.findings import REPAIR, Telling
@@ -225,6 +226,7 @@ class LayersCheck:
                 self._layers.describe(layer.name)
                 return "its files as they are: a new table of contents was written"
             raise NotFoundError("it came from no blob", hint="remove it")
+        failpoints.reach("check.layer")
         own = layer.skeleton is not None and not self._blobs.is_whole(layer.blob)
         try:
             self._layers.renew(layer.name)

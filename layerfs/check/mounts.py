@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from layerfs import mounting
+from layerfs import failpoints, mounting
 from layerfs.check.findings import Telling
 from layerfs.errors import LayerfsError
 from layerfs.layers import Layers
@@ -38,6 +38,7 @@ class MountsCheck:
             if not ledger.exists(record):
                 what, how = "recorded, but not there", "the record was removed"
                 if self._repair:
+                    failpoints.reach("check.mount")
                     ledger.forget(record.id)
             elif ledger.dead(record):
                 what, how = "the process that served it is gone", "it was unmounted"

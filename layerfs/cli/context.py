@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from layerfs.cli import progress
-from layerfs.errors import LayerfsError
+from layerfs.cli import output, progress
+from layerfs.errors import InvalidError, LayerfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from layerfs.progress import Progress
     from layerfs.registry.settings import Options
     from layerfs.store import Store
+    from layerfs.tree.budget import Budget
 
 
 class Context:
-    """The global options of one command line; options win over LAYERFS_ROOT and LAYERFS_DRIVER."""
+    """The global options of one command line; options win over LAYERFS_ROOT and its like."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         root = given.root or os.environ.get("LAYERFS_ROOT")
@@ -31,6 +32,7 @@ class Context:
         self.rootless = os.geteuid() != 0
         # Where an ordinary user sees what is mounted.
         self.outside: Outside | None = None
+        self.budget = read_budget(given.budget or os.environ.get("LAYERFS_BUDGET", ""))
         self.json: bool = given.json
         self.debug: bool = given.debug
         if front := os.environ.get("LAYERFS_FUSE_FRONT"):
@@ -48,6 +50,7 @@ class Context:
         return Store.open(
             self.root,
             driver=self.driver,
+            budget=self.budget,
             warn=warn,
             outside=None if here else self.outside,
             registry=registry_options,
@@ -72,7 +75,8 @@ class Context:
                 action(name)
             except LayerfsError as error:
                 sys.stdout.flush()
-                sys.stderr.write(f"layerfs: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+                lines = [f"layerfs: {error}", *([f"hint: {error.hint}"] if error.hint else [])]
+                sys.stderr.write("".join(f"{output.words(line)}\n" for line in lines))
                 status = 1
         return status
 
@@ -101,6 +105,20 @@ def serve_fuse_through(front: str) -> None:
     driver.front = front
 
 
+def read_budget(text: str) -> Budget:
+    """Say what a stranger's layer may ask for: what is not in the text is at its default."""
+    from layerfs.tree.budget import DEFAULT_BUDGET, Budget
+
+    if not text:
+        return DEFAULT_BUDGET
+    try:
+        return Budget.parse(text)
+    except InvalidError as error:
+        from layerfs.cli.parser import UsageError
+
+        raise UsageError(f"--budget: {error}", hint=error.hint or "") from None
+
+
 def default_root() -> Path:
     """Say where the store lies when nobody said: DESIGN.md section 3."""
     if os.geteuid() == 0:
@@ -112,12 +130,12 @@ def default_root() -> Path:
 def warn(message: str) -> None:
     """Tell the user something that is no failure."""
     sys.stdout.flush()
-    sys.stderr.write(f"warning: {message}\n")
+    sys.stderr.write(f"warning: {output.words(message)}\n")
     sys.stderr.flush()
 
 
 def note(message: str) -> None:
     """Tell the user how it went, on stderr, where it is no data."""
     sys.stdout.flush()
-    sys.stderr.write(f"{message}\n")
+    sys.stderr.write(f"{output.words(message)}\n")
     sys.stderr.flush()

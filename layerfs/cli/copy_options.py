@@ -51,6 +51,9 @@ def add_rewriting(parser: CommandParser) -> None:
         choices=["oci", "docker"],
         help="oci's or docker's manifests; as they are when left out, unless docker's cannot hold the layers",
     )
+    parser.flag(
+        "--preserve-digests", help="refuse what would change a digest; nothing does that is not asked for"
+    )
     parser.add_argument(
         "--annotation",
         metavar="NAME=TEXT",
@@ -75,6 +78,10 @@ def rewriting_of(arguments: argparse.Namespace) -> Rewriting | None:
     annotations = annotations_of(arguments.annotation)
     if packing is None and arguments.format is None and not annotations:
         return None
+    if arguments.preserve_digests:
+        raise UsageError(
+            "--preserve-digests excludes --compression, --format and --annotation", hint="leave one out"
+        )
     from layerfs.cli.context import warn
     from layerfs.transports.rewriting import Rewriting
     from layerfs.tree.budget import DEFAULT_BUDGET

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from layerfs.cli import commands
+from layerfs.cli import commands, output
 from layerfs.cli.parser import HelpShown, UsageError, build, overview, similar, split_global
 from layerfs.errors import LayerfsError, ProcessError
 
@@ -60,6 +60,10 @@ class _Line:
         self.debug = False
 
     def carry_out(self, words: Sequence[str]) -> int:
+        if text := os.environ.get("LAYERFS_FAILPOINTS"):
+            from layerfs import failpoints
+
+            failpoints.arm(text)
         # Names inside layers are bytes; where one reaches a terminal it must come out as it went in.
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
@@ -97,7 +101,7 @@ class _Line:
 
 def _overlay(given: argparse.Namespace, arguments: argparse.Namespace) -> None:
     """Let global options that stand after the command win over those before it."""
-    for option in ("root", "driver", "json", "debug"):
+    for option in ("root", "driver", "budget", "json", "debug"):
         if hasattr(arguments, option):
             setattr(given, option, getattr(arguments, option))
 
@@ -133,7 +137,7 @@ def _complain(text: str) -> None:
     except OSError:
         _silence(sys.stdout.fileno())
     try:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(output.words(text) + "\n")
         sys.stderr.flush()
     except OSError:
         _silence(sys.stderr.fileno())
@@ -166,7 +170,8 @@ def _advice(error: OSError) -> str | None:
 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            "make room: `layerfs gc --grace 0` removes what nothing needs; `layerfs du` shows what there is"
+            "make room there; of a store `layerfs gc --grace 0` removes what nothing needs, and `layerfs du`"
+            " shows what there is. TMPDIR says where temporary files lie"
         )
     if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
         return "run as root, or choose a store of your own with --root"
@@ -179,4 +184,5 @@ def _trace(debug: bool) -> None:
     if debug:
         import traceback
 
-        _complain(traceback.format_exc().rstrip())
+        for line in traceback.format_exc().split("\n")[:-1]:
+            _complain(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from layerfs.cli import output, registry_options
+from layerfs.cli import output, registry_options, secrets
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context, note, warn
 from layerfs.cli.parser import CommandParser, UsageError
@@ -22,7 +22,7 @@ def _configure_login(parser: CommandParser) -> None:
     parser.add_argument("registry", metavar="REGISTRY", nargs="?", default="", help=_REGISTRY_HELP)
     parser.add_argument("-u", "--username", metavar="USER", help="who to sign in as; asked for when left out")
     parser.add_argument(
-        "-p", "--password", metavar="PASSWORD", help="the password; everybody here can see it in ps meanwhile"
+        "-p", "--password", metavar="PASSWORD", help="the password; whoever is quick can see it in ps"
     )
     parser.flag("--password-stdin", help="read the password, or a token, from standard input")
     parser.flag("--get-login", help="only print who is signed in")
@@ -72,6 +72,8 @@ def _tell_login(context: Context, name: str, options: Options) -> int:
 def _ask(arguments: argparse.Namespace, name: str) -> tuple[str, str]:
     """Get name and password: from the command line, standard input, or the terminal."""
     username, password = arguments.username, arguments.password
+    if password is not None:
+        secrets.cover(password)
     if arguments.password_stdin:
         if password is not None:
             raise UsageError("--password and --password-stdin exclude each other", hint="leave one out")

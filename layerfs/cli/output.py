@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import Final
+
+# C0, DEL and C1 (ISO 6429).
+_CONTROL: Final = dict.fromkeys((*range(32), *range(127, 160)), "?")
 
 
 def line(text: str) -> None:
@@ -88,6 +92,14 @@ def short(identity: str, *, whole: bool = False) -> str:
 def plain(text: str) -> str:
     """Write a stranger's text on one line, so that it can neither move the cursor nor break a table."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def words(text: str) -> str:
+    """Write a message: what a stranger says in it moves no cursor, and looks like no other message.
+
+    Bytes of names that are not UTF-8 stay.
+    """
+    return text.translate(_CONTROL)
 
 
 def shorten(text: str, width: int) -> str:

@@ -12,6 +12,7 @@ from layerfs.cli import commands
 GLOBAL_OPTIONS = (
     ("--root", "DIR", "the store's directory (LAYERFS_ROOT; /var/lib/layerfs for root)"),
     ("--driver", "DRIVER", "the storage driver (LAYERFS_DRIVER; the best that works here)"),
+    ("--budget", "LIMITS", "what a layer may ask for, such as bytes=10G,entries=1M (LAYERFS_BUDGET)"),
     ("--json", None, "print JSON in place of tables"),
     ("--debug", None, "show where an error came from"),
     ("--version", None, "print the version and leave"),
@@ -52,7 +53,7 @@ class CommandParser(argparse.ArgumentParser):
         command.configure(self)
         self.usage = f"{self.prog} [OPTIONS] {' '.join(self.positionals())}".rstrip()
         shared = self.add_argument_group("global options")
-        for option, metavar, text in GLOBAL_OPTIONS[:4]:
+        for option, metavar, text in GLOBAL_OPTIONS[:5]:
             if metavar is None:
                 shared.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=text)
             else:
@@ -154,7 +155,9 @@ def split_global(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         UsageError: an option that is unknown, lacks its value, or has one that it cannot take.
     """
-    given = argparse.Namespace(root=None, driver=None, json=False, debug=False, version=False, help=False)
+    given = argparse.Namespace(
+        root=None, driver=None, budget=None, json=False, debug=False, version=False, help=False
+    )
     rest = list(words)
     while rest and rest[0].startswith("-"):
         word = rest.pop(0)

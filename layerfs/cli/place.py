@@ -142,10 +142,16 @@ def _layer(layer: Descriptor) -> dict[str, Any]:
     }
 
 
-def _tags(arguments: argparse.Namespace, place: Place) -> list[str]:
+def _tags(arguments: argparse.Namespace, place: Place) -> list[str] | None:
+    """List the tags beside the image; None where only images may be read."""
+    from layerfs.errors import NotFoundError, TransportError
     from layerfs.registry import manifests
     from layerfs.registry.session import Session
 
     assert place.reference is not None
     with Session(registry_options.read(arguments), warn=warn) as session:
-        return list(manifests.tags(session.repository(place.reference)))
+        try:
+            return list(manifests.tags(session.repository(place.reference)))
+        except (TransportError, NotFoundError) as error:
+            warn(f"the tags are not known: {error}")
+            return None

@@ -11,8 +11,8 @@ import time
 
 from layerfs.cli import finding, output, registry_options
 from layerfs.cli.commands import Command
-from layerfs.cli.context import Context
-from layerfs.cli.copy_options import add_platform, platform_of
+from layerfs.cli.context import Context, warn
+from layerfs.cli.copy_options import add_platform, platform_of, spool
 from layerfs.cli.parser import CommandParser
 from layerfs.errors import LayerfsError
 
@@ -39,6 +39,9 @@ def split_place(text: str, is_image: Callable[[str], bool]) -> tuple[str, bytes]
 
     scheme = text.find("://") + 1
     cut = text.rfind(":/")
+    if transports.has_transport(text) and ":" not in text[: max(cut, 0)]:
+        # The slash begins the path of a layout, or of an archive.
+        cut = -1
     if cut > scheme and text[cut : cut + 3] != "://":
         return text[:cut], os.fsencode(text[cut + 1 :])
     if scheme or transports.has_transport(text):
@@ -52,10 +55,11 @@ def split_place(text: str, is_image: Callable[[str], bool]) -> tuple[str, bytes]
 
 
 class _Reader:
-    """Opens the images of a command line, each once."""
+    """Opens the images of a command line, each once, and the store if one of them may be there."""
 
-    def __init__(self, store: Store, program: str, arguments: argparse.Namespace) -> None:
-        self._store = store
+    def __init__(self, context: Context, program: str, arguments: argparse.Namespace) -> None:
+        self._context = context
+        self._store: Store | None = None
         self._arguments = arguments
         self._program = program
         self._open: dict[str, OpenImage] = {}
@@ -69,7 +73,7 @@ class _Reader:
         try:
             for place in places:
                 try:
-                    name, path = split_place(place, self._store.has_image)
+                    name, path = split_place(place, self._has_image)
                     image = self._open.get(name)
                     if image is None:
                         image = self._open[name] = self._read(name)
@@ -81,20 +85,40 @@ class _Reader:
         finally:
             for image in self._open.values():
                 image.close()
+            if self._store is not None:
+                self._store.close()
         return self.status
 
+    def _in_store(self) -> Store:
+        if self._store is None:
+            self._store = self._context.open_store()
+        return self._store
+
+    def _has_image(self, name: str) -> bool:
+        return self._in_store().has_image(name)
+
     def _read(self, name: str) -> OpenImage:
+        from layerfs import reading, transports
+        from layerfs.tree.budget import DEFAULT_BUDGET
+
         platform, options = platform_of(self._arguments), registry_options.read(self._arguments)
-        return self._store.read_image(name, platform=platform, options=options)
+        if ":" in name and transports.has_transport(name):
+            return reading.open_place(
+                transports.parse(name), platform=platform, options=options, spool=spool,
+                budget=DEFAULT_BUDGET, warn=warn,
+            )  # fmt: skip
+        return self._in_store().read_image(name, platform=platform, options=options)
 
     def tell(self, error: LayerfsError | OSError, status: int) -> None:
         """Tell the user of a failure, as the program of that name does."""
         text = str(error)
         if isinstance(error, OSError) and error.strerror:
-            text = f"{output.plain(os.fsdecode(error.filename or ''))}: {error.strerror}"
+            name = output.plain(os.fsdecode(error.filename or ""))
+            text = f"{name}: {error.strerror}" if name else error.strerror
         sys.stdout.flush()
         hint = getattr(error, "hint", None)
-        sys.stderr.write(f"layerfs: {self._program}: {text}\n" + (f"hint: {hint}\n" if hint else ""))
+        lines = [f"layerfs: {self._program}: {text}", *([f"hint: {hint}"] if hint else [])]
+        sys.stderr.write("".join(f"{output.words(line)}\n" for line in lines))
         self.status = max(self.status, status)
 
 
@@ -112,11 +136,10 @@ def _cat(context: Context, arguments: argparse.Namespace) -> int:
         for data in image.read(path):
             sys.stdout.buffer.write(data)
 
-    with context.open_store() as store:
-        sys.stdout.flush()
-        status = _Reader(store, "cat", arguments).each(arguments.places, write, 1)
-        sys.stdout.buffer.flush()
-        return status
+    sys.stdout.flush()
+    status = _Reader(context, "cat", arguments).each(arguments.places, write, 1)
+    sys.stdout.buffer.flush()
+    return status
 
 
 # -- ls
@@ -163,8 +186,7 @@ def _ls(context: Context, arguments: argparse.Namespace) -> int:
                 output.line(f"total {sizes}")
             lists.lines(entries)
 
-    with context.open_store() as store:
-        status = _Reader(store, "ls", arguments).each(arguments.places, show, 2)
+    status = _Reader(context, "ls", arguments).each(arguments.places, show, 2)
     if context.json:
         output.document(rows)
     return status
@@ -186,11 +208,14 @@ class _Lists:
 
     def directories(self, path: bytes, node: Node) -> Iterator[tuple[bytes, Node]]:
         """Give the directory, and those below if they are wanted, in the order of ls."""
-        yield path, node
-        if self._recursive:
-            for name, child in sorted((node.children or {}).items()):
-                if child.children is not None and (self._hidden or not name.startswith(b".")):
-                    yield from self.directories(os.path.join(path, name), child)
+        todo = [(path, node)]
+        while todo:
+            here, directory = todo.pop()
+            yield here, directory
+            if self._recursive:
+                for name, child in sorted((directory.children or {}).items(), reverse=True):
+                    if child.children is not None and (self._hidden or not name.startswith(b".")):
+                        todo.append((os.path.join(here, name), child))
 
     def of(self, image: OpenImage, path: bytes, node: Node) -> list[tuple[bytes, Node]]:
         """Give what is shown of a directory."""
@@ -306,8 +331,7 @@ def _find(context: Context, arguments: argparse.Namespace) -> int:
             else:
                 sys.stdout.write((os.fsdecode(found) if arguments.print0 else _shown(found)) + end)
 
-    with context.open_store() as store:
-        status = _Reader(store, "find", arguments).each(arguments.places, search, 1)
+    status = _Reader(context, "find", arguments).each(arguments.places, search, 1)
     if context.json:
         output.document(rows)
     return status

@@ -63,7 +63,7 @@ def _tags(context: Context, arguments: argparse.Namespace) -> int:
             )
             return 0
         for tag in manifests.tags(repository):
-            output.line(tag)
+            output.line(output.plain(tag))
     return 0
 
 
@@ -157,7 +157,7 @@ def _referrers(context: Context, arguments: argparse.Namespace) -> int:
     if context.json:
         output.document({"subject": str(digest), "referrers": [one.members() for one in found]})
         return 0
-    rows = [(one.artifact_type or "-", str(one.digest), output.size(one.size)) for one in found]
+    rows = [(output.plain(one.artifact_type or "-"), str(one.digest), output.size(one.size)) for one in found]
     output.table(["ARTIFACT TYPE", "DIGEST", "SIZE"], rows)
     return 0
 

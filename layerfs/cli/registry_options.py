@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from layerfs.cli import secrets
 from layerfs.cli.parser import CommandParser
 
 _NAMES = ("tls_verify", "cert_dir", "authfile", "creds", "no_creds")
@@ -55,6 +56,8 @@ def read(arguments: argparse.Namespace, *, prefix: str = "") -> Options:
     verify, directory, authfile, creds = (
         one("tls_verify"), one("cert_dir"), one("authfile"), one("creds")
     )  # fmt: skip
+    if creds is not None:
+        secrets.cover(creds)
     return Options(
         tls_verify=None if verify is None else verify == "true",
         cert_dir=None if directory is None else Path(directory),

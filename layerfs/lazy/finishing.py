@@ -25,7 +25,7 @@ from layerfs.lazy.outlines import Job, Outlines
 from layerfs.lazy.setting import Setting
 from layerfs.lazy.sources import Sources
 from layerfs.leases import Lease
-from layerfs.seekable.layer import open_layer, promises_index
+from layerfs.seekable.layer import open_layer
 from layerfs.value import frozen
 
 if TYPE_CHECKING:
@@ -83,11 +83,7 @@ class Unfinished:
                 stored = setting.blobs.path(origins[layer].descriptor.digest)
                 blob = LazyBlob(origins[layer], sources, stored=stored, budget=setting.budget)
                 kept = read_kept(driver.unfinished(layer).kept, blob)
-                # What promises nothing was in the store, and trusted, when it was kept.
-                descriptor = origins[layer].descriptor
-                indexed = open_layer(
-                    kept, descriptor, budget=setting.budget, trusted=not promises_index(descriptor)
-                )
+                indexed = open_layer(kept, origins[layer].descriptor, budget=setting.budget)
                 if indexed is None:
                     raise StoreError(f"nothing is left of the index of layer {layer}")
                 toc = opened.enter_context(setting.blobs.ingest())

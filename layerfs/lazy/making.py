@@ -233,9 +233,7 @@ class Making:
         stored = layers.blobs.path(origin.descriptor.digest)
         blob = LazyBlob(origin, self._sources, stored=stored, budget=layers.budget)
         kept = KeptRanges(Parted(blob, self._parts, most=_PARTS_AT_ONCE))
-        index = open_layer(
-            kept, origin.descriptor, budget=layers.budget, trusted=stored.exists(), warn=self._warn
-        )
+        index = open_layer(kept, origin.descriptor, budget=layers.budget, warn=self._warn)
         if index is not None:
             return _Index(index, origin, kept, top_of_layer(index, budget=layers.budget))
         table = self._tables.find(origin.descriptor.digest)

@@ -53,9 +53,9 @@ class Descriptor:
         )
 
     @classmethod
-    def to(cls, raw: bytes, media_type: str) -> Descriptor:
+    def to(cls, raw: bytes, media_type: str, algorithm: str = "sha256") -> Descriptor:
         """Describe a document."""
-        return cls(media_type, Digest.of(raw), len(raw))
+        return cls(media_type, Digest.of(raw, algorithm), len(raw))
 
     def members(self) -> dict[str, Any]:
         """Give the JSON members, in the specification's order."""

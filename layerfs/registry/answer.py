@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import urljoin
 
 from layerfs.errors import BudgetError, RegistryError
 from layerfs.registry import problems
+from layerfs.registry.origin import joined
 
 if TYPE_CHECKING:
     import urllib3
@@ -37,18 +38,19 @@ class Answer:
     def length(self) -> int | None:
         """How many bytes the body has, as the head says (Content-Length); None when it does not."""
         text = self.headers.get("Content-Length", "")
-        return int(text) if text.isascii() and text.isdigit() else None
+        return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
     def location(self) -> str:
         """Give the absolute URL of the Location header.
 
         Raises:
             RegistryError: there is none.
+            UntrustedError: it is no URL.
         """
         found = self.headers.get("Location")
         if not found:
             raise RegistryError(f"{self._host} does not say where to go on (no Location)", status=self.status)
-        return urljoin(self.url, found)
+        return joined(self.url, found)
 
     def read(self, size: int, /) -> bytes:
         """Read on: as many bytes as asked for, fewer before the end only; b"" at the end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from layerfs.errors import InvalidError, NotFoundError, TransportError
-from layerfs.files import write_atomic
+from layerfs.files import Lock, write_atomic
 from layerfs.registry import helpers
 from layerfs.registry.credentials import Credentials
 
@@ -67,19 +68,17 @@ def store(host: str, credentials: Credentials, options: Options) -> Path:
         OSError: the file cannot be written.
     """
     path = target(options)
-    config = _read(path) or {}
-    auths = config.setdefault("auths", {})
-    key = _key(host, path)
-    helper = _helper(config, host)
-    for known in _same(auths, host):
-        del auths[known]
-    if helper is not None:
-        helpers.store(helper, _server(host), credentials)
-        auths[key] = {}
-    else:
-        login = f"{credentials.username}:{credentials.password}".encode()
-        auths[key] = {"auth": base64.b64encode(login).decode()}
-    _write(path, config)
+    with _changed(path) as config:
+        auths = config.setdefault("auths", {})
+        key = _key(host, path)
+        helper = _helper(config, host)
+        for known in _same(auths, host):
+            del auths[known]
+        if helper is not None:
+            helpers.store(helper, _server(host), credentials)
+            auths[key] = {}
+        else:
+            auths[key] = {"auth": credentials.basic().removeprefix("Basic ")}
     return path
 
 
@@ -93,17 +92,18 @@ def remove(host: str, options: Options) -> Path:
         OSError: the file cannot be written.
     """
     path = target(options)
-    config = _read(path) or {}
-    auths = config.get("auths", {})
-    helper = _helper(config, host)
-    known = _same(auths, host)
-    if helper is not None:
-        helpers.erase(helper, _server(host))
-    elif not known:
+    if _read(path) is None:
         raise NotFoundError(f"{path} has no credentials for {host}")
-    for key in known:
-        del auths[key]
-    _write(path, config)
+    with _changed(path) as config:
+        auths = config.get("auths", {})
+        helper = _helper(config, host)
+        known = _same(auths, host)
+        if helper is not None:
+            helpers.erase(helper, _server(host))
+        elif not known:
+            raise NotFoundError(f"{path} has no credentials for {host}")
+        for key in known:
+            del auths[key]
     return path
 
 
@@ -240,7 +240,7 @@ def _entry(entry: object, what: str) -> Credentials | None:
     username, password = texts.get("username", ""), texts.get("password", "")
     if texts.get("auth"):
         try:
-            login = base64.b64decode(texts["auth"], validate=True).decode()
+            login = base64.b64decode(texts["auth"], validate=True).decode(errors="surrogateescape")
         except (binascii.Error, ValueError):
             raise InvalidError(f"{what}.auth is not base64", hint="`layerfs login` writes it anew") from None
         username, colon, password = login.partition(":")
@@ -285,8 +285,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     return config
 
 
-def _write(path: Path, config: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def _changed(path: Path) -> Iterator[dict[str, Any]]:
+    """Give what a file of credentials says, to be changed and written; whoever else wants that waits."""
     # A link to a file elsewhere stays one.
     real = Path(os.path.realpath(path))
     real.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomic(real, json.dumps(config, indent="\t").encode() + b"\n", mode=0o600)
+    with Lock(real.with_name(f".{real.name}.lock")) as lock:
+        try:
+            config = _read(path) or {}
+            yield config
+            write_atomic(real, json.dumps(config, indent="\t").encode() + b"\n", mode=0o600)
+        finally:
+            lock.path.unlink(missing_ok=True)

@@ -34,7 +34,9 @@ class Credentials:
 
     def basic(self) -> str:
         """Write the value of an Authorization header (RFC 7617)."""
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+        # What was given on a command line may be no UTF-8.
+        login = f"{self.username}:{self.password}".encode(errors="surrogateescape")
+        return "Basic " + base64.b64encode(login).decode()
 
     @property
     def secrets(self) -> tuple[str, ...]:

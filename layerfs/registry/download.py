@@ -7,6 +7,7 @@ import functools
 import time
 from typing import TYPE_CHECKING, Final, Self
 
+from layerfs import failpoints
 from layerfs.errors import Interrupted
 from layerfs.registry import ranges
 from layerfs.registry.pieces import PIECE, Pieces
@@ -83,6 +84,7 @@ class Download:
                 data = self._read_answer(min(size, self._descriptor.size - self._position))
             if data:
                 self._position += len(data)
+                failpoints.reach("download.read")
                 return data
 
     def stop(self) -> None:
@@ -116,6 +118,7 @@ class Download:
     def _read_answer(self, size: int) -> bytes:
         """Read on by one connection; nothing comes where it was cut."""
         if self._answer is None:
+            failpoints.reach("download.begin")
             self._answer, at = ranges.open_from(self._repository, self._descriptor, self._position)
             self._behind = self._position - at
             self._began_at = self._position

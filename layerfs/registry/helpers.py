@@ -71,6 +71,8 @@ def _run(helper: str, action: str, given: bytes, *, may_lack: bool = False) -> b
         ) from None
     except subprocess.TimeoutExpired:
         raise TransportError(f"the credential helper {program} does not answer") from None
+    except OSError as error:
+        raise TransportError(f"the credential helper {program} cannot be run: {error.strerror}") from error
     if done.returncode == 0:
         return done.stdout
     # Not shown: it might quote what it was given.

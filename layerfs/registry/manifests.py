@@ -61,10 +61,7 @@ def tags(repository: Repository) -> Iterator[str]:
         NotFoundError: the repository is unknown.
         RegistryError: the answer is no list of tags.
     """
-    path = "tags/list"
-    while path:
-        answer, data = repository.fetch(path, limit=document.MAXIMUM_BYTES)
-        path = lists.next_page(answer)
+    for answer, data in lists.pages(repository, "tags/list"):
         try:
             found = document.load(data, what="list of tags").texts("tags")
         except InvalidError as error:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from layerfs.reference import Reference
     from layerfs.registry.settings import Options
 
+_LARGEST: Final = 4 << 20
 _WHEN: Final = {
     "": (True, True),
     "all": (True, True),
@@ -103,9 +104,12 @@ def _tables(options: Options) -> dict[str, tuple[dict[str, Any], Path]]:
     found: dict[str, tuple[dict[str, Any], Path]] = {}
     for path in files(options):
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = file.read(_LARGEST + 1)
         except FileNotFoundError as error:
             raise InvalidError(f"there is no {path}", hint="correct CONTAINERS_REGISTRIES_CONF") from error
+        if len(data) > _LARGEST:
+            _fail(path, f"it has more than {_LARGEST} bytes")
         if not data.strip():
             continue
         for table in _list(_parse(data, path), "registry", path):
@@ -121,9 +125,10 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
 
     try:
         found = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        words = " ".join(str(error).split())[:300]
         raise InvalidError(
-            f"{path} is not valid TOML: {error}", hint="see containers-registries.conf(5)"
+            f"{path} is not valid TOML: {words}", hint="see containers-registries.conf(5)"
         ) from error
     old = found.get("registries")
     if not isinstance(old, dict):
@@ -131,7 +136,11 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
     # Version 1 of the format, which has lists of hosts.
     tables: dict[str, dict[str, Any]] = {}
     for name, member in (("insecure", "insecure"), ("block", "blocked")):
-        for host in (old.get(name) or {}).get("registries", ()):
+        listed = old.get(name, {})
+        hosts = listed.get("registries", []) if isinstance(listed, dict) else None
+        if not isinstance(hosts, list):
+            _fail(path, f"registries.{name} is no table with a list of registries")
+        for host in hosts:
             tables.setdefault(str(host), {"location": str(host)})[member] = True
     return {"registry": list(tables.values())}
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import NamedTuple
-from urllib.parse import urlsplit
+import re
+from typing import Final, NamedTuple
+from urllib.parse import urljoin, urlsplit
 
 from layerfs.errors import UntrustedError
 
-_PORTS = {"https": 443, "http": 80}
+_PORTS: Final = {"https": 443, "http": 80}
+# What else stands in a host, a backslash or a letter beyond ASCII, is read by each library in its own way.
+_HOST: Final = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]*:[0-9a-f:.]*(%[0-9a-z._-]+)?")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Origin(NamedTuple):
@@ -34,6 +38,8 @@ class Origin(NamedTuple):
             raise UntrustedError(f"{shown(url)!r} is not a URL of HTTP")
         if "@" in parts.netloc:
             raise UntrustedError(f"a URL on {parts.hostname} carries a user name, which is not followed")
+        if _CONTROL.search(url) or not _HOST.fullmatch(parts.hostname):
+            raise UntrustedError(f"{shown(url)!r} is not a URL: it has letters that none has")
         return cls(parts.scheme, parts.hostname.lower().rstrip("."), port or _PORTS[parts.scheme])
 
     @property
@@ -44,6 +50,18 @@ class Origin(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}"
+
+
+def joined(base: str, target: str) -> str:
+    """Give the absolute URL of what an answer from `base` refers to (RFC 3986 section 5).
+
+    Raises:
+        UntrustedError: it is no URL.
+    """
+    try:
+        return urljoin(base, target)
+    except ValueError:
+        raise UntrustedError(f"{shown(target)!r} is not a URL") from None
 
 
 def shown(url: str) -> str:
@@ -71,10 +89,10 @@ def check_way(start: Origin, target: str, host: str) -> Origin:
     to = Origin.of(target)
     if start.scheme == "https" and to.scheme != "https":
         raise UntrustedError(f"{host} sends us from HTTPS to {shown(target)}, which is plain HTTP")
-    if to.host != start.host and not is_loopback(start.host):
+    if to.host != start.host:
         found = address(to.host)
         near = found is not None and (found.is_link_local or found.is_unspecified)
-        if near or is_loopback(to.host):
+        if near or (is_loopback(to.host) and not is_loopback(start.host)):
             raise UntrustedError(f"{host} sends us to {to.authority}, an address of this machine or its link")
     return to
 

@@ -114,6 +114,9 @@ def from_exception(error: Exception, host: str, *, proxy: str | None = None) -> 
                 hint="try again; what was fetched already is kept",
             )
     for each in chain:
+        # http.client's words for the number of lines, which has no class of its own.
+        if isinstance(each, http.client.LineTooLong) or str(each).startswith("got more than"):
+            return UnreachableError(f"{host} sends a head of an answer without end", lasting=True)
         if isinstance(each, http.client.BadStatusLine) and not isinstance(each, ConnectionError):
             return UnreachableError(
                 f"{host} does not speak HTTP: something else than a registry answers there",

@@ -68,6 +68,8 @@ def _is_excepted(origin: Origin, exceptions: str) -> bool:
             except ValueError:
                 pass
             continue
+        if found is not None and found == address(entry.strip("[]")):
+            return True
         try:
             parts = urlsplit(f"//{entry.removeprefix('*')}")
             host, port = parts.hostname or "", parts.port

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CUTS: Final = 5
 _PAUSE: Final = 0.2
 _READ: Final = 1 << 18
+# Each of them may take its time to fail.
+_MOST_URLS: Final = 4
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
@@ -181,7 +183,7 @@ def _get(
         return repository.send("GET", f"blobs/{descriptor.digest}", headers=headers, expect=expect)
     except NotFoundError:
         # Another server's URL gets no credentials, whatever it is.
-        urls = [url for url in descriptor.urls if url.startswith("https://")]
+        urls = [url for url in descriptor.urls if url.startswith("https://")][:_MOST_URLS]
         for url in urls[:-1]:
             with contextlib.suppress(TransportError, NotFoundError):
                 return repository.send("GET", url, headers=headers, expect=expect)

@@ -6,9 +6,9 @@ distribution-spec, "Listing Referrers", "Referrers Tag Schema" and "Pushing Mani
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
-from urllib.parse import urljoin
+from urllib.parse import urlsplit
 
 from layerfs.digest import Digest
 from layerfs.errors import NotFoundError, RegistryError
@@ -17,6 +17,7 @@ from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.index import Index
 from layerfs.registry import documents
 from layerfs.registry.answer import Answer
+from layerfs.registry.origin import joined
 from layerfs.registry.repository import Repository
 
 # Answers of registries that do not know the API; what knows it answers 200, with an empty list at the least.
@@ -24,6 +25,9 @@ _UNKNOWN: Final = (400, 404, 405, 501)
 _NEXT: Final = re.compile(r'<([^<>]*)>\s*;[^<]*\brel\s*=\s*"?next"?', re.IGNORECASE)
 # Somebody else may write the list between our reading and our writing of it.
 _ATTEMPTS: Final = 4
+# A hundred tags a page is the least that registries give; none has so many.
+_MOST_PAGES: Final = 10_000
+_MOST_BYTES: Final = 64 << 20
 
 
 def of(repository: Repository, digest: Digest, artifact_type: str | None = None) -> Iterator[Descriptor]:
@@ -59,26 +63,52 @@ def discard(repository: Repository, subject: Digest, referrer: Digest) -> None:
     _change(repository, subject, lambda found: tuple(each for each in found if each.digest != referrer))
 
 
-def next_page(answer: Answer) -> str:
-    """Give the URL of the next page of a list (RFC 8288), "" at the last one."""
-    match = _NEXT.search(answer.headers.get("Link", ""))
-    return urljoin(answer.url, match[1]) if match else ""
+def pages(
+    repository: Repository,
+    path: str,
+    *,
+    query: Iterable[tuple[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+    expect: tuple[int, ...] = (200,),
+) -> Iterator[tuple[Answer, bytes]]:
+    """Give a list page by page (RFC 8288), as `Repository.fetch` gives each; all are of the first one's host.
+
+    Raises:
+        RegistryError: the list has no end.
+        LayerfsError: what `Repository.fetch` raises.
+    """
+    seen: set[str] = set()
+    size = 0
+    while path:
+        if path in seen or len(seen) == _MOST_PAGES or size > _MOST_BYTES:
+            raise RegistryError(f"{repository.reference.host} gives a list without end", status=200)
+        seen.add(path)
+        answer, raw = repository.fetch(
+            path, limit=document.MAXIMUM_BYTES, query=query, headers=headers, expect=expect
+        )
+        size += len(raw)
+        yield answer, raw
+        match = _NEXT.search(answer.headers.get("Link", ""))
+        path, query = _beside(answer.url, match[1]) if match else "", ()
+
+
+def _beside(url: str, target: str) -> str:
+    """Give the URL of a next page; registries behind a proxy may not know by what name they are called."""
+    there = urlsplit(joined(url, target))
+    return urlsplit(url)._replace(path=there.path, query=there.query).geturl()
 
 
 def _listed(repository: Repository, digest: Digest, artifact_type: str | None) -> Iterator[Descriptor]:
     query = [] if artifact_type is None else [("artifactType", artifact_type)]
-    path = f"referrers/{digest}"
-    while path:
-        answer, raw = repository.fetch(
-            path, limit=document.MAXIMUM_BYTES, query=query, expect=(200, *_UNKNOWN),
-            headers={"Accept": media_types.OCI_INDEX},
-        )  # fmt: skip
+    for answer, raw in pages(
+        repository, f"referrers/{digest}", query=query, expect=(200, *_UNKNOWN),
+        headers={"Accept": media_types.OCI_INDEX},
+    ):  # fmt: skip
         told = answer.headers.get("Content-Type", "").partition(";")[0].strip()
         if answer.status != 200 or told not in (media_types.OCI_INDEX, "application/json"):
             yield from _tagged(repository, digest)
             return
         yield from Index.parse(raw, media_types.OCI_INDEX).manifests
-        path, query = next_page(answer), []
 
 
 def _tagged(repository: Repository, digest: Digest) -> tuple[Descriptor, ...]:

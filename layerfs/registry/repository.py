@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from layerfs.errors import BudgetError, LayerfsError, NotFoundError
+from layerfs.errors import BudgetError, LayerfsError, NotFoundError, RegistryError
 from layerfs.registry import mirrors, problems
 from layerfs.registry.answer import Answer
 from layerfs.registry.origin import Origin, check_way, shown
@@ -107,6 +107,13 @@ class Repository:
         attempts = self.session.options.attempts
         for attempt in range(attempts):
             with self.send("GET", path, query=query, headers=headers, expect=expect) as answer:
+                coding = answer.headers.get("Content-Encoding", "identity")
+                if coding != "identity":
+                    raise RegistryError(
+                        f"{shown(answer.url)} comes in {problems.clean(coding)[:40]}, which nobody asked for",
+                        status=answer.status,
+                        hint="a proxy before the registry may do that: have it left out",
+                    )
                 if answer.length is not None and answer.length > limit:
                     raise BudgetError(
                         f"{shown(answer.url)} has {answer.length} bytes; at most {limit} are read"
@@ -120,7 +127,9 @@ class Repository:
         raise AssertionError("the last attempt returns or raises")
 
     def _places(self, method: str, path: str, actions: tuple[str, ...]) -> tuple[Endpoint, ...]:
-        if method not in ("GET", "HEAD") or actions != ("pull",):
+        # Lists are the registry's own: a mirror has what was asked for through it.
+        kept = path.startswith(("manifests/", "blobs/"))
+        if not kept or method not in ("GET", "HEAD") or actions != ("pull",):
             return self._endpoints[-1:]
         by_tag = path.startswith("manifests/") and ":" not in path
         return tuple(place for place in self._endpoints if (place.tags if by_tag else place.digests))

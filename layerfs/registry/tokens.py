@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # auth/token.md: what an answer means that does not tell.
 _LIFETIME: Final = 60.0
 # A token is renewed before it ends, so that it does not on its way.
+# Seconds for which a token is believed to be good, whatever its server says.
+_LONGEST: Final = 86400.0
 _MARGIN: Final = 10.0
 _CLIENT: Final = "layerfs"
 _MAXIMUM: Final = 1 << 20
@@ -277,7 +279,7 @@ def _read_token(data: bytes, server: Origin) -> _Token:
     if not isinstance(text, str) or not text.isascii() or not text.isprintable():
         raise RegistryError(f"{server.authority} gave an answer without a token", status=200)
     lasts = found.get("expires_in")
-    seconds = float(lasts) if isinstance(lasts, int | float) and lasts > 0 else _LIFETIME
+    seconds = float(min(lasts, _LONGEST)) if isinstance(lasts, int | float) and lasts > 0 else _LIFETIME
     return _Token(text, time.monotonic() + max(seconds - _MARGIN, seconds / 2))
 
 

@@ -115,7 +115,7 @@ class Upload:
             TransportError: it does not take them, or cannot be reached.
         """
         cuts = Cuts()
-        offset = 0
+        offset = furthest = 0
         while True:
             if self._location is None:
                 offset = 0
@@ -130,10 +130,11 @@ class Upload:
             except (Interrupted, RegistryError) as error:
                 if isinstance(error, AuthenticationError) or self._is_final(error):
                     raise self._explained(error) from error
-                reached = self._reached() if isinstance(error, UnreachableError) else 0
-                if reached > offset:
+                offset = self._reached() if isinstance(error, UnreachableError) else 0
+                # A registry that forgets and remembers by turns gets nowhere.
+                if offset > furthest:
+                    furthest = offset
                     cuts.progress()
-                offset = reached
                 cuts.note(error)
 
     # -- requests

@@ -133,7 +133,7 @@ def _process(spec: ProcessSpec, report: int, watch: int, terminal: Terminal | No
             raise ProcessError(
                 f"cannot use {spec.cwd} as the working directory: {error.strerror}", status=_NO_DIRECTORY
             ) from error
-        take_over(root, spec, watch, terminal)
+        take_over(root, spec, report, watch, terminal)
     except Exception as error:  # this is the main function of a process
         status = write_error(report, error)
     finally:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from layerfs import linux
+from layerfs import failpoints, linux
 from layerfs.mount import Mount
 from layerfs.runtime.process import ProcessSpec
 from layerfs.runtime.program import die_with_monitor, forbid_imports, stand_by, start, take_over, wait_for
@@ -82,7 +82,9 @@ def _monitor(
         stand_by(caller)
         os.umask(0o022)
         linux.unshare(_NAMESPACES | (0 if spec.network == "host" else linux.CLONE_NEWNET))
+        failpoints.reach("run.monitor")
         rootfs = Rootfs.attach(mount, spec)
+        failpoints.reach("run.attached")
         # Not before: what serves the tree may be a process, and the next one forked is the container's first.
         linux.unshare(linux.CLONE_NEWPID)
         pid = start(report, terminal, lambda watch: _process(rootfs, spec, report, watch, terminal))
@@ -111,7 +113,8 @@ def _process(
         linux.sethostname(spec.hostname)
         forbid_imports()
         rootfs.enter()
-        take_over(rootfs.root, spec, watch, terminal)
+        failpoints.reach("run.process")
+        take_over(rootfs.root, spec, report, watch, terminal)
     except Exception as error:  # this is the main function of a process
         status = write_error(report, error)
     finally:

@@ -7,26 +7,32 @@ import errno
 import os
 import select
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from layerfs import linux
 from layerfs.errors import ProcessError
+from layerfs.runtime import springboard
 from layerfs.runtime.privileges import become
 from layerfs.runtime.process import ProcessSpec
 from layerfs.runtime.users import resolve_user
-from layerfs.runtime.watching import NEVER_STARTED, ORPHANED, exit_status, write_record
+from layerfs.runtime.watching import NEVER_STARTED, ORPHANED, exit_status, not_executed, write_record
 
 if TYPE_CHECKING:
     from layerfs.runtime.terminal import Terminal
 
+# What the kernel reads of a script to find its interpreter (BINPRM_BUF_SIZE of <linux/binfmts.h>).
+_FIRST_LINE = 256
 
-def take_over(root: int, spec: ProcessSpec, watch: int, terminal: Terminal | None) -> NoReturn:
+
+def take_over(root: int, spec: ProcessSpec, report: int, watch: int, terminal: Terminal | None) -> NoReturn:
     """Become the spec's user, with its streams and environment, and execute its program.
 
     Args:
         root: the container's tree, which is this process's root by now.
+        report: where it is told what cannot be executed.
         watch: a pipe whose other end the monitor has.
 
     Raises:
@@ -50,7 +56,7 @@ def take_over(root: int, spec: ProcessSpec, watch: int, terminal: Terminal | Non
     die_with_monitor(watch)
     _reset_signals()
     linux.close_range(3, (1 << 32) - 1, linux.CLOSE_RANGE_CLOEXEC)
-    _execute(spec.argv, env)
+    _execute(spec.argv, env, report)
 
 
 def forbid_imports() -> None:
@@ -117,39 +123,80 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _execute(argv: tuple[str, ...], env: dict[str, str]) -> NoReturn:
+def _execute(argv: tuple[str, ...], env: dict[str, str], report: int) -> NoReturn:
     """Execute a program, looked up in the container's PATH when its name has no slash.
 
     Raises:
         ProcessError: status 127 when there is none, 126 when it cannot be executed.
     """
-    name = argv[0]
-    if "/" in name:
-        candidates = [name]
-    else:
-        candidates = [f"{directory or '.'}/{name}" for directory in env.get("PATH", "").split(":")]
-    refused: OSError | None = None
-    for path in candidates if name else ():
+    path = _find(argv[0], env.get("PATH", ""))
+    _refuse_ours(path)
+    board = springboard.make(report)
+    if board is not None:
+        write_record(report, "X", path)
+        # The springboard takes that back.
+        os.set_inheritable(report, True)
+        # Where a rule of the host forbids to execute it, what was looked at has to do.
+        with contextlib.suppress(OSError):
+            os.execve(board, (path, *argv), env)
+        os.set_inheritable(report, False)
+    try:
+        os.execve(path, argv, env)
+    except OSError as error:
+        raise not_executed(path, error.errno) from error
+
+
+def _find(name: str, path: str) -> str:
+    """Find the program as execvp(3) does.
+
+    Raises:
+        ProcessError: as `_execute`.
+    """
+    candidates = [name] if "/" in name else [f"{directory or '.'}/{name}" for directory in path.split(":")]
+    refused = False
+    for candidate in candidates if name else ():
         try:
-            os.execve(path, argv, env)
+            found = os.stat(candidate)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                if os.path.isfile(path):
-                    raise ProcessError(
-                        f"exec {path}: no such file or directory",
-                        status=127,
-                        hint="it is there, but the interpreter that it names is not",
-                    ) from error
-                continue
-            if error.errno != errno.EACCES:
-                raise ProcessError(f"exec {path}: {_reason(error)}", status=126) from error
-            refused = refused or error
-    if refused is not None:
-        raise ProcessError(f"exec: {name!r}: permission denied", status=126) from refused
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                raise not_executed(candidate, error.errno) from error
+            refused = refused or error.errno == errno.EACCES
+            continue
+        if stat.S_ISREG(found.st_mode) and os.access(candidate, os.X_OK, effective_ids=True):
+            return candidate
+        refused = True
+    if refused:
+        raise ProcessError(f"exec: {name!r}: permission denied", status=126)
     if "/" in name:
         raise ProcessError(f"exec: {name!r}: no such file or directory", status=127)
     raise ProcessError(f"exec: {name!r}: executable file not found in $PATH", status=127)
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or "").lower()
+def _refuse_ours(path: str) -> None:
+    """Refuse a program, or a script's interpreter, that a link of /proc leads to: it may be this process's.
+
+    Raises:
+        ProcessError: status 126.
+    """
+    try:
+        with open(_open_plainly(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+            line = file.read(_FIRST_LINE).partition(b"\n")[0]
+    except PermissionError:
+        return  # it can be executed and not read
+    words = line[2:].split(None, 1)
+    if line.startswith(b"#!") and words:
+        # That it is missing, or no program, is told when it is executed.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.close(_open_plainly(os.fsdecode(words[0]), os.O_PATH))
+
+
+def _open_plainly(path: str, flags: int) -> int:
+    try:
+        return linux.openat2(linux.AT_FDCWD, path, flags, resolve=linux.RESOLVE_NO_MAGICLINKS)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ProcessError(
+            f"exec {path}: a link of /proc leads there, and programs are not executed through those",
+            status=126,
+        ) from error

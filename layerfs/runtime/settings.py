@@ -102,5 +102,5 @@ class RunSettings:
                     members[name] = tuple(members[name])
             members["volumes"] = tuple(Volume(*each) for each in members.get("volumes", ()))
             return cls(**members)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidError(f"not the settings of a container: {error}") from error

@@ -1,12 +1,14 @@
 """The caller's side of a container's process: it forks the monitor, forwards signals, and waits.
 
 The monitor, and the process that it starts, tell through a pipe, the report, how the start went: records of a
-2-byte length, a letter and a text. Its end says that the program has been executed.
+2-byte length, a letter and a text. Its end says that the program has been executed. The last one may be the
+springboard's, whose text is a number in 4 bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -202,7 +204,7 @@ def exit_status(status: int) -> int:
 
 
 def write_record(report: int, kind: str, text: str) -> None:
-    """Report one thing: S and the process's number, or what `write_error` says."""
+    """Report one thing: S and the process's number, X and what is executed, or what `write_error` says."""
     data = kind.encode() + text.encode("utf-8", "surrogateescape")[:_RECORD_MAXIMUM]
     os.write(report, len(data).to_bytes(2, "big") + data)
 
@@ -219,6 +221,17 @@ def write_error(report: int, error: Exception) -> int:
     hint = error.hint if isinstance(error, LayerfsError) else None
     write_record(report, kind, f"{number}\0{hint or ''}\0{_words(error)}")
     return number if kind == "P" else NEVER_STARTED
+
+
+def not_executed(path: str, number: int | None) -> ProcessError:
+    """Say that a program that was found could not be executed, with docker's status for it."""
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return ProcessError(
+            f"exec {path}: no such file or directory",
+            status=127,
+            hint="it is there, but the interpreter that it names is not",
+        )
+    return ProcessError(f"exec {path}: {os.strerror(number or 0).lower()}", status=126)
 
 
 def _words(error: Exception) -> str:
@@ -239,13 +252,21 @@ def _read_report(report: int) -> int:
     while chunk := os.read(report, 65536):
         data += chunk
     pid = 0
+    path = ""
     while data:
         size = int.from_bytes(data[:2], "big")
-        kind, text = data[2:3], data[3 : 2 + size].decode("utf-8", "surrogateescape")
+        kind, body = data[2:3], data[3 : 2 + size]
+        text = body.decode("utf-8", "surrogateescape")
         data = data[2 + size :]
         if kind == b"S":
-            pid = int(text)
+            # The monitor's own word, which comes first.
+            pid = pid or int(text)
             continue
+        if kind == b"X":
+            path = text
+            continue
+        if kind == b"E":
+            raise not_executed(path, int.from_bytes(body, "little"))
         number, hint, message = text.split("\0", 2)
         if kind == b"M":
             raise MountError(message, errno=int(number) or None, hint=hint or None)

@@ -133,13 +133,13 @@ class _Body:
 
 
 def open_estargz(
-    ranges: Ranges, promised: str | None, *, budget: Budget, warn: Callable[[str], None]
+    ranges: Ranges, promised: str, *, budget: Budget, warn: Callable[[str], None]
 ) -> EstargzLayer | None:
     """Open a blob if it is an eStargz layer; None when it has no footer of one.
 
     Args:
         ranges: the blob; read by one request, or two when the table is large.
-        promised: the value of the annotation `TOC_DIGEST`; None when the caller trusts the blob.
+        promised: the value of the annotation `TOC_DIGEST`.
         budget: bounds the table.
         warn: told what was odd.
 
@@ -164,7 +164,7 @@ def open_estargz(
         tail = ranges.read_at(start, missing) + tail
     member = tail[-_FOOTER - (end - start) : -_FOOTER]
     layer = EstargzLayer(ranges, start, member, budget=budget, warn=warn)
-    if promised is not None and layer.toc_digest != _parse(promised):
+    if layer.toc_digest != _parse(promised):
         raise VerificationError(
             f"the layer's table of contents has {layer.toc_digest}, its descriptor promises {promised[:200]}"
         )

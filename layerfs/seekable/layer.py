@@ -55,19 +55,19 @@ def open_layer(
     *,
     table: Ranges | None = None,
     budget: Budget = DEFAULT_BUDGET,
-    trusted: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> IndexedLayer | None:
     """Open a layer for random access; None when it has no index that may be used.
 
     Args:
         ranges: the layer's blob.
-        descriptor: its descriptor, out of a verified manifest: annotations promise the index's digest.
-        table: what `table.build_table` has written for this blob, out of a place that is trusted. Used where
-            the layer has no index of its own, in parts as they are needed; stays the caller's.
+        descriptor: its descriptor, out of a verified manifest: annotations promise the index's digest. A
+            layer without them has no index: nothing would say that what it lists is what the image's maker
+            meant, and whoever unpacks the layer would see another tree.
+        table: what `table.build_table` has written for this blob, out of a place that is trusted. It tells
+            what the tar stream has, so that it is used in place of the layer's own index; in parts as they
+            are needed. Stays the caller's.
         budget: what the index may ask for.
-        trusted: the blob as a whole was verified, so its index needs no annotation. Otherwise a layer
-            without one has no index: nothing would say that what it lists is what the image's maker meant.
         warn: told, one sentence each, what was odd.
 
     Raises:
@@ -77,24 +77,9 @@ def open_layer(
         StoreError: the table is malformed, or another layer's.
     """
     annotations = descriptor.annotations
-    layer: IndexedLayer | None = None
-    if zstd_chunked.is_promised(annotations) or (trusted and _is_zstd(ranges)):
-        layer = zstd_chunked.open_zstd_chunked(ranges, annotations, budget=budget, warn=warn)
-    elif trusted or estargz.TOC_DIGEST in annotations:
-        promised = annotations.get(estargz.TOC_DIGEST)
-        layer = estargz.open_estargz(ranges, promised, budget=budget, warn=warn)
-    if layer is None and table is not None:
-        layer = TableLayer(ranges, table, budget=budget)
-    return layer
-
-
-def promises_index(descriptor: Descriptor) -> bool:
-    """Say whether a layer's descriptor says that it has an index, and the digest of that."""
-    annotations = descriptor.annotations
-    return estargz.TOC_DIGEST in annotations or zstd_chunked.is_promised(annotations)
-
-
-def _is_zstd(ranges: Ranges) -> bool:
-    from layerfs.compression import Compression, detect
-
-    return detect(ranges.read_at(0, min(4, ranges.size))) is Compression.ZSTD
+    if table is not None:
+        return TableLayer(ranges, table, budget=budget)
+    chunked = zstd_chunked.open_zstd_chunked(ranges, annotations, budget=budget, warn=warn)
+    if chunked is not None or estargz.TOC_DIGEST not in annotations:
+        return chunked
+    return estargz.open_estargz(ranges, annotations[estargz.TOC_DIGEST], budget=budget, warn=warn)

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from errno import ELOOP, ENOENT, ENOTDIR
 from typing import Final, Protocol
 
+from layerfs.errors import BudgetError
 from layerfs.seekable.extent import Indexed
 from layerfs.seekable.overlaying import Node, implied, overlay
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
@@ -17,6 +18,8 @@ from layerfs.tree.entry import Kind
 
 # As the kernel has it (path_resolution(7)).
 _MOST_LINKS: Final = 40
+# Entries of all layers; each takes most of a kilobyte.
+_MOST_FILES: Final = 4_000_000
 
 
 class Contents(Protocol):
@@ -37,7 +40,6 @@ class MergedTree:
     Args:
         layers: read here once, and kept for `read`; stay the caller's.
         budget: bounds how deep it may be.
-        warn: told, one sentence each, what was odd.
 
     Raises:
         LayerfsError: a layer's entries cannot be read.
@@ -49,13 +51,20 @@ class MergedTree:
         layers: Sequence[Contents],
         *,
         budget: Budget = DEFAULT_BUDGET,
-        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._layers = layers
+        self._left = _MOST_FILES
         self.root = implied(-1)
         for number, layer in enumerate(layers):
-            self.root = overlay(self.root, layer.entries(), number, depth=budget.depth, warn=warn)
+            self.root = overlay(self.root, self._counted(layer), number, depth=budget.depth)
         _count_links(self.root)
+
+    def _counted(self, layer: Contents) -> Iterator[Indexed]:
+        for file in layer.entries():
+            self._left -= 1
+            if self._left < 0:
+                raise BudgetError(f"an image of more than {_MOST_FILES} files, which are not held in memory")
+            yield file
 
     def find(self, path: bytes, *, follow: bool = True) -> Node:
         """Look a path up, as a process would whose root is the tree's.

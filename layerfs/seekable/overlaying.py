@@ -7,10 +7,10 @@ come later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from layerfs.errors import BudgetError, LayerError, printable
+from layerfs.errors import BudgetError, LayerError
 from layerfs.seekable.extent import Indexed
 from layerfs.tree.entry import Entry, Kind
 from layerfs.tree.whiteouts import OPAQUE, PREFIX
@@ -57,9 +57,7 @@ def implied(number: int) -> Node:
     return Node(Indexed(Entry(b"", Kind.DIRECTORY, _IMPLIED), None, None), number)
 
 
-def overlay(
-    below: Node, files: Iterable[Indexed], number: int, *, depth: int, warn: Callable[[str], None]
-) -> Node:
+def overlay(below: Node, files: Iterable[Indexed], number: int, *, depth: int) -> Node:
     """Give the tree that a layer makes of the one below it, whose nodes it takes over.
 
     Args:
@@ -67,13 +65,12 @@ def overlay(
         files: the layer's entries, names normalised.
         number: the layer's.
         depth: how many parts a path may have.
-        warn: told, one sentence each, what was odd.
 
     Raises:
-        LayerError: parents of an entry are links without an end.
+        LayerError: parents of an entry are links without an end, or a hard link leads to nothing.
         BudgetError: a path is deeper than allowed.
     """
-    layer = _Layer(below, number, warn)
+    layer = _Layer(below, number)
     for file in files:
         if file.entry.path.count(b"/") >= depth:
             raise BudgetError(f"a path of more than {depth} parts")
@@ -110,11 +107,10 @@ class _Place:
 
 
 class _Layer:
-    def __init__(self, below: Node, number: int, warn: Callable[[str], None]) -> None:
+    def __init__(self, below: Node, number: int) -> None:
         self.root = _Directory()
         self._below = below
         self._number = number
-        self._warn = warn
         # Hard links whose other name did not come yet, by the names that lead to them.
         self._deferred: dict[tuple[bytes, ...], Entry] = {}
         # Most entries have the parent of the one before: its path, and where that led.
@@ -231,39 +227,50 @@ class _Layer:
         self._deferred[own] = entry
 
     def link_deferred(self) -> None:
-        """Make the links whose other name came later, or lies below."""
-        while self._deferred:
-            left = dict(self._deferred)
-            for own, entry in left.items():
-                if self._link_late(own, entry):
-                    del self._deferred[own]
-            if len(left) == len(self._deferred):
-                for own, entry in left.items():
-                    self._warn(f"hard link {printable(entry.path)!r} to nothing left out")
-                    self._make(own[:-1]).children.pop(own[-1], None)
-                return
+        """Make the links whose other name came later, or lies below.
 
-    def _link_late(self, own: tuple[bytes, ...], entry: Entry) -> bool:
-        """Make a link; False when it waits for another one."""
+        Raises:
+            LayerError: there is no such name.
+        """
+        for own in list(self._deferred):
+            # From a link to the link that it is a link to, and so on; then back.
+            chain: dict[tuple[bytes, ...], None] = {own: None}
+            while chain:
+                last = next(reversed(chain))
+                entry = self._deferred.get(last)
+                waits = None if entry is None else self._link_late(last, entry)
+                if waits is None:
+                    del chain[last]
+                elif waits in chain:
+                    raise LayerError("a hard link to nothing", entry=self._deferred[own].path)
+                else:
+                    chain[waits] = None
+
+    def _link_late(self, own: tuple[bytes, ...], entry: Entry) -> tuple[bytes, ...] | None:
+        """Make a link that waited; gives the link that has to be made first, if there is one."""
         directory: _Directory | Node | None = self.root
         for name in own[:-1]:
             directory = directory.children.get(name) if isinstance(directory, _Directory) else None
         stands = directory.children.get(own[-1]) if isinstance(directory, _Directory) else None
         if not isinstance(stands, Node) or stands.file.entry is not entry:
-            return True  # a later entry has taken the place, or that of a parent
+            # A later entry has taken the place, or that of a parent.
+            del self._deferred[own]
+            return None
         assert isinstance(directory, _Directory)
         *parents, last = entry.target.split(b"/")
         place = self._resolve(parents)
-        if (*place.names, last) in self._deferred:
-            return False
+        real = (*place.names, last)
+        if real in self._deferred and real != own:
+            return real
+        del self._deferred[own]
         found = place.own.children.get(last) if place.own is not None else None
         hidden = place.own is not None and (place.own.opaque or last in place.own.hidden)
         if found is None and not hidden and place.lower is not None and place.lower.children is not None:
             found = place.lower.children.get(last)
-        if not isinstance(found, Node) or found.children is not None:
-            return False
+        if not isinstance(found, Node) or found.children is not None or found is stands:
+            raise LayerError("a hard link to nothing", entry=entry.path)
         directory.children[own[-1]] = found
-        return True
+        return None
 
 
 def _merged(top: _Directory, below: Node, number: int) -> Node:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import io
+import itertools
 import struct
 import tempfile
 import threading
@@ -136,23 +137,26 @@ def _add(entries: TocWriter, entry: Entry, reader: TarReader, warn: Callable[[st
     entries.add(kept, hasher.hexdigest(), Place(at, pieces.digests()))
 
 
-def _runs(entry: Entry) -> list[tuple[int, int]]:
-    """Divide a file's data into the (offset, length) pieces that are read and verified by themselves."""
+def _runs(entry: Entry) -> Iterator[tuple[int, int]]:
+    """Divide a file's data into the (offset, length) pieces that are read and verified by themselves.
+
+    One by one: a header may claim exabytes.
+    """
     segments = ((0, entry.size),) if entry.segments is None else entry.segments
-    return [
-        (start, min(_WHOLE, offset + length - start))
-        for offset, length in segments
-        for start in range(offset, offset + length, _WHOLE)
-    ]
+    for offset, length in segments:
+        for start in range(offset, offset + length, _WHOLE):
+            yield start, min(_WHOLE, offset + length - start)
 
 
 class _Pieces:
     """Digests of a file's pieces, as its data passes."""
 
-    def __init__(self, runs: list[tuple[int, int]]) -> None:
-        self._lengths = [length for _, length in reversed(runs)]
-        self._left = self._lengths.pop() if self._lengths else 0
-        self._alone = len(runs) == 1
+    def __init__(self, runs: Iterator[tuple[int, int]]) -> None:
+        self._runs = runs
+        self._left = self._next()
+        second = self._next()
+        self._alone = self._left > 0 and not second
+        self._runs = itertools.chain(((0, second),), runs)
         self._hasher = hashlib.sha256()
         self._digests: list[str] = []
 
@@ -166,7 +170,10 @@ class _Pieces:
             if not self._left:
                 self._digests.append(self._hasher.hexdigest())
                 self._hasher = hashlib.sha256()
-                self._left = self._lengths.pop() if self._lengths else 0
+                self._left = self._next()
+
+    def _next(self) -> int:
+        return next(self._runs, (0, 0))[1]
 
     def digests(self) -> tuple[str, ...]:
         return tuple(self._digests)
@@ -307,11 +314,11 @@ class TableLayer:
         return read_body(self._begin, extent, offset=offset, size=size)
 
     def _extent(self, entry: Entry, digest: str | None, place: Place | None) -> Extent:
-        runs = _runs(entry)
         if place is None or digest is None:
             if entry.size:
                 raise StoreError("a table of seek points without the place of a file")
             return Extent(0, ())
+        runs = list(itertools.islice(_runs(entry), max(len(place.pieces), 1) + 1))
         digests = place.pieces or (digest,) * len(runs[:1])
         start = place.at
         chunks = []

@@ -17,7 +17,7 @@ from layerfs.digest import Digest
 from layerfs.errors import BudgetError, LayerError, VerificationError
 from layerfs.seekable.bodies import pieces_of, read_body
 from layerfs.seekable.extent import Extent, Indexed
-from layerfs.seekable.ranges import Ranges, tail_of
+from layerfs.seekable.ranges import Ranges
 from layerfs.seekable.toc_json import read_entries
 from layerfs.tree.budget import Budget
 
@@ -33,8 +33,6 @@ FOOTER: Final = struct.Struct("<7Q8s")
 MAGIC: Final = b"GNUlInUx"
 CRFS: Final = 1
 _READ: Final = 1 << 18
-_OLD_FOOTER: Final = struct.Struct("<4Q8s")
-_OLD_MAGIC: Final = b"GnUlInUx"
 
 
 class Position(NamedTuple):
@@ -97,11 +95,6 @@ class _Bounded:
         return data
 
 
-def is_promised(annotations: Mapping[str, str]) -> bool:
-    """Say whether a layer's descriptor says that it is zstd:chunked, and what its table's digest is."""
-    return _annotated(annotations) is not None
-
-
 def _annotated(annotations: Mapping[str, str]) -> tuple[str, str] | None:
     for checksum, position in ((CHECKSUM, POSITION), (OLD_CHECKSUM, OLD_POSITION)):
         if checksum in annotations and position in annotations:
@@ -112,56 +105,32 @@ def _annotated(annotations: Mapping[str, str]) -> tuple[str, str] | None:
 def open_zstd_chunked(
     ranges: Ranges, annotations: Mapping[str, str], *, budget: Budget, warn: Callable[[str], None]
 ) -> ZstdChunkedLayer | None:
-    """Open a blob if it is a zstd:chunked layer; None when neither annotations nor a footer say so.
-
-    Without the annotations the caller trusts the blob.
+    """Open a blob if it is a zstd:chunked layer; None when its annotations do not say so.
 
     Args:
-        ranges: the blob; read by one request, or two.
+        ranges: the blob; read by one request.
         annotations: of the layer's descriptor.
         budget: bounds the table.
         warn: told what was odd.
 
     Raises:
         VerificationError: the table's digest is not the promised one.
-        LayerError: the annotations or the footer lead to no sound table.
+        LayerError: the annotations lead to no sound table.
         BudgetError: the table is larger than the budget.
     """
-    promised = None
-    tail = b""
     annotated = _annotated(annotations)
-    if annotated is not None:
-        promised, text = annotated
-        position = _parse_position(text)
-    else:
-        tail = tail_of(ranges)
-        found = parse_footer(tail)
-        if found is None:
-            return None
-        position = found
+    if annotated is None:
+        return None
+    promised, text = annotated
+    position = _parse_position(text)
     _check(position, ranges.size, budget)
-    begin = position.offset - (ranges.size - len(tail))
-    if tail and begin >= 0:
-        table = tail[begin : begin + position.length]
-    else:
-        table = ranges.read_at(position.offset, position.length)
+    table = ranges.read_at(position.offset, position.length)
     layer = ZstdChunkedLayer(ranges, position, table, budget=budget, warn=warn)
-    if promised is not None and str(layer.toc_digest) != promised:
+    if str(layer.toc_digest) != promised:
         raise VerificationError(
             f"the layer's table of contents has {layer.toc_digest}, its descriptor promises {promised[:200]}"
         )
     return layer
-
-
-def parse_footer(tail: bytes) -> Position | None:
-    """Read where the table is out of the end of a blob; None when that is no footer."""
-    for footer, magics in ((FOOTER, (MAGIC,)), (_OLD_FOOTER, (_OLD_MAGIC, MAGIC))):
-        start = len(tail) - footer.size
-        if start < SKIPPABLE.size or tail[-8:] not in magics:
-            continue
-        if SKIPPABLE.unpack_from(tail, start - SKIPPABLE.size) == (SKIPPABLE_MAGIC, footer.size):
-            return Position(*footer.unpack_from(tail, start)[:4])
-    return None
 
 
 def _parse_position(text: str) -> Position:

@@ -57,7 +57,7 @@ class ArchiveSink:
         else:
             self._file = target
         behind = None if self._temporary is None else files.WriteBehind(self._file.fileno())
-        self._writer = TarWriter(_Writer(self._file, behind))
+        self._writer = TarWriter(_Writer(self._file, behind, self._target))
         self._add(LAYOUT_FILE, LAYOUT)
 
     def has(self, descriptor: Descriptor) -> bool:
@@ -73,9 +73,9 @@ class ArchiveSink:
         self._add_stream(blob_name(descriptor.digest), descriptor.size, verified(stream, descriptor))
         self._written.add(descriptor.digest)
 
-    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
+    def put_member(self, raw: bytes, media_type: str, *, algorithm: str = "sha256") -> Descriptor:
         """Append a manifest that is not listed; see `Nests`."""
-        descriptor = Descriptor.to(raw, media_type)
+        descriptor = Descriptor.to(raw, media_type, algorithm)
         if descriptor.digest not in self._written:
             self._directory("blobs")
             self._directory(f"blobs/{descriptor.digest.algorithm}")
@@ -172,12 +172,17 @@ class ArchiveSink:
 class _Writer:
     """Writes all of each piece, also where a raw file takes only a part."""
 
-    def __init__(self, file: BinaryIO, behind: files.WriteBehind | None) -> None:
+    def __init__(self, file: BinaryIO, behind: files.WriteBehind | None, target: Path | None) -> None:
         self._file = file
+        self._target = target
         self._behind = behind
         self._size = 0
 
     def __call__(self, data: bytes) -> None:
+        with files.naming(self._target):
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
         self._size += len(data)
         written = self._file.write(data)
         while written is not None and written < len(data):

@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from layerfs import transports
-from layerfs.errors import ArchiveError, UnsupportedError
+from layerfs.errors import ArchiveError, BudgetError, UnsupportedError
 from layerfs.oci import media_types
 from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.index import Index
@@ -20,6 +20,7 @@ from layerfs.transports.endpoint import Documents, Nests, Resolved
 from layerfs.tree.budget import DEFAULT_BUDGET
 
 if TYPE_CHECKING:
+    from layerfs.digest import Digest
     from layerfs.oci.platform import Platform
     from layerfs.progress import Progress
     from layerfs.registry.settings import Options
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from layerfs.tree.budget import Budget
 
 _DEEPEST: Final = 8
+# All documents below an index, which wait in memory until the last of their blobs is there.
+_MOST_BYTES: Final = 64 << 20
 
 
 def copy_image(
@@ -146,6 +149,10 @@ class _Walk:
         self._sink = sink
         self._rewriting = rewriting
         self._progress = progress
+        # What was walked already: a member may be named often, by members that are so too.
+        self._known: dict[Digest, tuple[bytes, str]] = {}
+        self._put: dict[Digest, Descriptor] = {}
+        self._read = 0
 
     def index(self, found: Resolved, depth: int) -> tuple[bytes, str]:
         sink, source = self._sink, self._source
@@ -157,26 +164,33 @@ class _Walk:
             )
         index = Index.parse(found.raw, found.descriptor.media_type)
         # All blobs first: a manifest has to wait for those that are on their way.
-        documents = [
-            self._below(Resolved(member, source.document(member)), depth) for member in index.manifests
-        ]
+        documents = [self._below(source, member, depth) for member in index.manifests]
         changed: dict[Descriptor, Descriptor] = {}
         for member, (raw, media_type) in zip(index.manifests, documents, strict=True):
-            changed[member] = put = sink.put_member(raw, media_type)
-            if self._rewriting is None and put.digest != member.digest:
-                raise UnsupportedError(f"the index names {member.digest}, and only sha256 is written")
+            if member.digest not in self._put:
+                algorithm = member.digest.algorithm if self._rewriting is None else "sha256"
+                self._put[member.digest] = sink.put_member(raw, media_type, algorithm=algorithm)
+            changed[member] = self._put[member.digest]
         if self._rewriting is None:
             return found.raw, index.media_type
         return self._rewriting.index(index, changed)
 
-    def _below(self, found: Resolved, depth: int) -> tuple[bytes, str]:
+    def _below(self, source: Documents, member: Descriptor, depth: int) -> tuple[bytes, str]:
         """Send what an index names."""
-        media_type = found.descriptor.media_type
-        if media_types.is_index(media_type):
-            return self.index(found, depth - 1)
-        if media_types.is_manifest(media_type):
-            return self.manifest(found)
-        raise UnsupportedError(f"the index names {found.descriptor.digest}, a {media_type[:100]!r}")
+        known = self._known.get(member.digest)
+        if known is None:
+            raw, media_type = source.document(member), member.media_type
+            self._read += len(raw)
+            if self._read > _MOST_BYTES:
+                raise BudgetError(f"an index of manifests of more than {_MOST_BYTES} bytes")
+            if media_types.is_index(media_type):
+                known = self.index(Resolved(member, raw), depth - 1)
+            elif media_types.is_manifest(media_type):
+                known = self.manifest(Resolved(member, raw))
+            else:
+                raise UnsupportedError(f"the index names {member.digest}, a {media_type[:100]!r}")
+            self._known[member.digest] = known
+        return known
 
     def manifest(self, found: Resolved) -> tuple[bytes, str]:
         manifest = Manifest.parse(found.raw, found.descriptor.media_type)

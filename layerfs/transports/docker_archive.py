@@ -109,6 +109,8 @@ class DockerSource:
         self.files = files
         # Which file holds a blob of an archive without digests for names.
         self._paths: dict[Digest, str] = {}
+        # Digests of compressed layers by where they begin: an archive may name one any number of times.
+        self._digests: dict[int, Digest] = {}
         self._manifests: dict[Digest, Resolved] = {}
         self._images: list[Available] = []
         try:
@@ -182,12 +184,8 @@ class DockerSource:
             if compression is Compression.NONE:
                 digest = diff_id
             else:
-                hasher = Digest("sha256", "").hasher()
-                data = head
-                while data:
-                    hasher.update(data)
-                    data = file.read(CHUNK)
-                digest = Digest("sha256", hasher.hexdigest())
+                known = self._digests.get(file.start)
+                digest = self._digests[file.start] = known or _digest(head, file)
             media_type = media_types.layer_media_type(compression)
             self._paths.setdefault(digest, path)
             return Descriptor(media_type, digest, file.size)
@@ -229,3 +227,12 @@ class DockerSource:
             return False
         file.close()
         return file.size == descriptor.size
+
+
+def _digest(head: bytes, file: OpenFile) -> Digest:
+    hasher = Digest("sha256", "").hasher()
+    data = head
+    while data:
+        hasher.update(data)
+        data = file.read(CHUNK)
+    return Digest("sha256", hasher.hexdigest())

@@ -198,8 +198,12 @@ class Documents(Protocol):
 class Nests(Protocol):
     """A sink that takes indexes: first what they name, by `put_member`, then by `Sink.put_manifest`."""
 
-    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
-        """Store a manifest, or an index, that an index names which comes later; it gets no name itself."""
+    def put_member(self, raw: bytes, media_type: str, *, algorithm: str = "sha256") -> Descriptor:
+        """Store a manifest, or an index, that an index names which comes later; it gets no name itself.
+
+        Args:
+            algorithm: of the digest by which it is named.
+        """
         ...
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from layerfs.compression import Readable
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
+_LEFT: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PARTIAL: Final = ".layerfs-"
+# Seconds after which a partial file that nobody holds is one that was left.
+_STALE: Final = 600
 # Blobs at once: where they come from a registry, one connection seldom gives all that there is.
 _AT_ONCE: Final = 4
 
@@ -65,7 +70,7 @@ class LayoutSink:
         self._durable = durable
         self._images: list[Descriptor] = []
         # Partial files lie beside `blobs`, not in it: there, every name is a digest.
-        self._partial = f".layerfs-{os.urandom(8).hex()}"
+        self._partial = f"{_PARTIAL}{os.urandom(8).hex()}"
         self._lanes: Lanes[None] = Lanes(_AT_ONCE)
         self._later: list[Callable[[], object]] = []
         # Those that are not read to their ends.
@@ -76,6 +81,7 @@ class LayoutSink:
         try:
             with self._locked():
                 self._begin()
+                self._sweep()
         except BaseException:
             self._files.close()
             raise
@@ -102,10 +108,11 @@ class LayoutSink:
             for data in verified(stream, descriptor):
                 if self._lanes.stopped:
                     raise Stopped
-                files.write_all(temporary, data)
-                size += len(data)
-                if self._durable:
-                    behind.reach(size)
+                with files.naming(self._title):
+                    files.write_all(temporary, data)
+                    size += len(data)
+                    if self._durable:
+                        behind.reach(size)
             with self._blobs(descriptor.digest.algorithm) as directory:
                 os.rename(partial, descriptor.digest.hex, src_dir_fd=self._root, dst_dir_fd=directory)
 
@@ -129,11 +136,11 @@ class LayoutSink:
 
         self._lanes.begin(descriptor.digest, write)
 
-    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
+    def put_member(self, raw: bytes, media_type: str, *, algorithm: str = "sha256") -> Descriptor:
         """Write a manifest that is not listed; see `Nests`."""
         # Not before what it names.
         self._lanes.finish()
-        descriptor = Descriptor.to(raw, media_type)
+        descriptor = Descriptor.to(raw, media_type, algorithm)
         self.put_blob(descriptor, _Bytes(raw))
         return descriptor
 
@@ -172,12 +179,25 @@ class LayoutSink:
         if read_file(self._files, LAYOUT_FILE, limit=document.MAXIMUM_BYTES) is not None:
             check_version(self._files)
             return
-        if any(not name.startswith(".layerfs-") for name in os.listdir(self._root)):
+        if any(not name.startswith(_PARTIAL) for name in os.listdir(self._root)):
             raise TransportError(
                 f"{self._title} is neither empty nor an OCI layout", hint="name a directory that is new"
             )
         # First of all: a layout that was begun and left can be gone on with.
         self._replace(LAYOUT_FILE, LAYOUT)
+
+    def _sweep(self) -> None:
+        """Remove the partial files of writers that were killed; those that live hold a lock on theirs."""
+        for name in os.listdir(self._root):
+            if not name.startswith(_PARTIAL):
+                continue
+            with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+                file = os.open(name, _LEFT, dir_fd=self._root)
+                opened.callback(os.close, file)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A new one is not locked at once.
+                if time.time() - os.fstat(file).st_mtime > _STALE:
+                    os.unlink(name, dir_fd=self._root)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -236,6 +256,7 @@ class LayoutSink:
             dir_fd=self._root,
         )
         try:
+            fcntl.flock(temporary, fcntl.LOCK_EX)
             yield temporary
         except BaseException:
             os.unlink(partial, dir_fd=self._root)

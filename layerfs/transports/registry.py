@@ -236,10 +236,10 @@ class RegistrySink:
 
         self._lanes.begin(descriptor.digest, send)
 
-    def put_member(self, raw: bytes, media_type: str) -> Descriptor:
+    def put_member(self, raw: bytes, media_type: str, *, algorithm: str = "sha256") -> Descriptor:
         """Store a manifest by its digest; see `Nests`."""
         self._settle()
-        descriptor = Descriptor.to(raw, media_type)
+        descriptor = Descriptor.to(raw, media_type, algorithm)
         manifests.put(self._repository, raw, media_type, descriptor.digest)
         return descriptor
 

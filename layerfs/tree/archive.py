@@ -5,13 +5,14 @@ The same changes give the same bytes: order, numbers and padding depend on nothi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from layerfs.errors import LayerError, printable
+from layerfs.files import open_regular
 from layerfs.hashing import Hash, Hasher
 from layerfs.tree.change import Change, ChangeKind
 from layerfs.tree.entry import Entry, Kind
@@ -110,11 +111,15 @@ class Witness:
 
 
 def _add_file(writer: TarWriter, change: Change, witness: Witness | None) -> None:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    file = os.open(change.name, flags, dir_fd=change.directory)
+    try:
+        file = open_regular(change.directory, change.name)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise LayerError("the file changed while it was read", entry=change.entry.path) from error
     try:
         found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != change.entry.size:
+        if found.st_size != change.entry.size:
             raise LayerError("the file changed while it was read", entry=change.entry.path)
         segments = data_segments(file, found.st_size)
         whole = ((0, found.st_size),)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from layerfs.files import open_regular
 from layerfs.tree.entry import Entry
 
 _CHUNK: Final = 1 << 20
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def same_attributes(one: Entry, other: Entry) -> bool:
@@ -23,9 +23,9 @@ def same_but_for_time(one: Entry, other: Entry) -> bool:
 
 def same_content(directory: int, name: bytes, other_directory: int, other_name: bytes) -> bool:
     """Compare two regular files byte by byte."""
-    one = os.open(name, _READ, dir_fd=directory)
+    one = open_regular(directory, name)
     try:
-        other = os.open(other_name, _READ, dir_fd=other_directory)
+        other = open_regular(other_directory, other_name)
         try:
             return _same_bytes(one, other)
         finally:

@@ -14,7 +14,7 @@ from layerfs.tree.ladder import OPEN_DIRECTORY, Ladder
 from layerfs.tree.links import Several
 
 _NEW_FILE: Final = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OLD_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC
+_OLD_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME | os.O_CLOEXEC
 _PLAIN_MODE: Final = 0o777
 # Smaller files wait for each other on their way to the disk.
 _WRITTEN_AT_ONCE: Final = 1 << 20
@@ -247,13 +247,18 @@ class _Link(_Copy):
 
 
 def _open_file(directory: int, name: str) -> int:
+    """Open a file, and not what a container may have put in its place meanwhile, such as the host's disk."""
     try:
-        return os.open(name, _OLD_FILE, dir_fd=directory)
+        file = os.open(name, _OLD_FILE, dir_fd=directory)
     except PermissionError as error:
         # O_NOATIME is for the owner alone.
         if error.errno != errno.EPERM:
             raise
-        return os.open(name, _OLD_FILE & ~os.O_NOATIME, dir_fd=directory)
+        file = os.open(name, _OLD_FILE & ~os.O_NOATIME, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it changed while it was copied", name)
+    return file
 
 
 def _open_parent(root: int, path: tuple[bytes, ...]) -> int:

@@ -13,12 +13,13 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
+from layerfs import failpoints
 from layerfs.compression import Readable
-from layerfs.errors import BudgetError, LayerError, printable
+from layerfs.errors import LayerError, printable
 from layerfs.files import copy_data, remove_tree, through_descriptor
 from layerfs.hashing import Hash, Hasher
 from layerfs.tree import attributes
-from layerfs.tree.budget import DEFAULT_BUDGET, Budget
+from layerfs.tree.budget import DEFAULT_BUDGET, Budget, exceeded
 from layerfs.tree.entry import Entry, Kind
 from layerfs.tree.layer_tree import LayerTree, lstat
 from layerfs.tree.names import split
@@ -210,7 +211,7 @@ class _Extraction:
             for entry in reader:
                 entries -= 1
                 if entries < 0:
-                    raise BudgetError(f"the layer has more than {self._budget.entries} entries")
+                    raise exceeded(f"the layer has more than {self._budget.entries} entries", "entries")
                 try:
                     self._place(tree, entry, reader)
                 except LayerError as error:
@@ -218,6 +219,7 @@ class _Extraction:
                         place = error.entry if error.entry is not None else entry.path
                         raise LayerError(_bare(error), entry=place, offset=reader.offset) from error
                     raise
+                failpoints.reach("layer.entry")
             self._link_deferred(tree)
             if self._plinks:
                 tree.enter(())
@@ -255,7 +257,7 @@ class _Extraction:
 
     def _enter(self, tree: LayerTree, parts: list[bytes]) -> None:
         if len(parts) >= self._budget.depth:
-            raise BudgetError(f"a path of more than {self._budget.depth} parts")
+            raise exceeded(f"a path of more than {self._budget.depth} parts", "depth")
         self._parent = self._given = None
         tree.enter(parts)
         self._prefix = b"/".join(tree.here) + b"/" if tree.here else b""
@@ -389,7 +391,7 @@ class _Extraction:
     def _count(self, size: int) -> None:
         self._bytes_left -= size
         if self._bytes_left < 0:
-            raise BudgetError(f"the layer has more than {self._budget.bytes} bytes of data")
+            raise exceeded(f"the layer has more than {self._budget.bytes} bytes of data", "bytes")
 
     def _put_node(self, tree: LayerTree, name: bytes, entry: Entry) -> None:
         directory = tree.directory
@@ -487,6 +489,7 @@ class _Extraction:
         name = entry.path.removeprefix(_PLINKS + b"/")
         if name != entry.path:
             self._plinks[name] = (entry, digest, None)
+            self._remember()
 
     # -- hard links ---------------------------------------------------------------------------
 
@@ -505,6 +508,11 @@ class _Extraction:
             directory = tree.directory
             self._make(tree, name, lambda: os.close(os.open(name, _NEW_FILE, 0o600, dir_fd=directory)))
             self._deferred[own] = entry
+            self._remember()
+
+    def _remember(self) -> None:
+        if len(self._deferred) + len(self._plinks) > self._budget.links:
+            raise exceeded(f"the layer has more than {self._budget.links} hard links to remember", "links")
 
     def _put_plink_link(self, tree: LayerTree, name: bytes, entry: Entry, plink: bytes) -> None:
         if plink not in self._plinks:

@@ -42,6 +42,48 @@ class _Level:
         self.default_acl: bytes | None = None
 
 
+class _Paths:
+    """Paths of which those below another one are found without a look at the rest."""
+
+    def __init__(self) -> None:
+        self._here = False
+        self._below: dict[bytes, _Paths] = {}
+
+    def add(self, path: Sequence[bytes]) -> None:
+        node = self
+        for name in path:
+            node = node._below.setdefault(name, _Paths())
+        node._here = True
+
+    def discard(self, path: Sequence[bytes]) -> None:
+        way = [self]
+        for name in path:
+            below = way[-1]._below.get(name)
+            if below is None:
+                return
+            way.append(below)
+        way[-1]._here = False
+        for above, name in zip(reversed(way[:-1]), reversed(path), strict=True):
+            below = above._below[name]
+            if below._here or below._below:
+                return
+            del above._below[name]
+
+    def below(self, path: tuple[bytes, ...]) -> list[tuple[bytes, ...]]:
+        """List those below a path, and the path itself, parents first."""
+        node: _Paths | None = self
+        for name in path:
+            node = node._below.get(name) if node is not None else None
+        found = []
+        todo = [(path, node)] if node is not None else []
+        while todo:
+            where, each = todo.pop()
+            if each._here:
+                found.append(where)
+            todo.extend(((*where, name), child) for name, child in each._below.items())
+        return sorted(found)
+
+
 class Place:
     """Where a path leads in the union, without anything made: `own` and `lower` are descriptors or -1.
 
@@ -123,7 +165,8 @@ class LayerTree:
         # Names of the layer's own that replaced a whiteout, or were whited out after they came.
         self._buried: set[tuple[bytes, ...]] = set()
         # Directories that came without an entry and took their attributes from below.
-        self._inherited: set[tuple[bytes, ...]] = set()
+        self._inherited = _Paths()
+        self._root_is_hidden = False
         self._any_hidden = False
         self._any_opaque = False
         # A default ACL would be taken over by every new file, so directories get theirs when they are left.
@@ -484,7 +527,7 @@ class LayerTree:
         if own is not None:
             below = self._has_directory_below(name)
             self._step(name)
-            if below:
+            if below and not (self._any_opaque and self._whiteouts.is_opaque(self.directory)):
                 self._hide_below(self._levels[-1])
             path = tuple(self.here)
             self._climb(len(path) - 1)
@@ -509,6 +552,9 @@ class LayerTree:
             return False
         if not self.here:
             # overlayfs merges roots whatever they are marked with, so each name is hidden by itself.
+            if self._root_is_hidden:
+                return False
+            self._root_is_hidden = True
             for name in os.listdir(lower):
                 if not name.startswith(".wh."):
                     self.hide((), os.fsencode(name))
@@ -520,9 +566,8 @@ class LayerTree:
 
     def _disinherit(self, path: tuple[bytes, ...], *, itself: bool = True) -> None:
         """Undo attributes taken from directories that a later whiteout has hidden."""
-        depth = len(path)
-        for inherited in sorted(self._inherited):
-            if inherited[:depth] != path or (inherited == path and not itself):
+        for inherited in self._inherited.below(path):
+            if inherited == path and not itself:
                 continue
             self._inherited.discard(inherited)
             keep = len(self.here)

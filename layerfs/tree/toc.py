@@ -39,6 +39,7 @@ _TYPES: Final = {
 _KINDS: Final = {name: kind for kind, name in _TYPES.items()}
 _LINES_AT_ONCE: Final = 512
 _REMEMBERED: Final = 1024
+_INTEGER: Final = {int}
 _quote: Final = json.encoder.encode_basestring_ascii
 _READ: Final = 1 << 18
 
@@ -143,7 +144,7 @@ def read_places(stream: Readable) -> Iterator[tuple[Entry, str | None, Place | N
                 number += 1
                 place = Place(members["at"], tuple(members.get("pieces", ()))) if "at" in members else None
                 yield *_parse(members), place
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise StoreError(
                 f"a table of contents cannot be read from line {number + 1} on: {error}"
             ) from error
@@ -172,17 +173,27 @@ def _parse(line: dict[str, Any]) -> tuple[Entry, str | None]:
     if "segments" in line:
         segments = tuple((int(offset), int(length)) for offset, length in line["segments"])
     major, minor = line.get("device", (0, 0))
+    mode, uid, gid, mtime_ns = (
+        line.get("mode", 0), line.get("uid", 0), line.get("gid", 0), line.get("mtime", 0)
+    )  # fmt: skip
+    size, digest = line.get("size", 0), line.get("sha256")
+    if {type(mode), type(uid), type(gid), type(mtime_ns), type(size), type(major), type(minor)} != _INTEGER:
+        raise TypeError("a number that is none")
+    if mode > 0o7777 or mode < 0 or uid < 0 or gid < 0 or size < 0 or major < 0 or minor < 0:
+        raise ValueError("a number out of range")
+    if digest is not None and (type(digest) is not str or len(digest) != 64):
+        raise TypeError("a digest that is none")
     entry = Entry(
         os.fsencode(line["path"]),
         _KINDS[line["type"]],
-        line.get("mode", 0),
-        line.get("uid", 0),
-        line.get("gid", 0),
-        line.get("mtime", 0),
-        line.get("size", 0),
+        mode,
+        uid,
+        gid,
+        mtime_ns,
+        size,
         os.fsencode(line.get("link", "")),
         (major, minor),
         xattrs,
         segments,
     )
-    return entry, line.get("sha256")
+    return entry, digest

@@ -19,6 +19,7 @@ PREFIX: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"
 AUFS_PREFIX: Final = b".wh..wh."
 # Names of aufs's own are in no layer's tree, so that nothing can be mistaken for one of these.
+_MARKER: Final = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LONG: Final = b".wh..wh.long."
 
 
@@ -56,7 +57,7 @@ class AufsWhiteouts:
 
     def hide(self, directory: int, name: bytes) -> None:
         marker = aufs_marker(name)
-        file = os.open(marker, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        file = os.open(marker, _MARKER, 0o600, dir_fd=directory)
         try:
             if marker.startswith(_LONG):
                 os.pwrite(file, name, 0)
@@ -77,7 +78,7 @@ class AufsWhiteouts:
         return name if aufs_marker(name) == marker else None
 
     def make_opaque(self, directory: int) -> None:
-        os.close(os.open(OPAQUE, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=directory))
+        os.close(os.open(OPAQUE, _MARKER, 0o600, dir_fd=directory))
 
     def make_transparent(self, directory: int) -> None:
         os.unlink(OPAQUE, dir_fd=directory)

@@ -29,8 +29,9 @@ from layerfs.errors import (
 )
 from layerfs.oci import media_types
 from layerfs.reference import Reference
-from layerfs.registry import manifests
+from layerfs.registry import manifests, proxies
 from layerfs.registry.credentials import Credentials
+from layerfs.registry.origin import Origin
 from layerfs.registry.repository import Repository
 from layerfs.registry.session import Session
 from layerfs.registry.settings import Options
@@ -421,6 +422,35 @@ def test_a_proxy_that_refuses(status: int, message: str, hint: str, registry: Re
     assert message in str(error)
     assert hint in (error.hint or "")
     assert "secret" not in f"{error}{error.hint}"
+
+
+@pytest.mark.parametrize(
+    ("host", "exceptions", "direct"),
+    [
+        ("2001:db8::1", "x, 2001:DB8:0::1", True),
+        ("2001:db8::1", "[2001:db8::1]:443", True),
+        ("2001:db8::1", "[2001:db8::1]:80,[2001:db8::2]", False),
+        ("2001:db8::1", "2001:db8::/32", True),
+        ("10.0.0.1", "10.0.0.1", True),
+        ("10.0.0.1", "10.0.0.0/8", True),
+        ("10.0.0.1", "0.0.0.1,.0.0.1", False),
+        ("a.example.com", ".example.com", True),
+        ("example.com", ".example.com", False),
+        ("a.example.com", "example.com:443", True),
+        ("a.example.com", "example.com:80,xample.com", False),
+        ("a.example.com", "*", True),
+    ],
+)
+def test_what_no_proxy_names_is_reached_directly(host: str, exceptions: str, direct: bool) -> None:
+    environment = {"HTTPS_PROXY": "http://proxy.test:3128", "NO_PROXY": exceptions}
+    found = proxies.proxy_for(Origin("https", host, 443), environment)
+    assert (found is None) is direct
+
+
+def test_a_proxy_of_another_kind_is_refused() -> None:
+    error = failure("registry.test", environment={"HTTPS_PROXY": "socks5://user:secret@127.0.0.1:1080"})
+    assert str(error) == "the environment names a proxy of the kind 'socks5'"
+    assert error.hint == "HTTPS_PROXY=http://HOST:PORT is of the form that is known"
 
 
 def test_a_proxy_that_is_not_there() -> None:

@@ -46,18 +46,22 @@ class Registry:
         auth: Mapping[str, Any] | None = None,
         tls: Pair | None = None,
         client_authority: Path | None = None,
-        host: str = "127.0.0.1",
+        host: str | None = None,
+        address: str = "127.0.0.1",
         **more: Any,
     ) -> None:
         """Prepare one below `directory`; `more` are further members of its configuration."""
         directory.mkdir(parents=True, exist_ok=True)
         self.store = directory / "store"
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
+        self._address = address
+        with socket.create_server(
+            (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+        ) as found:
             self.port: int = found.getsockname()[1]
-        self.host = f"{host}:{self.port}"
+        name = f"[{address}]" if ":" in address else address
+        self.host = f"{host or name}:{self.port}"
         self.log = directory / "log"
-        http: dict[str, Any] = {"addr": f"127.0.0.1:{self.port}", "secret": "of the tests"}
+        http: dict[str, Any] = {"addr": f"{name}:{self.port}", "secret": "of the tests"}
         if tls is not None:
             http["tls"] = {"certificate": str(tls.certificate), "key": str(tls.key)}
             if client_authority is not None:
@@ -94,7 +98,7 @@ class Registry:
             if self._process.poll() is not None:
                 break
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                socket.create_connection((self._address, self.port), 1).close()
                 return
             except OSError:
                 time.sleep(0.02)

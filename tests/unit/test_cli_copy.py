@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,7 @@ def index(tmp_path: Path) -> bytes:
 def test_all_platforms_keep_the_digest_and_no_store_is_made(
     layerfs: CommandLine, index: bytes, tmp_path: Path
 ) -> None:
-    words = ("copy", "-q", "--all", f"oci:{tmp_path}/from:1", f"oci:{tmp_path}/to:1")
+    words = ("copy", "-q", "--all", "--preserve-digests", f"oci:{tmp_path}/from:1", f"oci:{tmp_path}/to:1")
     assert layerfs.good(*words, "--digestfile", tmp_path / "digest") == sha256(index) + "\n"
     assert (tmp_path / "digest").read_text() == sha256(index)
     assert not layerfs.root.exists()
@@ -51,6 +54,7 @@ def test_layers_are_compressed_as_asked(layerfs: CommandLine, index: bytes, tmp_
         (("--all", "--platform", "linux/arm64"), 2, "one of the two"),
         (("--compression-level", "3"), 2, "--compression"),
         (("--force-compression",), 2, "--compression"),
+        (("--preserve-digests", "--compression", "gzip"), 2, "leave one out"),
         (("--compression", "gzip", "--compression-level", "12"), 1, None),
         (("--compression", "xz"), 2, "--help"),
         (("--annotation", "nothing"), 2, "NAME=TEXT"),
@@ -67,3 +71,34 @@ def test_what_cannot_be_is_said_before_anything_is_written(
     if hint is not None:
         assert hint in done.err.splitlines()[-1]
     assert not (tmp_path / "to" / "index.json").exists()
+
+
+def test_what_killed_copies_left_in_a_layout_is_removed(
+    layerfs: CommandLine, index: bytes, tmp_path: Path
+) -> None:
+    words = ("copy", "-q", f"oci:{tmp_path}/from:1", f"oci:{tmp_path}/to:1")
+    layerfs.good(*words)
+    for name in ("old", "new", "held"):
+        (tmp_path / "to" / f".layerfs-{name}").write_bytes(b"part of a blob")
+        if name != "new":
+            os.utime(tmp_path / "to" / f".layerfs-{name}", (0, 0))
+    with (tmp_path / "to" / ".layerfs-held").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        layerfs.good(*words)
+    assert sorted(path.name for path in (tmp_path / "to").glob(".layerfs-*")) == [
+        ".layerfs-held", ".layerfs-new"
+    ]  # fmt: skip
+
+
+def test_copies_at_once_into_one_layout_are_all_listed(
+    layerfs: CommandLine, index: bytes, tmp_path: Path
+) -> None:
+    words = [
+        layerfs.words("copy", "-q", "--all", f"oci:{tmp_path}/from:1", f"oci:{tmp_path}/to:{number}")
+        for number in range(6)
+    ]
+    copies = [subprocess.Popen(each, stdout=subprocess.PIPE) for each in words]
+    assert [copy.communicate()[0].decode() for copy in copies] == [sha256(index) + "\n"] * 6
+    for number in range(6):
+        assert layerfs.good("inspect", "--raw", f"oci:{tmp_path}/to:{number}").encode() == index
+    assert not list((tmp_path / "to").glob(".layerfs-*"))

@@ -13,6 +13,7 @@ import pytest
 
 from layerfs.cli.reading import split_place
 from tests.support.commandline import IMAGE, CommandLine, make_store
+from tests.support.tiny_images import TinyImage, layout_files, write_files
 from tests.support.users import login
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -166,7 +167,9 @@ def test_whoever_stops_reading_stops_it(layerfs: CommandLine, tree: Path) -> Non
         ("host:5000/app:2:/x:/y", ("host:5000/app:2:/x", b"/y")),
         ("oci:dir:1:/x", ("oci:dir:1", b"/x")),
         ("oci:dir:1", ("oci:dir:1", b"/")),
-        ("oci:/dir:1", ("oci", b"/dir:1")),
+        ("oci:/dir:1", ("oci:/dir:1", b"/")),
+        ("oci:/dir:1:/x", ("oci:/dir:1", b"/x")),
+        ("oci:/dir:/x", ("oci:/dir", b"/x")),
         ("docker://host:5000/app:1:/x", ("docker://host:5000/app:1", b"/x")),
         ("docker://host:5000/app:1", ("docker://host:5000/app:1", b"/")),
         ("docker://host/app@sha256:ab:/x", ("docker://host/app@sha256:ab", b"/x")),
@@ -191,3 +194,13 @@ def test_an_ordinary_user_reads_images(tmp_path: Path) -> None:
         assert user.layerfs("ls", "app:1:/etc").stdout == "motd\n"
         user.layerfs("push", "app:1", f"oci:{user.home}/layout:1")
         assert user.layerfs("cat", f"oci:{user.home}/layout:1:/etc/motd").stdout == "hello\n"
+
+
+def test_a_place_is_read_without_a_store(tmp_path: Path) -> None:
+    image = TinyImage(b"text")
+    write_files(tmp_path / "from", layout_files([image.entry(name="1")], image.blobs))
+    layerfs = CommandLine(tmp_path / "store")
+    assert layerfs.good("cat", f"oci:{tmp_path}/from:1:/file0") == "text"
+    assert layerfs.good("ls", f"oci:{tmp_path}/from:1") == "file0\n"
+    assert layerfs.good("find", f"oci:{tmp_path}/from:1", "-type", "f") == "/file0\n"
+    assert not layerfs.root.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import threading
 from pathlib import Path
@@ -10,7 +11,11 @@ from pathlib import Path
 import pytest
 
 from layerfs import files, linux
-from layerfs.errors import InUseError
+from layerfs.errors import InUseError, LayerError
+from layerfs.tree.archive import write_layer
+from layerfs.tree.change import Change, ChangeKind
+from layerfs.tree.copy import _open_file
+from layerfs.tree.entry import Entry, Kind
 
 
 def copy(source: Path, target: Path) -> bool:
@@ -199,3 +204,25 @@ def test_a_lock_whose_file_was_deleted_by_its_holder_still_excludes(tmp_path: Pa
         path.unlink()
     waiter.join()
     assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("kind", ["device", "fifo", "link"])
+def test_what_takes_a_files_place_meanwhile_is_not_opened(tmp_path: Path, kind: str) -> None:
+    """To a driver an open is a command, and a fifo makes its reader wait."""
+    make = {
+        "device": lambda: os.mknod("f", stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=directory),
+        "fifo": lambda: os.mkfifo("f", dir_fd=directory),
+        "link": lambda: os.symlink("/etc/passwd", "f", dir_fd=directory),
+    }[kind]
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        make()
+        with pytest.raises(OSError, match="not a regular file"):
+            files.open_regular(directory, b"f")
+        with pytest.raises(OSError):
+            _open_file(directory, "f")
+        change = Change(ChangeKind.ADDED, Entry(b"f", Kind.FILE, size=0), directory, b"f")
+        with pytest.raises(LayerError, match="changed while it was read"):
+            write_layer([change], lambda data: None, warn=pytest.fail)
+    finally:
+        os.close(directory)

@@ -249,3 +249,19 @@ def test_a_vfs_store_is_not_counted_twice(tmp_path: Path) -> None:
         assert low >= 196_608 and 98_304 <= high < 196_608
         trees = [store.driver.root / store.layers.stat(one.name).driver_id / "tree" for one in usage.layers]
         assert occupied(trees) == (usage.layer_bytes, usage.layer_inodes)
+
+
+def test_records_of_mounts_that_a_dead_process_never_made_go(store: Store, tmp_path: Path) -> None:
+    add_image(store, tmp_path, "app")
+    box = store.containers.create("app", name="box")
+    row = store.layers.stat(box.id).row
+    mount = store.driver.mount(store.layers.stat(box.id).driver_id, (), read_only=False)
+    record = store.layers.ledger.record(row, b"/nowhere", mount, read_only=False, held=False)
+    store.collect(grace=0)
+    # Its maker lives, and may be about to mount.
+    assert [each.id for each in store.layers.ledger.all()] == [record]
+    with store._database.transaction() as connection:
+        connection.execute("UPDATE mounts SET start = start - 1")
+    store.collect(grace=0)
+    assert store.layers.ledger.all() == []
+    assert store.check().problems == ()

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 # Lowest first. A module imports from its own row or from rows before it; drivers are listed apart below.
 ROWS: list[set[str]] = [
-    {"errors"},
+    {"errors", "failpoints"},
     {
         "linux",
         "value",
@@ -87,6 +87,7 @@ DRIVERS_MAY_IMPORT = {
     "value",
     "files",
     "errors",
+    "failpoints",
 }
 
 

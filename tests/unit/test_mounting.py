@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs import linux, mounting
+from layerfs import failpoints, linux, mounting
 from layerfs.errors import InUseError, MountError
 from layerfs.mount import Bind, Mount, Overlay
 from layerfs.mounting import MountInfo
@@ -206,3 +206,16 @@ def test_a_file_system_is_flushed_before_it_is_unmounted(
     linux.mount("layerfs-test", target, "ramfs", 0)
     mounting.detach(target)
     assert flushed == [target]
+
+
+def test_a_mount_that_fails_after_it_was_attached_is_taken_away(tmp_path: Path, target: Path) -> None:
+    failpoints.arm("mount.attached=eio")
+    with pytest.raises(OSError, match="Input/output"):
+        mounting.attach(overlay(tmp_path / "layers"), target)
+    assert mounting.mounted(target) is None
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    failpoints.arm("mount.attached=eio")
+    with pytest.raises(OSError, match="Input/output"):
+        mounting.attach(overlay(tmp_path / "others"), descriptor)
+    os.close(descriptor)
+    assert mounting.mounted(target) is None

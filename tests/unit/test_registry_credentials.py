@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import multiprocessing
 import os
 import stat
 from pathlib import Path
@@ -241,3 +242,38 @@ def test_a_helper_that_fails_shows_no_secret(
 def test_no_secret_is_shown_by_values() -> None:
     shown = repr(Options(creds=Credentials("alice", "secret", "identity", "registry")))
     assert not [word for word in ("secret", "identity", "registry") if f"'{word}'" in shown]
+
+
+def test_logins_at_the_same_time_are_all_kept(home: Options) -> None:
+    context = multiprocessing.get_context("fork")
+    logins = [
+        context.Process(
+            target=credential_files.store,
+            args=(f"registry{number}.example.com", Credentials("alice", "secret"), home),
+        )
+        for number in range(16)
+    ]
+    for each in logins:
+        each.start()
+    for each in logins:
+        each.join()
+        assert each.exitcode == 0
+    assert all(user(home, host=f"registry{number}.example.com") == "alice" for number in range(16))
+    assert [path.name for path in credential_files.target(home).parent.iterdir()] == ["auth.json"]
+
+
+def test_a_helper_that_cannot_be_run_is_told(
+    home: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = helper(tmp_path / "helper", monkeypatch)
+    (place / "docker-credential-tests").write_text("no program\n")
+    write(tmp_path / "run/containers/auth.json", credsStore="tests")
+    told: list[str] = []
+    assert credential_files.find(HOST, "", home, warn=told.append) is None
+    assert "cannot be run" in told[0]
+
+
+def test_a_password_need_not_be_utf_8(home: Options) -> None:
+    given = Credentials("alice", os.fsdecode(b"\xff\xfe"))
+    credential_files.store(HOST, given, home)
+    assert credential_files.find(HOST, "", home) == given

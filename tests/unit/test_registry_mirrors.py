@@ -182,6 +182,16 @@ def test_what_a_mirror_lacks_comes_from_the_registry(
         assert origin.requests == []
 
 
+def test_lists_are_the_registrys_own(registry: Registry, tmp_path: Path) -> None:
+    manifest = put_artifact(registry.repository("lists"))
+    with FaultProxy(registry.host) as proxy:
+        with Session(mirrored(tmp_path, registry, proxy.host)) as session:
+            repository = session.repository(Reference.parse("origin.test/lists:1"))
+            assert list(manifests.tags(repository)) == ["1"]
+            assert list(manifests.referrers(repository, manifest.digest)) == []
+        assert not [seen for seen in proxy.requests if "/tags/" in seen.path or "/referrers/" in seen.path]
+
+
 def test_a_mirror_that_fails_is_told_once_and_not_asked_again(registry: Registry, tmp_path: Path) -> None:
     put_artifact(registry.repository("image"))
     with FaultProxy(registry.host) as proxy:

@@ -29,6 +29,18 @@ def test_everybody_may_push_to_and_pull_from_an_open_registry(registry: Registry
     assert (raw, descriptor.digest) == (manifest.raw, manifest.digest)
 
 
+def test_a_registry_may_be_named_by_an_address_of_ipv6(registries: Path) -> None:
+    # skopeo, podman and docker of Debian 12 do not know such names yet.
+    try:
+        prepared = Registry(registries / "ipv6", address="::1")
+    except OSError as error:
+        pytest.skip(f"no ::1: {error}")
+    with prepared as there:
+        assert there.host.startswith("[::1]:")
+        manifest = put_artifact(there.repository("team/app"))
+        assert manifests.get(there.repository("team/app"), "1")[1].digest == manifest.digest
+
+
 def test_who_knows_the_password_is_let_in(basic_registry: Registry) -> None:
     repository = basic_registry.repository("session/basic", Options(creds=ALICE))
     manifest = put_artifact(repository)

@@ -552,3 +552,31 @@ def test_a_load_that_fails_leaves_no_image_without_a_name(store: Store, tmp_path
     store._database._connection.execute("DROP TRIGGER no")
     assert store.images.list() == []
     assert [image.names for image in store.load(tmp_path / "saved.tar")] == [("app:latest",)]
+
+
+def test_a_container_of_which_only_the_record_survived_goes_after_a_reboot(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    with Store.open(tmp_path / "root", driver="overlay2") as store:
+        store.import_tree(tmp_path / "tree", "app")
+        lost = store.containers.create("app", name="lost")
+        kept = store.containers.create("app", name="kept")
+        # As if its making had not reached the disk, or its record's removal.
+        store.driver.remove(store.layers.stat(lost.id).driver_id)
+        with store._database.transaction() as connection:
+            connection.execute("UPDATE meta SET value = 'earlier' WHERE key = 'boot'")
+    told: list[str] = []
+    with Store.open(tmp_path / "root", warn=told.append) as store:
+        assert [container.id for container in store.containers.list()] == [kept.id]
+        assert not store.layers.has(lost.id)
+        assert store.check(contents=True).problems == ()
+    assert told == ["container lost did not survive the last stop"]
+
+
+def test_a_container_without_files_is_only_told_of_before_the_next_reboot(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    with Store.open(tmp_path / "root", driver="overlay2") as store:
+        store.import_tree(tmp_path / "tree", "app")
+        lost = store.containers.create("app", name="lost")
+        store.driver.remove(store.layers.stat(lost.id).driver_id)
+    with Store.open(tmp_path / "root") as store:
+        assert [one.kind for one in store.check().problems] == ["container"]

@@ -138,9 +138,12 @@ class VfsDriver(Driver):
                 )
 
     def usage(self, layer: str, below: Sequence[str]) -> Usage:
-        """Count the whole tree; what it shares with other layers is counted too."""
+        """Count the tree without the files that it shares with other layers.
+
+        A layer is measured before others are made on it, so what all share counts for the lowest.
+        """
         self._directories.require(layer)
-        return Usage(*occupied([self._tree(layer)], several=self._several(layer)))
+        return Usage(*occupied([self._tree(layer)], own=True))
 
     def sweep(self) -> int:
         """Delete what stopped processes left half made or half removed."""

@@ -94,6 +94,9 @@ class Assembly:
         """Rely on a layer no longer for its blob, which is not here then if no other layer has it."""
         with self._database.transaction(durable=True) as connection:
             connection.execute("UPDATE layers SET skeleton = NULL WHERE id = ?", (row,))
+            found = connection.execute("SELECT driver_id FROM layers WHERE id = ?", (row,)).fetchone()
+        if found is not None:
+            self._database.note("layers", *found)
 
     def _holders(self, digest: Digest) -> Iterator[Assembled]:
         return (one for one in self._find("blob = ?", str(digest)) if self._blobs.is_whole(one.skeleton))

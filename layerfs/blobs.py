@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from layerfs import failpoints, files, forking
 from layerfs.digest import Digest
@@ -27,6 +27,21 @@ if TYPE_CHECKING:
     from layerfs.database import Durability
 
 CHUNK = 1 << 20
+
+
+_PARTIAL = "ingest-"
+
+
+class Partial(NamedTuple):
+    """A partial blob: a file of ROOT/tmp, the bytes that it occupies, when it was last touched, in seconds.
+
+    It is `busy` while somebody writes it.
+    """
+
+    name: str
+    bytes: int
+    touched: float
+    busy: bool
 
 
 class Content(Protocol):
@@ -161,7 +176,6 @@ class Blobs:
         path = self._path(digest)
         try:
             size = os.stat(path).st_size
-            failpoints.reach("blob.delete")
             os.unlink(path)
         except FileNotFoundError:
             return 0
@@ -204,22 +218,39 @@ class Blobs:
 
         Gives the bytes that were freed.
         """
-        freed = 0
+        return sum(self.drop(partial, older_than=older_than) for partial in self.partials())
+
+    def partials(self) -> Iterator[Partial]:
+        """Give the partial blobs, which a later attempt may go on with."""
         for name in _names(self._temporary):
-            if not name.startswith("ingest-"):
-                continue
-            path = f"{self._temporary}/{name}"
-            with contextlib.suppress(FileNotFoundError):
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    found = os.fstat(descriptor)
-                    if found.st_mtime < older_than and _lock(descriptor) and _is_named(descriptor, path):
-                        failpoints.reach("blob.sweep")
-                        os.unlink(path)
-                        freed += found.st_blocks * 512
-                finally:
-                    os.close(descriptor)
-        return freed
+            if name.startswith(_PARTIAL) and (found := self._partial(name)) is not None:
+                yield found
+
+    def _partial(self, name: str) -> Partial | None:
+        try:
+            descriptor = os.open(f"{self._temporary}/{name}", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            found = os.fstat(descriptor)
+            return Partial(name, found.st_blocks * 512, found.st_mtime, not _lock(descriptor))
+        finally:
+            os.close(descriptor)
+
+    def drop(self, partial: Partial, *, older_than: float) -> int:
+        """Remove a partial blob as `sweep` does; give the bytes that were freed."""
+        path = f"{self._temporary}/{partial.name}"
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                found = os.fstat(descriptor)
+                if found.st_mtime < older_than and _lock(descriptor) and _is_named(descriptor, path):
+                    failpoints.reach("blob.sweep")
+                    os.unlink(path)
+                    return found.st_blocks * 512
+            finally:
+                os.close(descriptor)
+        return 0
 
     def _path(self, digest: Digest) -> str:
         return f"{self._blobs}/{digest.algorithm}/{digest.hex}"

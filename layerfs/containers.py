@@ -630,6 +630,7 @@ class Containers:
             # It had lost its layer.
             with self._database.transaction() as connection:
                 connection.execute("DELETE FROM containers WHERE id = ?", (container.id,))
+                self._database.records.keep(connection, "containers", container.id)
         container.log.unlink(missing_ok=True)
 
     def recover(self) -> None:
@@ -762,6 +763,7 @@ class Containers:
                         _INSERT,
                         (*values, chosen),
                     )
+                self._database.note("containers", container_id)
                 return
             except sqlite3.IntegrityError as error:
                 if "containers.name" not in str(error):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -26,9 +27,10 @@ from typing import Any, Final, Literal
 
 from layerfs import failpoints
 from layerfs.errors import InUseError, StoreError
+from layerfs.records import Kind, Records
 from layerfs.reserve import Reserve
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 BUSY_SECONDS: Final = 30.0
 
 Durability = Literal["none", "commit", "full"]
@@ -204,6 +206,8 @@ _UPGRADES: Final = {
     ),
     2: _INDEXES,
     3: _SEEK_TABLES,
+    # From here on there are records beside the database, which an older layerfs would not keep.
+    4: (),
 }
 
 
@@ -217,12 +221,13 @@ class Database:
             StoreError: it is missing, damaged, or of another version.
         """
         self._path = path
+        self.records = Records(path.parent)
         self._durability = durability
         self._lock = threading.RLock()
         self._synced = durability == "full"
         if not path.exists():
             raise StoreError(
-                f"{path} is missing", hint="the store is damaged: restore the file or start a new root"
+                f"{path} is missing", hint="`layerfs check --repair` makes it anew from what lies beside it"
             )
         self._reserve = Reserve(path.with_name(RESERVE))
         self._has_small_blocks = os.statvfs(path).f_frsize < _PAGE
@@ -249,6 +254,9 @@ class Database:
         level = {"none": "OFF", "commit": "NORMAL", "full": "FULL"}[durability]
         self._connection.execute(f"PRAGMA synchronous = {level}")
         self._connection.execute("PRAGMA foreign_keys = ON")
+        if not self.records.root.is_dir():
+            with self.transaction() as connection:
+                self.records.write_all(connection)
 
     def _open(self) -> int:
         self._connection = _connect(self._path)
@@ -356,13 +364,15 @@ class Database:
                         hint=f"`fuser -v {self._path}` shows who has it open; try again",
                     ) from error
                 raise found from error
+            except sqlite3.DatabaseError as error:
+                raise _of_the_system(self._path, error) from error
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Run one SELECT and give all of its rows; raises OSError as `transaction` does."""
         with self._lock:
             try:
                 return self._connection.execute(statement, values).fetchall()
-            except sqlite3.OperationalError as error:
+            except sqlite3.DatabaseError as error:
                 raise _of_the_system(self._path, error) from error
 
     def row(self, statement: str, *values: object) -> tuple[Any, ...] | None:
@@ -370,7 +380,7 @@ class Database:
         with self._lock:
             try:
                 found: tuple[Any, ...] | None = self._connection.execute(statement, values).fetchone()
-            except sqlite3.OperationalError as error:
+            except sqlite3.DatabaseError as error:
                 raise _of_the_system(self._path, error) from error
             return found
 
@@ -384,13 +394,25 @@ class Database:
         with self.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
 
+    def note(self, kind: Kind, *keys: str) -> None:
+        """Write records of what has just begun or changed (see `records`), which is no more than is known."""
+        with self.transaction() as connection:
+            self.records.keep(connection, kind, *keys)
+
     def problems(self) -> list[str]:
         """Let SQLite check the whole file; each line is one fault, none when it is sound."""
-        found = [str(line) for (line,) in self.rows("PRAGMA integrity_check(20)") if line != "ok"]
+        try:
+            found = [str(line) for (line,) in self.rows("PRAGMA integrity_check(20)") if line != "ok"]
+            with self._lock:
+                return found + list(missing_tables(self._connection))
+        except StoreError as error:
+            return [str(error)]
+
+    def dangling(self) -> list[str]:
+        """Find rows that refer to rows which are not there; each line is one table's."""
         broken = self.rows("PRAGMA foreign_key_check")
-        return found + [
-            f"row {row} of {table} refers to a missing row of {other}" for table, row, other, _ in broken
-        ]
+        kinds = sorted({(table, other) for table, _, other, _ in broken})
+        return [f"rows of {table} refer to missing rows of {other}" for table, other in kinds]
 
     def close(self) -> None:
         """Close the connection; closing twice does nothing."""
@@ -403,14 +425,29 @@ def now_ns() -> int:
     return time.time_ns()
 
 
+def is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Say whether SQLite found the file itself to be damaged, or none of its own."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or str(error).startswith("no such table")
+
+
+def missing_tables(connection: sqlite3.Connection) -> Iterator[str]:
+    """Say which tables a database of this version should have, and has not."""
+    found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    wanted = re.findall(r"CREATE TABLE (\w+)", " ".join((_SCHEMA, *_INDEXES, *_SEEK_TABLES)))
+    return (f"it has no table {name}" for name in wanted if name not in found)
+
+
 def _is_full(path: Path) -> bool:
     space = os.statvfs(path)
     return space.f_bavail * space.f_frsize < _NEEDED
 
 
-def _of_the_system(path: Path, error: sqlite3.OperationalError) -> Exception:
-    """Give the system's error that SQLite met; the error itself where there was none."""
-    code = error.sqlite_errorcode & 0xFF
+def _of_the_system(path: Path, error: sqlite3.DatabaseError) -> Exception:
+    """Give the system's error that SQLite met, or say that the file is damaged; else the error itself."""
+    if is_damage(error):
+        return _unreadable(path, error)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(path)):
         number = errno.ENOSPC
     elif code == sqlite3.SQLITE_IOERR:
@@ -431,7 +468,10 @@ def _unreadable(path: Path, error: sqlite3.DatabaseError | None) -> StoreError:
             f"{path} cannot be read: its directory cannot be written to",
             hint="the store must lie where it can be written: choose one with --root",
         )
-    return StoreError(f"{path} cannot be read: {error}")
+    return StoreError(
+        f"{path} cannot be read: {error}",
+        hint="if it is damaged, `layerfs check --repair` makes it anew from what lies beside it",
+    )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -216,18 +216,17 @@ def opened(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def occupied(
-    roots: Iterable[Path], *, several: Callable[[os.stat_result], bool] | None = None
-) -> tuple[int, int]:
+def occupied(roots: Iterable[Path], *, own: bool = False) -> tuple[int, int]:
     """Count the bytes allocated and the inodes of trees, a file with several names once.
 
-    Somebody may be changing them: what goes meanwhile is counted or not. `several` says which files may have
-    more than one name there; all that have, anywhere, if left out.
+    Somebody may be changing them: what goes meanwhile is counted or not. With `own` files that have names
+    elsewhere, too, are left out.
     """
     from layerfs.tree.ladder import Ladder
 
     size = inodes = 0
-    linked: set[tuple[int, int]] = set()
+    # Of files with several names: how many were met, how many there are, and bytes.
+    linked: dict[tuple[int, int], tuple[int, int, int]] = {}
     for root in roots:
         with opened(root) as descriptor, contextlib.closing(Ladder(descriptor)) as ladder:
             todo: list[list[str]] = []
@@ -244,11 +243,11 @@ def occupied(
                             found = entry.stat(follow_symlinks=False)
                         except FileNotFoundError:
                             continue
-                        if found.st_nlink > 1 and (several is None or several(found)):
+                        if found.st_nlink > 1:
                             identity = (found.st_dev, found.st_ino)
-                            if identity in linked:
-                                continue
-                            linked.add(identity)
+                            met = linked[identity][0] if identity in linked else 0
+                            linked[identity] = met + 1, found.st_nlink, found.st_blocks * 512
+                            continue
                         size += found.st_blocks * 512
                         inodes += 1
                 todo.append(below)
@@ -263,4 +262,8 @@ def occupied(
                         break
                 if not todo:
                     break
+    for met, names, count in linked.values():
+        if met == names or not own:
+            size += count
+            inodes += 1
     return size, inodes

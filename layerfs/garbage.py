@@ -7,29 +7,26 @@ lease, and what is younger than the grace period.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from layerfs import failpoints, files, leases
+from layerfs import failpoints, leases
 from layerfs.blobs import Blobs
 from layerfs.database import Database
 from layerfs.digest import Digest
-from layerfs.directories import LayerDirectories
+from layerfs.directories import LayerDirectories, occupied
 from layerfs.driver import Sweeps
-from layerfs.errors import InUseError, NotFoundError
+from layerfs.errors import InUseError, InvalidError, NotFoundError
 from layerfs.layers import Layers
 from layerfs.leases import leased
-from layerfs.ledger import Ledger
+from layerfs.leftovers import Leftovers, is_due
 from layerfs.removing import remove_together
 from layerfs.value import frozen
 
 GRACE_SECONDS: Final = 3600.0
-# What is in the trash is being deleted by whoever put it there, and is a crash's when it stays.
-_TRASH_SECONDS: Final = 60.0
 
 
 class Item(NamedTuple):
@@ -94,6 +91,8 @@ class Garbage:
                 if isinstance(layers.driver, Sweeps):
                     gone += layers.driver.sweep()
                 items += [Item("layer", "half-made or half-removed", 0, True, "left behind")] * gone
+        else:
+            items += self._half_made()
         failpoints.reach("gc.images")
         gone_images = self._images(items, before, dry_run=dry_run)
         gone_indexes = self._indexes(items, before, dry_run=dry_run)
@@ -104,28 +103,26 @@ class Garbage:
         failpoints.reach("gc.blobs")
         self._unused_blobs(items, gone_images | gone_indexes, gone_layers, before, dry_run=dry_run)
         for layers in drivers:
-            self._orphans(layers, items, dry_run=dry_run)
+            self._orphans(layers, items, before, dry_run=dry_run)
+        self._leftovers(items, before, dry_run=dry_run)
         if not dry_run:
-            freed = self._blobs.sweep(older_than=before) + self._leftovers(before)
-            if freed:
-                items.append(Item("partial", "half-made files", freed, True, "abandoned"))
-            self._locks()
             self._logs()
         return Report(tuple(items), dry_run)
 
-    def reclaim(self, chain_ids: Iterable[str], blobs: Iterable[Digest]) -> list[str]:
+    def reclaim(self, chain_ids: Iterable[str], blobs: Iterable[Digest], *, wait: bool) -> list[str]:
         """Remove what a deleted image needed and nothing else does, at once; say so in docker's lines.
 
         Args:
             chain_ids: of its layers, bottom first.
             blobs: its manifest, config and layers.
+            wait: see `removing.remove_together`.
         """
         lines = []
         candidates = set(blobs) | self._unnamed_indexes()
         names = list(chain_ids)[::-1]
         for layers in self._all_layers():
             # Where one is needed, what lies below is needed too.
-            for layer in remove_together(layers, names):
+            for layer in remove_together(layers, names, wait=wait):
                 candidates |= {blob for blob in (layer.blob, layer.toc, layer.skeleton) if blob is not None}
                 lines.append(f"Deleted: {layer.name}")
         for blob in candidates:
@@ -141,6 +138,17 @@ class Garbage:
             if self._delete_index(digest):
                 blobs |= {Digest.parse(blob) for (blob,) in rows}
         return blobs
+
+    def _half_made(self) -> list[Item]:
+        """Say which drafts and half-removed layers a collection would finish with."""
+        rows = self._database.rows(
+            "SELECT driver_id, COALESCE(bytes, 0), state FROM layers WHERE state = 'removing'"
+            " OR (state = 'draft' AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.id = layers.lease))"
+        )
+        return [
+            Item("layer", driver_id, size, True, "half removed" if state == "removing" else "half made")
+            for driver_id, size, state in rows
+        ]
 
     def _images(self, items: list[Item], before: float, *, dry_run: bool) -> set[str]:
         rows = self._database.rows(
@@ -172,6 +180,7 @@ class Garbage:
                 " AND NOT EXISTS (SELECT 1 FROM lease_items WHERE kind = 'image' AND item = ?1)",
                 (manifest,),
             )
+            self._database.records.keep(connection, "images", manifest)
         return cursor.rowcount == 1
 
     def _indexes(self, items: list[Item], before: float, *, dry_run: bool) -> set[str]:
@@ -196,6 +205,7 @@ class Garbage:
                 " AND NOT EXISTS (SELECT 1 FROM index_tags WHERE digest = ?1)",
                 (digest,),
             )
+            self._database.records.keep(connection, "indexes", digest)
         return cursor.rowcount == 1
 
     def _layers(
@@ -245,6 +255,8 @@ class Garbage:
                     "SELECT 1 FROM lease_items WHERE kind = 'layer' AND item = ?", driver_id
                 ):
                     reason = "leased by a running operation"
+                elif (user := self._blob_user(number, gone_images, gone)) is not None:
+                    reason = f"holds a blob that {user} needs"
                 elif not dry_run:
                     try:
                         layers.remove(name, containers=False)
@@ -258,6 +270,22 @@ class Garbage:
                 items.append(Item("layer", name, size, reason is None, reason or "nothing needs it"))
             pending = later
         return gone
+
+    def _blob_user(self, row: int, gone_images: set[str], gone_layers: set[int]) -> str | None:
+        """Say who needs the blob that a layer holds in parts, and no layer that stays does."""
+        found = self._database.row(
+            "SELECT blob FROM layers WHERE id = ? AND skeleton IS NOT NULL AND state = 'committed'", row
+        )
+        if found is None:
+            return None
+        others = self._database.rows(
+            "SELECT id FROM layers WHERE blob = ? AND skeleton IS NOT NULL AND state = 'committed'", *found
+        )
+        if {number for (number,) in others} - gone_layers - {row}:
+            return None
+        images = self._database.rows("SELECT manifest FROM links WHERE blob = ?", *found)
+        users = [manifest for (manifest,) in images if manifest not in gone_images]
+        return f"image {users[0]}" if users else None
 
     def _unused_blobs(
         self, items: list[Item], gone: set[str], gone_layers: set[int], before: float, *, dry_run: bool
@@ -334,62 +362,34 @@ class Garbage:
         trash.unlink(missing_ok=True)
         return True
 
-    def _orphans(self, layers: Layers, items: list[Item], *, dry_run: bool) -> None:
+    def _orphans(self, layers: Layers, items: list[Item], before: float, *, dry_run: bool) -> None:
         for driver_id in orphans(layers):
-            if not dry_run:
+            size, touched = _measure(layers.driver.root / driver_id)
+            reason = None
+            if touched >= before:
+                reason = "younger than the grace period"
+            elif not dry_run:
                 try:
                     with layers.lock(driver_id) as lock:
                         failpoints.reach("gc.orphans")
                         layers.driver.remove(driver_id)
                         lock.path.unlink(missing_ok=True)
-                except InUseError as error:
-                    items.append(Item("orphan", driver_id, 0, False, str(error)))
-                    continue
-            items.append(
-                Item(
-                    "orphan",
-                    driver_id,
-                    0,
-                    True,
-                    f"{layers.driver.name} holds it, the database does not know it",
-                )
-            )
+                except (InUseError, InvalidError) as error:
+                    reason = str(error)
+            known = f"{layers.driver.name} holds it, the database does not know it"
+            items.append(Item("orphan", driver_id, size, reason is None, reason or known))
 
-    def _leftovers(self, before: float) -> int:
-        """Empty the trash, and remove what a crash left in ROOT/tmp; give the bytes."""
-        freed = self._sweep("trash", os.listdir(self._root / "trash"), time.time() - _TRASH_SECONDS)
-        temporary = self._root.resolve() / "tmp"
-        names = [name for name in os.listdir(temporary) if not name.startswith("ingest-")]
-        # Looked at in this order: a mount's directory is made after its record is written.
-        in_use = {record.target for record in Ledger(self._database).all()}
-        names = [name for name in names if os.fsencode(temporary / name) not in in_use]
-        return freed + self._sweep("tmp", names, before)
-
-    def _sweep(self, place: str, names: Iterable[str], before: float) -> int:
-        freed = 0
-        directory = os.open(self._root / place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for name in names:
-                with contextlib.suppress(FileNotFoundError, InUseError):
-                    found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                    if found.st_mtime < before:
-                        failpoints.reach("gc.leftovers")
-                        files.remove_tree(directory, name)
-                        freed += found.st_blocks * 512
-        finally:
-            os.close(directory)
-        return freed
-
-    def _locks(self) -> None:
-        """Remove the lock files of layers that are gone."""
-        failpoints.reach("gc.locks")
-        directory = self._root / "locks"
-        names = [name for name in os.listdir(directory) if not name.startswith("store")]
-        known = {driver_id for (driver_id,) in self._database.rows("SELECT driver_id FROM layers")}
-        for name in names:
-            if name not in known:
-                with contextlib.suppress(InUseError), files.Lock(directory / name, blocking=False) as lock:
-                    lock.path.unlink(missing_ok=True)
+    def _leftovers(self, items: list[Item], before: float, *, dry_run: bool) -> None:
+        """Remove what stopped processes left in ROOT/tmp, ROOT/trash and ROOT/locks."""
+        leftovers = Leftovers(self._root, self._database, self._blobs)
+        for one in list(leftovers.find()):
+            due = is_due(one, older_than=before)
+            if due and (dry_run or leftovers.remove(one, older_than=before)):
+                if one.kind != "lock":
+                    items.append(Item(one.kind, one.name, one.bytes, True, one.what))
+            elif one.kind != "lock":
+                reason = "in use by a running operation" if one.busy else "younger than the grace period"
+                items.append(Item(one.kind, one.name, one.bytes, False, reason))
 
     def _logs(self) -> None:
         """Remove what containers wrote that are gone: whoever removed them may have been killed."""
@@ -413,3 +413,12 @@ def orphans(layers: Layers) -> Iterator[str]:
     # A row goes after its files: what was being removed is gone by now.
     still = set(layers.driver.layers()) if unknown else ()
     return (driver_id for driver_id in unknown if driver_id in still)
+
+
+def _measure(path: Path) -> tuple[int, float]:
+    """Give the bytes that a layer's directory occupies, and when it was last touched (seconds since 1970)."""
+    try:
+        found = path.lstat()
+        return (occupied([path])[0] if path.is_dir() else found.st_size), max(found.st_mtime, found.st_ctime)
+    except FileNotFoundError:
+        return 0, 0.0

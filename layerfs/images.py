@@ -26,6 +26,7 @@ from layerfs.value import frozen
 DOCUMENT_MAXIMUM: Final = 4 << 20
 # Inside of the class `list` is the method.
 _Lines = list[str]
+_Images = list["Image"]
 _SHORT_ID: Final = r"(?:sha256:)?([0-9a-f]{2,64})"
 
 
@@ -82,13 +83,14 @@ class Images:
         blobs: Blobs,
         *,
         driver: str,
-        reclaim: Callable[[Image], list[str]],
+        reclaim: Callable[[Image, bool], list[str]],
         complete: Callable[[Image], None],
     ) -> None:
         """Use a store's.
 
         Args:
-            reclaim: removes what only a deleted image needed, and says what that was, one line each.
+            reclaim: removes what only a deleted image needed, and says what that was, one line each; it is
+                told whether to wait until all of that is gone.
             complete: gets what is not here of an image that was mounted lazily.
         """
         self._database = database
@@ -135,31 +137,44 @@ class Images:
             DocumentError: the manifest or the config is not one.
             ArchiveError: a blob is missing, or the config does not fit the layers.
         """
-        manifest, config = self.parse(raw, media_type)
-        full = [full_name(name) for name in names]
-        digest = str(self._blobs.put(raw))
-        if digest != str(manifest.digest):
-            raise ArchiveError(
-                f"a manifest's digest is {manifest.digest}, in this store it would be {digest}"
-            )
-        links = {digest, str(manifest.config.digest), *(str(layer.digest) for layer in manifest.layers)}
+        return self.put_together([(raw, media_type, names)])[0]
+
+    def put_together(self, images: Sequence[tuple[bytes, str | None, Sequence[str]]]) -> _Images:
+        """Add several images, each with its names, or none of them; see `put`."""
+        added = []
+        for raw, media_type, names in images:
+            manifest, config = self.parse(raw, media_type)
+            digest = str(self._blobs.put(raw))
+            if digest != str(manifest.digest):
+                raise ArchiveError(
+                    f"a manifest's digest is {manifest.digest}, in this store it would be {digest}"
+                )
+            added.append((digest, manifest, config, [full_name(name) for name in names]))
         failpoints.reach("image.put")
         with self._database.transaction(durable=True) as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO images (manifest, media_type, config, created_ns) VALUES (?, ?, ?, ?)",
-                (digest, manifest.media_type, str(manifest.config.digest), now_ns()),
-            )
-            connection.executemany(
-                "INSERT OR IGNORE INTO links VALUES (?, ?)", [(digest, link) for link in links]
-            )
-            connection.executemany(
-                "INSERT OR IGNORE INTO image_layers VALUES (?, ?)",
-                [(digest, str(chain_id)) for chain_id in config.chain_ids],
-            )
-            for name in full:
-                _name(connection, name, digest)
+            for digest, manifest, config, full in added:
+                self._put(connection, manifest, config)
+                for name in full:
+                    self._name(connection, name, digest)
         failpoints.reach("image.added")
-        return self._load(digest)
+        digests = [digest for digest, *_ in added]
+        self._database.note("images", *digests)
+        return [self._load(digest) for digest in digests]
+
+    def _put(self, connection: sqlite3.Connection, manifest: Manifest, config: ImageConfig) -> None:
+        digest = str(manifest.digest)
+        links = {digest, str(manifest.config.digest), *(str(layer.digest) for layer in manifest.layers)}
+        connection.execute(
+            "INSERT OR IGNORE INTO images (manifest, media_type, config, created_ns) VALUES (?, ?, ?, ?)",
+            (digest, manifest.media_type, str(manifest.config.digest), now_ns()),
+        )
+        connection.executemany(
+            "INSERT OR IGNORE INTO links VALUES (?, ?)", [(digest, link) for link in links]
+        )
+        connection.executemany(
+            "INSERT OR IGNORE INTO image_layers VALUES (?, ?)",
+            [(digest, str(chain_id)) for chain_id in config.chain_ids],
+        )
 
     def put_lazy(
         self, raw: bytes, media_type: str, layers: Sequence[str], names: Sequence[str] = ()
@@ -184,7 +199,8 @@ class Images:
                 "INSERT OR IGNORE INTO image_layers VALUES (?, ?)", [(digest, layer) for layer in layers]
             )
             for name in full:
-                _name(connection, name, digest)
+                self._name(connection, name, digest)
+        self._database.note("images", digest)
         return self._load(digest)
 
     def lacks_layers(self, image: Image) -> bool:
@@ -239,19 +255,23 @@ class Images:
             query = "SELECT digest FROM index_tags WHERE name = ?"
             index = connection.execute(query, (known,)).fetchone()
             try:
-                _name(connection, full, digest)
+                self._name(connection, full, digest)
                 if index is not None:
                     connection.execute("INSERT OR REPLACE INTO index_tags VALUES (?, ?)", (full, *index))
             except sqlite3.IntegrityError:
                 raise NotFoundError(f"image {ref} was removed meanwhile") from None
         failpoints.reach("image.tagged")
+        self._database.note("images", digest)
+        if index is not None:
+            self._database.note("indexes", *index)
         return self._load(digest)
 
-    def remove(self, ref: str, *, force: bool = False) -> _Lines:
+    def remove(self, ref: str, *, force: bool = False, wait: bool = True) -> _Lines:
         """Take a name away, and delete the image when it was the last; say so in docker's lines.
 
         By id, an image goes with its name. `force` takes several names away, and the image's name from
-        under containers; the image itself stays as long as these do.
+        under containers; the image itself stays as long as these do. Without `wait` another process deletes
+        the files of large layers, and may still be at it when this returns.
 
         An image that a running operation is at work with loses its names alone, and is garbage after that
         unless the operation names it.
@@ -284,14 +304,18 @@ class Images:
                     f"image {ref} is used by container {users[0]}",
                     hint=f"layerfs rm {users[0]} first; or take the name alone with --force",
                 )
-            connection.executemany("DELETE FROM tags WHERE name = ?", [(one,) for one in going])
+            for one in going:
+                self._unname(connection, str(one))
             deleted = last and not users and not leased(connection, "image", digest)
             if deleted:
                 connection.execute("DELETE FROM images WHERE manifest = ?", (digest,))
+            self._database.records.keep(connection, "images", digest)
+            if self._blobs.durability != "none":
+                self._database.records.sync("images", "indexes")
         failpoints.reach("image.removed")
         lines = [f"Untagged: {familiar(str(one))}" for one in going]
         if deleted:
-            lines += [f"Deleted: {image.id}", *self._reclaim(image)]
+            lines += [f"Deleted: {image.id}", *self._reclaim(image, wait)]
         return lines
 
     def history(self, ref: str) -> tuple[Stage, ...]:
@@ -315,6 +339,21 @@ class Images:
     def raw_manifest(self, digest: Digest) -> bytes:
         """Read a manifest as it came in."""
         return self._blobs.read(digest, limit=DOCUMENT_MAXIMUM)
+
+    def _name(self, connection: sqlite3.Connection, name: str, manifest: str) -> None:
+        self._unname(connection, name)
+        connection.execute("INSERT INTO tags VALUES (?, ?, ?)", (name, manifest, now_ns()))
+
+    def _unname(self, connection: sqlite3.Connection, name: str) -> None:
+        """Take a name away from whatever has it; an index, which goes by it too, loses it with the image."""
+        records = self._database.records
+        index = connection.execute("SELECT digest FROM index_tags WHERE name = ?", (name,)).fetchone()
+        image = connection.execute("SELECT manifest FROM tags WHERE name = ?", (name,)).fetchone()
+        connection.execute("DELETE FROM tags WHERE name = ?", (name,))
+        if image is not None:
+            records.keep(connection, "images", *image)
+        if index is not None:
+            records.keep(connection, "indexes", *index)
 
     def _load(self, digest: str) -> Image:
         row = self._database.row("SELECT media_type, created_ns FROM images WHERE manifest = ?", digest)
@@ -412,7 +451,3 @@ def seconds(text: str | None) -> float | None:
         return datetime.datetime.fromisoformat(plain).timestamp()
     except ValueError:
         return None
-
-
-def _name(connection: sqlite3.Connection, name: str, manifest: str) -> None:
-    connection.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (name, manifest, now_ns()))

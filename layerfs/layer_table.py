@@ -107,7 +107,11 @@ _INSERT: Final = (
     "INSERT INTO layers (driver, name, state, driver_id, parent, labels, created_ns, updated_ns, lease)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_MARK: Final = "UPDATE layers SET state = 'removing', name = '~removing:' || driver_id"
+# It needs its blobs no longer, while its files may take a while to go.
+_MARK: Final = (
+    "UPDATE layers SET state = 'removing', name = '~removing:' || driver_id, blob = NULL, toc = NULL,"
+    " skeleton = NULL"
+)
 
 
 class LayerTable:
@@ -192,6 +196,30 @@ class LayerTable:
         """
         return {value for (value,) in self.database.rows("SELECT driver_id FROM layers")}
 
+    def own_driver_ids(self) -> set[str]:
+        """Give the driver ids of this driver's rows, in whatever state."""
+        rows = self.database.rows("SELECT driver_id FROM layers WHERE driver = ?", self.driver)
+        return {value for (value,) in rows}
+
+    def place(self, driver_id: str) -> tuple[int, tuple[str, ...]]:
+        """Give a layer's row and its stack, by the driver's id of it.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        row = self.database.row(
+            "SELECT id FROM layers WHERE driver = ? AND driver_id = ?", self.driver, driver_id
+        )
+        if row is None:
+            raise _missing(driver_id)
+        return int(row[0]), self.stack(row[0])
+
+    def describe(self, layer: Layer, toc: Digest) -> None:
+        """Let a committed layer have another table of contents, durably."""
+        with self.database.transaction(durable=True) as connection:
+            connection.execute("UPDATE layers SET toc = ? WHERE id = ?", (str(toc), layer.row))
+        self.database.note("layers", layer.driver_id)
+
     def labels_of(self, driver_id: str) -> Mapping[str, str]:
         """Give the labels of a layer by the driver's id of it.
 
@@ -233,6 +261,8 @@ class LayerTable:
                 raise _taken(key) from error
             if lease is not None:
                 lease.add_in(connection, "layer", driver_id)
+        if lease is None:
+            self.database.note("layers", driver_id)
         row = int(cursor.lastrowid or 0)
         frozen = MappingProxyType(dict(labels))
         layer = Layer(
@@ -247,6 +277,7 @@ class LayerTable:
                 "UPDATE layers SET state = ?, lease = NULL WHERE id = ? AND state = 'draft'",
                 (layer.state.value, layer.row),
             )
+        self.database.note("layers", layer.driver_id)
 
     def commit(self, layer: Layer, name: str, facts: Facts, labels: Mapping[str, str]) -> None:
         """Turn an active layer into a committed one, durably.
@@ -258,12 +289,14 @@ class LayerTable:
         check_name(name)
         with self.database.transaction(durable=True) as connection:
             self._commit(connection, layer.row, "active", name, facts, labels)
+        self.database.note("layers", layer.driver_id)
 
     def label(self, name: str, labels: Mapping[str, str | None]) -> None:
         """Set labels, or take away those whose value is None."""
         with self.database.transaction() as connection:
             row = connection.execute(
-                f"SELECT l.id, l.labels FROM layers l WHERE l.driver = ? AND l.name = ? AND {_VISIBLE}",
+                "SELECT l.id, l.labels, l.driver_id FROM layers l"
+                f" WHERE l.driver = ? AND l.name = ? AND {_VISIBLE}",
                 (self.driver, name),
             ).fetchone()
             if row is None:
@@ -274,6 +307,7 @@ class LayerTable:
                 "UPDATE layers SET labels = ?, updated_ns = ? WHERE id = ?",
                 (json.dumps(kept, sort_keys=True), now_ns(), row[0]),
             )
+        self.database.note("layers", row[2])
 
     # -- drafts
 
@@ -329,6 +363,7 @@ class LayerTable:
                 else:
                     self._commit(connection, draft.row, "draft", draft.name, facts, facts.labels)
                     below = draft.row
+        self.database.note("layers", *(draft.driver_id for draft, _ in drafts if draft not in spare))
         return spare
 
     def replace(self, layer: Layer, draft: Draft, facts: Facts) -> None:
@@ -350,6 +385,8 @@ class LayerTable:
             )  # fmt: skip
             if cursor.rowcount != 1:
                 raise _missing(layer.name)
+            self.database.records.keep(connection, "layers", layer.driver_id)
+        self.database.note("layers", draft.driver_id)
 
     def have_blob(self, blob: Digest) -> bool:
         """Say whether a committed layer came from a blob."""
@@ -368,6 +405,7 @@ class LayerTable:
                 "UPDATE layers SET bytes = ?, inodes = ?, toc = ? WHERE driver = ? AND driver_id = ?",
                 (*usage, str(toc), self.driver, driver_id),
             )
+        self.database.note("layers", driver_id)
 
     def called(self, name: str | None) -> str:
         """Say in words which layer it is; a container's goes by the container's name, which users know."""
@@ -397,7 +435,7 @@ class LayerTable:
         """
         # Files must not vanish before the row does, or a power failure would bring the name back alone.
         with self.database.transaction(durable=layer.state is State.COMMITTED) as connection:
-            _mark(connection, layer, containers=containers, going=(), doubled=doubled)
+            self._mark(connection, layer, containers=containers, going=(), doubled=doubled)
 
     def supersede(self, layer: Layer, draft: Draft, *, driver: str) -> None:
         """Let a draft of another driver be the container's writable layer from now on, and mark the old one.
@@ -425,6 +463,9 @@ class LayerTable:
             if (old.rowcount, new.rowcount) != (1, 1):
                 raise _missing(layer.name)
             connection.execute("UPDATE containers SET driver = ? WHERE id = ?", (driver, layer.name))
+            self.database.records.keep(connection, "layers", layer.driver_id)
+        self.database.note("layers", draft.driver_id)
+        self.database.note("containers", layer.name)
 
     def mark_together(self, layers: Sequence[Layer]) -> list[Layer]:
         """Mark committed layers, children first, as `mark` does; give those before the first that stays."""
@@ -432,13 +473,27 @@ class LayerTable:
         with self.database.transaction(durable=True) as connection:
             for layer in layers:
                 try:
-                    _mark(connection, layer, containers=True, going={each.row for each in marked})
+                    self._mark(connection, layer, containers=True, going={each.row for each in marked})
                 except NotFoundError:
                     continue
                 except InUseError:
                     break
                 marked.append(layer)
         return marked
+
+    def _mark(
+        self,
+        connection: sqlite3.Connection,
+        layer: Layer,
+        *,
+        containers: bool,
+        going: Collection[int],
+        doubled: bool = False,
+    ) -> None:
+        is_container = _mark(connection, layer, containers=containers, going=going, doubled=doubled)
+        self.database.records.keep(connection, "layers", layer.driver_id)
+        if is_container:
+            self.database.records.keep(connection, "containers", layer.name)
 
     def mark_unborn(self, row: int) -> None:
         """Take away a layer that never came to be; nobody else knows it."""
@@ -524,8 +579,11 @@ def _mark(
     containers: bool,
     going: Collection[int],
     doubled: bool = False,
-) -> None:
-    """Mark a layer as removed; its children among the rows `going` are no obstacle."""
+) -> bool:
+    """Mark a layer as removed, and say whether it was a container's.
+
+    Its children among the rows `going` are no obstacle.
+    """
     state = connection.execute("SELECT state FROM layers WHERE id = ?", (layer.row,)).fetchone()
     if state != (layer.state.value,):
         raise _missing(layer.name)
@@ -547,7 +605,7 @@ def _mark(
         raise InUseError(f"layer {layer.name!r} holds a blob that {user} needs")
     connection.execute(f"{_MARK} WHERE id = ?", (layer.row,))
     # A container must not outlive its layer, not even if we are killed right here.
-    connection.execute("DELETE FROM containers WHERE id = ?", (layer.name,))
+    return connection.execute("DELETE FROM containers WHERE id = ?", (layer.name,)).rowcount > 0
 
 
 def sole_holder(connection: sqlite3.Connection, row: int) -> str | None:

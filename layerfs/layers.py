@@ -178,7 +178,8 @@ class Layers:
         Removals under way elsewhere, and drafts of living leases, are left alone.
         """
         self.table.mark_abandoned()
-        return sum(self.erase(row, driver_id) for row, driver_id in self.table.marked())
+        # A process may be at it for as long as a large layer takes.
+        return sum(self.erase(row, driver_id, patient=False) for row, driver_id in self.table.marked())
 
     def stat(self, name: str) -> Layer:
         """Look a layer up by its key or name.
@@ -285,6 +286,18 @@ class Layers:
                 unpacking.replace(layer)
             # The old files could not be removed under our own lock.
         self.finish()
+
+    def describe(self, name: str) -> None:
+        """Write the table of contents of a committed layer anew, from its files as they are.
+
+        Raises:
+            NotFoundError: there is no such layer.
+            InUseError: it is being made anew or removed.
+        """
+        layer = self.table.find(name)
+        with self.lock(layer.driver_id, name=name), Lease(self._database) as lease:
+            toc = self._write_toc(layer, self.table.stack(layer.row)[:-1], lease)
+            self.table.describe(layer, toc)
 
     def changes(self, name: str) -> Iterator[Change]:
         """Give what a layer changes against the layers below it, in the order of `tree.diff`.
@@ -548,10 +561,11 @@ class Layers:
             if not (writable_only and record.read_only):
                 raise self.ledger.refusal(self.table.called(layer.name), record)
 
-    def erase(self, row: int, driver_id: str) -> bool:
+    def erase(self, row: int, driver_id: str, *, patient: bool = True) -> bool:
         """Delete a layer that is marked as removed; False when another process does so, or it must wait."""
         try:
-            with self.lock(driver_id) as lock:
+            path = self.root / "locks" / driver_id
+            with self.lock(driver_id) if patient else Lock(path, blocking=False) as lock:
                 if not self.table.is_marked(row):
                     return False
                 self._erase(row, driver_id, lock)

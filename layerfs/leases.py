@@ -55,12 +55,17 @@ def leased(connection: sqlite3.Connection, kind: Leased, item: str) -> bool:
     return connection.execute(query, (kind, item)).fetchone() is not None
 
 
+def dead(database: Database) -> list[tuple[str, int]]:
+    """Give the leases of processes that are gone: id, and when it began in nanoseconds since 1970."""
+    found = database.rows("SELECT id, created_ns, pid, start, boot FROM leases")
+    return [(str(lease), begun) for lease, begun, *owner in found if not liveness.alive(Owner(*owner))]
+
+
 def expire(database: Database) -> list[str]:
     """End the leases of processes that are gone; give their ids."""
-    found = database.rows("SELECT id, pid, start, boot FROM leases")
-    dead = [str(lease) for lease, *owner in found if not liveness.alive(Owner(*owner))]
-    if dead:
+    gone = [lease for lease, _ in dead(database)]
+    if gone:
         failpoints.reach("lease.expire")
         with database.transaction() as connection:
-            connection.executemany("DELETE FROM leases WHERE id = ?", [(lease,) for lease in dead])
-    return dead
+            connection.executemany("DELETE FROM leases WHERE id = ?", [(lease,) for lease in gone])
+    return gone

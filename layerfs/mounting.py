@@ -525,3 +525,15 @@ def mounts_below(path: Path) -> list[MountInfo]:
     place = os.fsencode(os.path.realpath(path))
     beneath = place.rstrip(b"/") + b"/"
     return [info for info in _mounts_with(place) if info.target == place or info.target.startswith(beneath)]
+
+
+def file_system_of(path: Path) -> str:
+    """Say on what a path lies: ``ext4 on /dev/sda1``."""
+    place = os.fsencode(os.path.realpath(path))
+    best = None
+    for info in mount_table():
+        beneath = info.target.rstrip(b"/") + b"/"
+        # Of several at one place the last is on top.
+        if (place + b"/").startswith(beneath) and (best is None or len(info.target) >= len(best.target)):
+            best = info
+    return "unknown" if best is None else f"{best.fstype} on {best.source}"

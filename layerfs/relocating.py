@@ -18,7 +18,7 @@ from layerfs.database import Database
 from layerfs.driver import Driver, Shares
 from layerfs.errors import InUseError, NotFoundError
 from layerfs.files import Lock, sync_directory
-from layerfs.layers import Layer, Layers
+from layerfs.layers import Layer, Layers, State
 from layerfs.leases import leased
 
 PREFIX: Final = "relocating:"
@@ -70,6 +70,9 @@ def relocate(
         try:
             with database.transaction(durable=True) as connection:
                 _tell(connection, source.driver.name, target.driver.name, layers, parent=parent)
+                database.records.keep(connection, "layers", *ids)
+                if layers[-1].state is State.ACTIVE:
+                    database.records.keep(connection, "containers", layers[-1].name)
                 for each in ids:
                     os.rename(source.driver.place(each), target.driver.place(each))
                 _sync(target, source)

@@ -1,4 +1,8 @@
-"""Removes the layers of an image together: the names in one transaction, the files by two processes."""
+"""Removes the layers of an image together: the names in one transaction, the files by two processes.
+
+Who does not want to wait leaves the files to a process of its own. It holds the layers' locks; whoever opens
+the store finishes what it did not, and deletes the rows.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from layerfs import failpoints
 from layerfs.driver import Driver
 from layerfs.errors import InUseError, LayerfsError, NotFoundError
 from layerfs.layers import Layer, Layers
+from layerfs.worker import Worker, detach, listen
 
 # A process costs as much as the removal of some hundred files.
 _WORTH_A_PROCESS: Final = 2_000
@@ -18,7 +23,7 @@ _WORTH_A_PROCESS: Final = 2_000
 _BATCH: Final = 256
 
 
-def remove_together(layers: Layers, names: Iterable[str]) -> list[Layer]:
+def remove_together(layers: Layers, names: Iterable[str], *, wait: bool = True) -> list[Layer]:
     """Remove layers that nothing else needs, children first, up to the first that is needed; give them.
 
     As after `Layers.remove` their names are free at once. Files that cannot be removed now, `Layers.finish`
@@ -26,19 +31,20 @@ def remove_together(layers: Layers, names: Iterable[str]) -> list[Layer]:
 
     Args:
         names: each a child of the next one; what is not there is passed over.
+        wait: until the files are gone, too; else many of them are left to another process.
     """
     waiting = list(names)
     removed: list[Layer] = []
     while waiting:
         batch, waiting = waiting[:_BATCH], waiting[_BATCH:]
-        gone, needed = _remove_batch(layers, batch)
+        gone, needed = _remove_batch(layers, batch, wait=wait)
         removed += gone
         if needed:
             break
     return removed
 
 
-def _remove_batch(layers: Layers, names: Iterable[str]) -> tuple[list[Layer], bool]:
+def _remove_batch(layers: Layers, names: Iterable[str], *, wait: bool) -> tuple[list[Layer], bool]:
     """Remove layers; give them, and whether one was met that is needed."""
     with contextlib.ExitStack() as held:
         locks = {}
@@ -58,6 +64,11 @@ def _remove_batch(layers: Layers, names: Iterable[str]) -> tuple[list[Layer], bo
         failpoints.reach("layers.mark")
         marked = layers.table.mark_together(free)
         failpoints.reach("layers.marked")
+        needed = needed or len(marked) < len(free)
+        if not wait and sum(map(_files, marked)) >= _WORTH_A_PROCESS:
+            keep = [locks[layer.row].fileno() for layer in marked]
+            if detach(lambda: _remove_each(layers.driver, marked), keep=keep):
+                return marked, needed
         gone = _delete_files(layers.driver, marked)
         failpoints.reach("layers.erased")
         layers.table.delete(*(layer.row for layer in gone))
@@ -72,8 +83,6 @@ def _delete_files(driver: Driver, layers: Sequence[Layer]) -> list[Layer]:
     ours, theirs = _halves(layers)
     with contextlib.ExitStack() as stack:
         if theirs and (os.cpu_count() or 1) > 1:
-            from layerfs.worker import Worker, listen
-
             # Without a process to be had we do all of it.
             with contextlib.suppress(OSError):
                 worker: Worker[None] = Worker(

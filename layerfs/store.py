@@ -32,7 +32,9 @@ from layerfs.tree.budget import DEFAULT_BUDGET, Budget
 from layerfs.value import frozen
 
 if TYPE_CHECKING:
-    from layerfs.check import Findings
+    from layerfs.check.checking import Check
+    from layerfs.check.findings import Findings
+    from layerfs.check.refetching import Refetching
     from layerfs.containers import Container, Containers
     from layerfs.converting import Converted, Converting
     from layerfs.driver import Bodies, Driver
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from layerfs.oci.platform import Platform
     from layerfs.outside import Outside
     from layerfs.reading import OpenImage
+    from layerfs.rebuilding import Restored
     from layerfs.registry.settings import Options
     from layerfs.store_ends import StoreSink, StoreSource
     from layerfs.transports import Place
@@ -60,6 +63,8 @@ _OURS: Final = frozenset(
     {
         *_DIRECTORIES,
         _FORMAT,
+        "quarantine",
+        "records",
         "layerfs.db",
         "layerfs.db-wal",
         "layerfs.db-shm",
@@ -81,7 +86,11 @@ _TRACES: Final = (
 
 @frozen
 class Info:
-    """What a store is and holds."""
+    """What a store is and holds.
+
+    `file_system` is what it lies on, ``ext4 on /dev/sda1``, which has so many bytes, and so many `free` ones.
+    `drivers` are those that have layers.
+    """
 
     root: Path
     driver: str
@@ -91,6 +100,10 @@ class Info:
     containers: int
     running: int
     layers: int
+    file_system: str
+    size: int
+    free: int
+    drivers: tuple[str, ...]
 
 
 class Store:
@@ -127,6 +140,8 @@ class Store:
         self._asked_driver = driver
         # How those are spoken with from which the files of lazy layers come.
         self._registry: Callable[[], Options] | None = None
+        # What was put into a new database when the store was opened.
+        self._restored: list[Restored] = []
         # Why the driver that was asked for does not work here; without it what there is can be looked at.
         self._unusable: UnsupportedError | None = None
         # Why files of some owners cannot be dealt with.
@@ -178,6 +193,7 @@ class Store:
         outside: Outside | None = None,
         registry: Callable[[], Options] | None = None,
         squash_owners: bool = False,
+        rebuild: bool = False,
     ) -> Store:
         """Open the store at a directory, which is made when it is missing or empty.
 
@@ -195,8 +211,11 @@ class Store:
             registry: says how registries are spoken with for files of lazy layers; asked when one is mounted.
             squash_owners: whenever a layer is unpacked from now on, give its files whose owners have no id in
                 the user namespace to root, instead of refusing it; the store remembers that.
+            rebuild: make the database anew, if it is lost or damaged, from what lies beside it; `check` tells
+                then what came back. The old one goes to ROOT/quarantine.
 
         Raises:
+            InUseError: the database is to be made anew, and a process has it open.
             StoreError: the directory holds something else, or a store of another format.
             UnsupportedError: no driver, or not that one, works here; from a store that has something only
                 who needs the driver hears that.
@@ -204,7 +223,12 @@ class Store:
         if durability not in ("none", "commit", "full"):
             raise InvalidError(f"{durability!r} is not a durability", hint="'none', 'commit' or 'full'")
         place = Path(os.path.abspath(root)) if root is not None else _default_root()
-        _check_format(place)
+        _check_format(place, mend=rebuild)
+        renewed = None
+        if rebuild:
+            from layerfs import rebuilding
+
+            renewed = rebuilding.renew_database(place)
         database = Database(place / "layerfs.db", durability=durability)
         try:
             store = cls(
@@ -212,6 +236,8 @@ class Store:
                 warn=warn or (lambda message: None), outside=outside,
             )  # fmt: skip
             store._registry = registry
+            if renewed is not None:
+                store._restore(renewed.what, empty=renewed.empty)
             store._compare_ids()
             if squash_owners:
                 from layerfs.layers import SQUASH_OWNERS
@@ -670,14 +696,26 @@ class Store:
         return self._garbage().collect(dry_run=dry_run, grace=GRACE_SECONDS if grace is None else grace)
 
     def check(
-        self, *, repair: bool = False, contents: bool = False, progress: Progress | None = None
+        self,
+        *,
+        repair: bool = False,
+        contents: bool = False,
+        registry: Options | None = None,
+        progress: Progress | None = None,
     ) -> Findings:
-        """Look for damage, and with `repair` mend it from the kept blobs; `contents` reads every file.
+        """Look for damage.
+
+        Args:
+            repair: mend what can be mended, from the kept blobs; what is damaged goes to ROOT/quarantine.
+            contents: read the data of every file and of every blob, not only what describes them.
+            registry: get what is not here, in a repair, from the registries that images are named after,
+                spoken with like this; None asks none.
+            progress: told how it goes.
 
         Raises:
             UnsupportedError: an ordinary user lacks ids that he had, so that what is sound looks damaged.
         """
-        from layerfs.check import Check
+        from layerfs.check.refetching import Refetching
 
         if self._lost_ids is not None:
             raise UnsupportedError(
@@ -685,21 +723,16 @@ class Store:
                 hint="give the user the ranges of before in /etc/subuid and /etc/subgid, in the same order",
             )
         self._take_over()
-        return Check(
-            self._database,
-            self.blobs,
-            self._assembly,
-            all_layers=self.all_layers,
-            repair=repair,
-            contents=contents,
-            progress=progress,
-        ).run()
+        if registry is None or not repair:
+            return self._check(repair=repair, contents=contents, progress=progress).run()
+        with Refetching(self._database, self.blobs, registry, warn=self._warn) as refetching:
+            return self._check(repair=True, contents=contents, progress=progress, refetching=refetching).run()
 
     def disk_usage(self) -> DiskUsage:
         """Say what images, containers and blobs occupy, and what could be had back."""
         from layerfs.usage import measure
 
-        return measure(self._database, self.blobs, self.images, self.containers)
+        return measure(self.root, self._database, self.blobs, self.images, self.containers, self.all_layers)
 
     def info(self) -> Info:
         """Say what the store is and holds."""
@@ -709,7 +742,16 @@ class Store:
             " (SELECT COUNT(*) FROM layers WHERE state = 'committed')"
         )
         assert row is not None
-        return Info(self.root, self._driver_name, self.durability, FORMAT_VERSION, *row)
+        from layerfs import mounting
+
+        space = os.statvfs(self.root)
+        drivers = self._database.rows("SELECT DISTINCT driver FROM layers ORDER BY driver")
+        images, containers, running, layers = row
+        return Info(
+            self.root, self._driver_name, self.durability, FORMAT_VERSION, images, containers, running,
+            layers, mounting.file_system_of(self.root), space.f_blocks * space.f_frsize,
+            space.f_bavail * space.f_frsize, tuple(name for (name,) in drivers),
+        )  # fmt: skip
 
     # -- inner parts
 
@@ -815,18 +857,52 @@ class Store:
 
         return tempfile.TemporaryFile(dir=self.root / "tmp", buffering=0)
 
+    def _check(
+        self,
+        *,
+        repair: bool,
+        contents: bool,
+        progress: Progress | None = None,
+        refetching: Refetching | None = None,
+    ) -> Check:
+        from layerfs.check.checking import Check
+
+        return Check(
+            self.root, self._database, self.blobs, self._assembly, all_layers=self.all_layers,
+            held=self._held, repair=repair, contents=contents, refetching=refetching,
+            restored=self._restored, progress=progress,
+        )  # fmt: skip
+
+    def _held(self, driver: str) -> set[str]:
+        """Name the layers that a driver holds, even of one that cannot work here."""
+        try:
+            return set(self.layers_of(driver).driver.layers())
+        except (NotFoundError, UnsupportedError):
+            with contextlib.suppress(OSError, ValueError):
+                return {name for name in os.listdir(self.root / "drivers" / driver) if name[0] != "."}
+            return set()
+
+    def _restore(self, what: str, *, empty: bool) -> None:
+        """Fill a new database from what lies beside it."""
+        from layerfs.rebuilding import Restored, Restoring, find_images
+
+        self._restored.append(Restored("database", "layerfs.db", what))
+        if empty:
+            self._restored += Restoring(self._database, self.blobs, self._held, anew=True).run()
+            self._restored += find_images(self._database, self.blobs, self.images)
+
     def _garbage(self) -> Garbage:
         from layerfs.garbage import Garbage
 
         return Garbage(self.root, self._database, self.blobs, all_layers=self.all_layers)
 
-    def _reclaim(self, image: Image) -> list[str]:
+    def _reclaim(self, image: Image, wait: bool) -> list[str]:
         blobs = [image.digest, image.id, *(layer.digest for layer in image.manifest.layers)]
         from layerfs.lazy.origin import layer_names
 
         garbage = self._garbage()
         lazy = layer_names(image.manifest.layers, image.config.diff_ids)
-        return garbage.reclaim(lazy, ()) + garbage.reclaim(image.chain_ids, blobs)
+        return garbage.reclaim(lazy, (), wait=wait) + garbage.reclaim(image.chain_ids, blobs, wait=wait)
 
     def _compare_ids(self) -> None:
         """See whether every id that an ordinary user's store was ever used with is still what it was."""
@@ -917,11 +993,7 @@ class Store:
         query = "SELECT 1 FROM layers WHERE state = 'committed' AND durable = 0 AND boot <> ? LIMIT 1"
         if self._database.row(query, boot) is None:
             return
-        from layerfs.check import Check
-
-        check = Check(
-            self._database, self.blobs, self._assembly, all_layers=self.all_layers, repair=True, contents=True
-        )
+        check = self._check(repair=True, contents=True)
         for layers in self.all_layers():
             check.settle(layers, boot)
         for problem in check.problems:
@@ -971,8 +1043,8 @@ def _default_root() -> Path:
     return Path("/var/lib/layerfs") if os.geteuid() == 0 else Path.home() / ".local/share/layerfs"
 
 
-def _check_format(root: Path) -> None:
-    """Make a store where there is none, and refuse what is not ours."""
+def _check_format(root: Path, *, mend: bool) -> None:
+    """Make a store where there is none, and refuse what is not ours; `mend` writes a damaged file anew."""
     try:
         text = (root / _FORMAT).read_bytes()
     except FileNotFoundError:
@@ -983,8 +1055,12 @@ def _check_format(root: Path) -> None:
     try:
         version = json.loads(text)["layerfs"]
     except (ValueError, KeyError, TypeError) as error:
+        if mend and (root / "blobs").is_dir() and (root / "drivers").is_dir():
+            _write_format(root)
+            return
         raise StoreError(
-            f"{root / _FORMAT} cannot be read", hint="the store is damaged, or is none"
+            f"{root / _FORMAT} cannot be read",
+            hint="the store is damaged, or is none; `layerfs check --repair` writes the file anew",
         ) from error
     if version != FORMAT_VERSION:
         raise StoreError(
@@ -1011,4 +1087,8 @@ def _create(root: Path) -> None:
             Database.create(root / "layerfs.db")
             failpoints.reach("store.database")
             # Last: a store without it was never finished, and is made again.
-            write_atomic(root / _FORMAT, json.dumps({"layerfs": FORMAT_VERSION}).encode() + b"\n")
+            _write_format(root)
+
+
+def _write_format(root: Path) -> None:
+    write_atomic(root / _FORMAT, json.dumps({"layerfs": FORMAT_VERSION}).encode() + b"\n")

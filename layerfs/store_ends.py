@@ -224,10 +224,9 @@ class StoreSink:
         for descriptor, raw, _ in self._pending:
             manifest, config = self._images.parse(raw, descriptor.media_type)
             self._containers.unpack(manifest, config, progress=self._progress)
-        added = [self._images.put(raw, descriptor.media_type) for descriptor, raw, _ in self._pending]
-        for image, (_, _, names) in zip(added, self._pending, strict=True):
-            for name in names:
-                self._images.tag(str(image.digest), name)
+        added = self._images.put_together(
+            [(raw, descriptor.media_type, names) for descriptor, raw, names in self._pending]
+        )
         for descriptor, raw, names in self._pending_indexes:
             self._indexes.put(raw, descriptor.media_type, names)
         self._pending_indexes.clear()

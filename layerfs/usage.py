@@ -1,14 +1,21 @@
-"""What images, containers and blobs occupy: by themselves, together with others, and for nothing."""
+"""What images, containers, layers and blobs occupy: by themselves, together with others, and for nothing."""
 
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from layerfs.blobs import Blobs
 from layerfs.containers import Container, Containers
 from layerfs.database import Database
 from layerfs.errors import LayerfsError, NotFoundError
+from layerfs.garbage import GRACE_SECONDS, orphans
 from layerfs.images import Image, Images
+from layerfs.layers import Layers
+from layerfs.leftovers import Leftovers, is_due
+from layerfs.quarantine import Quarantine
 from layerfs.value import frozen
 
 
@@ -31,11 +38,32 @@ class ImageUsage:
 
 @frozen
 class ContainerUsage:
-    """What a container's own layer occupies, in bytes and inodes; reclaimable while it does not run."""
+    """What a container's own layer occupies, in bytes and inodes; reclaimable while nobody uses it.
+
+    `shared` are the bytes of its image's layers.
+    """
 
     container: Container
     bytes: int
     inodes: int
+    shared: int
+    reclaimable: int
+
+
+@frozen
+class LayerUsage:
+    """What one committed layer occupies by itself, in bytes and inodes, as counted when it was committed.
+
+    `images` and `containers` are how many need it, by themselves or by what lies above it. `reclaimable` is
+    what would be free if nothing that has no container stayed.
+    """
+
+    name: str
+    driver: str
+    bytes: int
+    inodes: int
+    images: int
+    containers: int
     reclaimable: int
 
 
@@ -44,20 +72,36 @@ class DiskUsage:
     """What a store occupies, in bytes and inodes.
 
     `layer_bytes` and `layer_inodes` count every committed layer once. `blob_reclaimable` is in blobs to
-    which nothing refers.
+    which nothing refers. `leftover_bytes` are of what stopped processes left behind, of which
+    `leftover_reclaimable` are old enough to go; `orphans` are layers that nobody knows, by driver and id.
+    `quarantine_bytes` are of what repairs moved aside.
     """
 
     images: tuple[ImageUsage, ...]
     containers: tuple[ContainerUsage, ...]
+    layers: tuple[LayerUsage, ...]
     layer_bytes: int
     layer_inodes: int
     layer_reclaimable: int
     blob_count: int
     blob_bytes: int
     blob_reclaimable: int
+    leftover_count: int
+    leftover_bytes: int
+    leftover_reclaimable: int
+    quarantine_bytes: int
+    quarantine_inodes: int
+    orphans: tuple[tuple[str, str], ...]
 
 
-def measure(database: Database, blobs: Blobs, images: Images, containers: Containers) -> DiskUsage:
+def measure(
+    root: Path,
+    database: Database,
+    blobs: Blobs,
+    images: Images,
+    containers: Containers,
+    all_layers: Callable[[], Sequence[Layers]],
+) -> DiskUsage:
     """Count everything; committed layers as they were counted then, lazy ones as they are."""
     rows = database.rows(
         "SELECT l.id, COALESCE(l.bytes, 0), COALESCE(l.inodes, 0), i.manifest FROM layers l"
@@ -94,21 +138,67 @@ def measure(database: Database, blobs: Blobs, images: Images, containers: Contai
                 users.get(manifest, 0),
             )
         )
-    container_usages = []
+    blob_count, blob_bytes, blob_reclaimable = _measure_blobs(database, blobs)
+    leftovers = [one for one in Leftovers(root, database, blobs).find() if one.kind != "lock"]
+    before = time.time() - GRACE_SECONDS
+    return DiskUsage(
+        tuple(image_usages),
+        tuple(_measure_containers(containers, layers_of, sizes)),
+        tuple(_measure_layers(database, sizes, holders, users)),
+        sum(size for size, _ in sizes.values()),
+        sum(inodes for _, inodes in sizes.values()),
+        sum(sizes[number][0] for number in sizes.keys() - needed),
+        blob_count,
+        blob_bytes,
+        blob_reclaimable,
+        len(leftovers),
+        sum(one.bytes for one in leftovers),
+        sum(one.bytes for one in leftovers if is_due(one, older_than=before)),
+        *Quarantine(root).occupied(),
+        tuple((layers.driver.name, one) for layers in all_layers() for one in orphans(layers)),
+    )
+
+
+def _measure_containers(
+    containers: Containers, layers_of: dict[str, set[int]], sizes: dict[int, tuple[int, int]]
+) -> list[ContainerUsage]:
+    found = []
     for container in containers.list():
-        layers = containers.layers_of(container.driver)
+        try:
+            layers = containers.layers_of(container.driver)
+        except LayerfsError:
+            continue  # its driver cannot work here
         try:
             used = layers.usage(container.id)
         except (NotFoundError, FileNotFoundError):
             if layers.has(container.id):
                 raise
             continue  # it was removed a moment ago
-        free = (
-            0
-            if container.status == "running" or container.mounts() or container.private_mounts()
-            else used.bytes
-        )
-        container_usages.append(ContainerUsage(container, used.bytes, used.inodes, free))
+        busy = container.status == "running" or container.mounts() or container.private_mounts()
+        shared = sum(sizes[number][0] for number in layers_of.get(container.image_digest, ()))
+        found.append(ContainerUsage(container, used.bytes, used.inodes, shared, 0 if busy else used.bytes))
+    return found
+
+
+def _measure_layers(
+    database: Database,
+    sizes: dict[int, tuple[int, int]],
+    holders: dict[int, set[str]],
+    users: dict[str, int],
+) -> list[LayerUsage]:
+    found = []
+    for number, name, driver in database.rows(
+        "SELECT id, name, driver FROM layers WHERE state = 'committed' ORDER BY id"
+    ):
+        size, inodes = sizes.get(number, (0, 0))
+        own = holders.get(number, set())
+        boxes = sum(users.get(manifest, 0) for manifest in own)
+        found.append(LayerUsage(name, driver, size, inodes, len(own), boxes, 0 if boxes else size))
+    return found
+
+
+def _measure_blobs(database: Database, blobs: Blobs) -> tuple[int, int, int]:
+    """Give how many blobs there are, their bytes, and the bytes of those to which nothing refers."""
     referred = {
         blob for (blob,) in database.rows("SELECT blob FROM links UNION SELECT blob FROM index_links")
     }
@@ -117,18 +207,13 @@ def measure(database: Database, blobs: Blobs, images: Images, containers: Contai
     referred.update(
         seek for blob, seek in database.rows("SELECT blob, seek FROM seek_tables") if blob in referred
     )
-    blob_sizes = {}
+    sizes = {}
     for digest in blobs.list():
         # One that is collected meanwhile occupies nothing.
         with contextlib.suppress(NotFoundError):
-            blob_sizes[str(digest)] = blobs.size(digest)
-    return DiskUsage(
-        tuple(image_usages),
-        tuple(container_usages),
-        sum(size for size, _ in sizes.values()),
-        sum(inodes for _, inodes in sizes.values()),
-        sum(sizes[number][0] for number in sizes.keys() - needed),
-        len(blob_sizes),
-        sum(blob_sizes.values()),
-        sum(size for name, size in blob_sizes.items() if name not in referred),
+            sizes[str(digest)] = blobs.size(digest)
+    return (
+        len(sizes),
+        sum(sizes.values()),
+        sum(size for name, size in sizes.items() if name not in referred),
     )

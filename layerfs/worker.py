@@ -125,6 +125,30 @@ class Worker(Generic[Result]):
             self._status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
 
+def detach(work: Callable[[], object], *, keep: Iterable[int]) -> bool:
+    """Have work done by a process that outlives this one; False if none can be had.
+
+    It is no child of this one, has no terminal, and tells nobody how it went. `keep` are descriptors that
+    stay open there.
+    """
+    try:
+        pid = _fork()
+    except OSError:
+        return False
+    if pid == 0:
+        try:
+            os.setsid()
+            if os.fork() == 0:
+                _be_nobodys({*keep})
+                work()
+        finally:
+            os._exit(0)
+    # Somebody may wait for all children of this process.
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+    return True
+
+
 def listen(workers: Sequence[Worker[Result]]) -> None:
     """Wait until any of these running workers tells something, and pass it on, in the order given."""
     poll = select.poll()
@@ -163,6 +187,30 @@ def _be_alone(told: int, keep: set[int]) -> None:
     # Ctrl-C comes to the whole group of processes; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _close_all_but(keep)
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(told, 0)
+    if poll.poll(0):
+        # The parent went before that.
+        os._exit(1)
+
+
+def _be_nobodys(keep: set[int]) -> None:
+    """Let go of everything, and leave the processors to others."""
+    gc.freeze()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(nothing, standard)
+    _close_all_but({0, 1, 2, *keep})
+    os.chdir("/")
+    os.nice(10)
+
+
+def _close_all_but(keep: set[int]) -> None:
     next_one = 0
     for descriptor in sorted(keep):
         # An empty range that begins at 0 would be every descriptor.
@@ -170,12 +218,6 @@ def _be_alone(told: int, keep: set[int]) -> None:
             os.closerange(next_one, descriptor)
         next_one = descriptor + 1
     os.closerange(next_one, os.sysconf("SC_OPEN_MAX") + 1)
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    poll = select.poll()
-    poll.register(told, 0)
-    if poll.poll(0):
-        # The parent went before that.
-        os._exit(1)
 
 
 def _packed(error: BaseException) -> bytes:

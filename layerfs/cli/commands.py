@@ -59,8 +59,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Housekeeping": {
         "gc": ("housekeeping", "Remove what nothing needs any more"),
         "check": ("housekeeping", "Verify the store, and repair it"),
-        "du": ("housekeeping", "Show what the store occupies"),
-        "info": ("housekeeping", "Describe the store and this host"),
+        "du": ("usage", "Show what the store occupies"),
+        "info": ("usage", "Describe the store and this host"),
         "drivers": ("housekeeping", "Explain which drivers work here"),
         "convert": ("converting", "Move containers and images to another driver"),
         "unshare": ("unshare", "Run a command in the user namespace of an ordinary user's store"),

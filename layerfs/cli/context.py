@@ -42,7 +42,12 @@ class Context:
             serve_fuse_through(front)
 
     def open_store(
-        self, *, here: bool = False, beside: int | None = None, squash_owners: bool = False
+        self,
+        *,
+        here: bool = False,
+        beside: int | None = None,
+        squash_owners: bool = False,
+        rebuild: bool = False,
     ) -> Store:
         """Open the store, in a user namespace of our own when we are not root; the caller closes it.
 
@@ -50,6 +55,7 @@ class Context:
             here: an ordinary user's mounts are made in that namespace, where only we see them.
             beside: a process (pidfd_open(2)) whose user namespace is entered instead of a new one.
             squash_owners: as `Store.open` has it.
+            rebuild: make a database that is lost anew.
         """
         from layerfs.store import Store
 
@@ -62,6 +68,7 @@ class Context:
             outside=None if here else self.outside,
             registry=registry_options,
             squash_owners=squash_owners,
+            rebuild=rebuild,
         )
 
     def ask_store(self, work: Callable[[Store], Result]) -> Result:

@@ -1,15 +1,18 @@
-"""`gc`, `check`, `du`, `info` and `drivers`: how the store is, and how to keep it well."""
+"""`gc`, `check` and `drivers`: how to keep the store well, and what could serve it."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
-from layerfs.cli import output
+from layerfs.cli import output, registry_options
 from layerfs.cli.commands import Command
 from layerfs.cli.context import Context, note
-from layerfs.cli.parser import CommandParser
+from layerfs.cli.parser import CommandParser, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from layerfs.check.findings import Findings
 
 
 def _configure_gc(parser: CommandParser) -> None:
@@ -43,16 +46,27 @@ def _gc(context: Context, arguments: argparse.Namespace) -> int:
 
 
 def _configure_check(parser: CommandParser) -> None:
-    parser.flag("--repair", help="mend what is damaged, from the kept blobs")
-    parser.flag("--contents", help="read the data of every file in every layer too, which takes long")
+    parser.flag("--repair", help="mend what is damaged, and move what nobody knows to ROOT/quarantine")
+    parser.flag(
+        "--deep", "--contents", help="read the data of every file and of every blob too, which takes long"
+    )
+    parser.flag(
+        "--from-registry",
+        help="for a repair, get what is not here any more from the registries that the images' names say",
+    )
+    registry_options.add(parser)
+    parser.flag("-v", "--verbose", help="name what stopped processes left behind, too")
     parser.flag("-q", "--quiet", help="show no progress")
 
 
 def _check(context: Context, arguments: argparse.Namespace) -> int:
-    with context.open_store() as store:
+    if arguments.from_registry and not arguments.repair:
+        raise UsageError("--from-registry is for a repair", hint="add --repair")
+    with context.open_store(rebuild=arguments.repair) as store:
         found = store.check(
             repair=arguments.repair,
-            contents=arguments.contents,
+            contents=arguments.deep,
+            registry=registry_options.read(arguments) if arguments.from_registry else None,
             progress=context.progress(quiet=arguments.quiet or not sys.stderr.isatty()),
         )
     if context.json:
@@ -61,135 +75,33 @@ def _check(context: Context, arguments: argparse.Namespace) -> int:
                 "sound": found.sound,
                 "blobs": found.blobs,
                 "layers": found.layers,
+                "files": found.files,
                 "problems": [one._asdict() for one in found.problems],
+                "leftovers": [{**one._asdict(), "what": one.what} for one in found.leftovers],
             }
         )
         return 0 if found.sound else 1
     for problem in found.problems:
-        output.line(
-            f"{problem.kind} {problem.subject}: {problem.what}{' (repaired)' if problem.repaired else ''}"
-        )
-    left = [problem for problem in found.problems if not problem.repaired]
-    counted = f"{len(found.problems)} problems, {len(left)} left" if found.problems else "all sound"
-    note(f"{found.blobs} blobs and {found.layers} layers checked: {counted}")
-    for hint in dict.fromkeys(problem.hint for problem in left if problem.hint):
-        note(f"hint: {hint}")
+        done = f" (repaired: {problem.how})" if problem.repaired else ""
+        output.line(f"{problem.kind} {problem.subject}: {problem.what}{done}")
+    for one in found.leftovers if arguments.verbose else ():
+        output.line(f"left behind: {one.kind} {one.name} ({output.size(one.bytes)}): {one.what}")
+    _conclude(found, repair=arguments.repair)
     return 0 if found.sound else 1
 
 
-def _configure_nothing(parser: CommandParser) -> None:
+def _conclude(found: Findings, *, repair: bool) -> None:
+    left = [problem for problem in found.problems if not problem.repaired]
+    counted = f"{len(found.problems)} problems, {len(left)} left" if found.problems else "all sound"
+    note(f"{found.blobs} blobs, and {found.layers} layers with {found.files} files, checked: {counted}")
+    if found.leftovers and not repair:
+        note(f"stopped processes left {len(found.leftovers)} things behind, which `layerfs gc` removes")
+    for hint in dict.fromkeys(problem.hint for problem in left if problem.hint):
+        note(f"hint: {hint}")
+
+
+def _configure_drivers(parser: CommandParser) -> None:
     """Take no arguments of its own."""
-
-
-def _configure_du(parser: CommandParser) -> None:
-    parser.flag("-v", "--verbose", help="show each image and each container too")
-
-
-def _du(context: Context, arguments: argparse.Namespace) -> int:
-    with context.open_store() as store:
-        usage = store.disk_usage()
-    images, containers = usage.images, usage.containers
-    totals = [
-        (
-            "images",
-            len(images),
-            sum(one.containers > 0 for one in images),
-            usage.layer_bytes,
-            usage.layer_reclaimable,
-        ),
-        (
-            "containers",
-            len(containers),
-            sum(one.container.status == "running" for one in containers),
-            sum(one.bytes for one in containers),
-            sum(one.reclaimable for one in containers),
-        ),
-        ("blobs", usage.blob_count, usage.blob_count, usage.blob_bytes, usage.blob_reclaimable),
-    ]
-    if context.json:
-        document: dict[str, object] = {
-            name: {"total": total, "active": active, "size": size, "reclaimable": reclaimable}
-            for name, total, active, size, reclaimable in totals
-        }
-        document["by_image"] = [
-            {
-                "id": str(one.image.id),
-                "names": list(one.image.names),
-                "size": one.bytes,
-                "inodes": one.inodes,
-                "shared": one.shared,
-                "exclusive": one.exclusive,
-                "reclaimable": one.reclaimable,
-                "containers": one.containers,
-            }
-            for one in images
-        ]
-        document["by_container"] = [
-            {"id": one.container.id, "name": one.container.name, "size": one.bytes, "inodes": one.inodes}
-            for one in containers
-        ]
-        output.document(document)
-        return 0
-    output.table(
-        ["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"],
-        [
-            (name.capitalize(), str(total), str(active), output.size(size), output.size(reclaimable))
-            for name, total, active, size, reclaimable in totals
-        ],
-    )
-    if arguments.verbose:
-        output.line("")
-        output.table(
-            ["IMAGE", "ID", "SIZE", "SHARED", "EXCLUSIVE", "RECLAIMABLE", "INODES", "CONTAINERS"],
-            [
-                (
-                    one.image.names[0] if one.image.names else "<none>",
-                    output.short(str(one.image.id)),
-                    *map(output.size, (one.bytes, one.shared, one.exclusive, one.reclaimable)),
-                    str(one.inodes),
-                    str(one.containers),
-                )
-                for one in images
-            ],
-        )
-        output.line("")
-        output.table(
-            ["CONTAINER", "ID", "SIZE", "INODES"],
-            [
-                (one.container.name, output.short(one.container.id), output.size(one.bytes), str(one.inodes))
-                for one in containers
-            ],
-        )
-    return 0
-
-
-def _info(context: Context, arguments: argparse.Namespace) -> int:
-    from layerfs import __version__
-
-    with context.open_store() as store:
-        found = store.info()
-    host = os.uname()
-    facts: dict[str, object] = {
-        "version": __version__,
-        "root": str(found.root),
-        "format": found.format_version,
-        "driver": found.driver,
-        "durability": found.durability,
-        "images": found.images,
-        "layers": found.layers,
-        "containers": found.containers,
-        "running": found.running,
-        "kernel": host.release,
-        "architecture": host.machine,
-        "rootless": context.rootless,
-    }
-    if context.json:
-        output.document(facts)
-        return 0
-    for name, value in facts.items():
-        shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
-        output.line(f"{name.capitalize() + ':':<14}{shown}")
-    return 0
 
 
 def _drivers(context: Context, arguments: argparse.Namespace) -> int:
@@ -232,29 +144,23 @@ them; what was made a moment ago stays too.""",
     ),
     "check": Command(
         description="""\
-Compares every blob with its digest, every layer with its table of contents, and the database with both.
-The exit status is 1 when something is wrong and was not repaired.""",
-        examples=["layerfs check", "layerfs check --repair"],
+Compares every blob with its digest, every layer with its table of contents, the database with both and with
+the records beside it, and the recorded mounts with the kernel's. The exit status is 1 when something is wrong
+and was not repaired.
+
+Without --deep the data of files, and of layers' blobs larger than 4 MiB, is not read: sizes, times and all
+attributes are compared. With --repair damaged layers are made anew from their blobs, and a database that is
+lost or damaged from the records. Nothing is deleted: what is damaged or unknown is moved to ROOT/quarantine,
+and stays there until you remove it.""",
+        examples=["layerfs check", "layerfs check --repair", "layerfs check --deep --repair --from-registry"],
         configure=_configure_check,
         run=_check,
-    ),
-    "du": Command(
-        description="RECLAIMABLE is what would be free if everything that nothing uses were removed.",
-        examples=["layerfs du"],
-        configure=_configure_du,
-        run=_du,
-    ),
-    "info": Command(
-        description="The directory, the driver, what the host offers, and how much is stored.",
-        examples=["layerfs info", "layerfs --json info"],
-        configure=_configure_nothing,
-        run=_info,
     ),
     "drivers": Command(
         description="""\
 Each, best first, is tried on the file system of the store, and says what it lacks, or what serves it.""",
         examples=["layerfs drivers"],
-        configure=_configure_nothing,
+        configure=_configure_drivers,
         run=_drivers,
     ),
 }

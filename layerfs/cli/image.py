@@ -90,6 +90,7 @@ def _tag(context: Context, arguments: argparse.Namespace) -> int:
 def _configure_rmi(parser: CommandParser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="a name, or an id")
     parser.flag("-f", "--force", help="remove all names of an id, and images that stopped containers use")
+    parser.flag("--wait", help="return when the space is free, too; else large layers go in the background")
 
 
 def _rmi(context: Context, arguments: argparse.Namespace) -> int:
@@ -97,7 +98,7 @@ def _rmi(context: Context, arguments: argparse.Namespace) -> int:
     with context.open_store() as store:
 
         def remove(name: str) -> None:
-            for text in store.images.remove(name, force=arguments.force):
+            for text in store.images.remove(name, force=arguments.force, wait=arguments.wait):
                 removed.append(text)
                 if not context.json:
                     output.line(text)

@@ -55,14 +55,15 @@ class TestVfsDriver(DriverContract):
         assert found.pop(b"b") is ChangeKind.DELETED
         assert not found.keys() & {b"same", b"changed", b"more"}
 
-    def test_usage_counts_links_of_one_tree_once_and_shared_files_whole(
+    def test_usage_counts_links_of_one_tree_once_and_files_of_lower_layers_not_again(
         self, driver: Driver, stack: Stack
     ) -> None:
         layer = stack.apply([file(b"a", b"x" * (1 << 20)), hard_link(b"b", b"a")])
         alone = driver.usage(layer, [])
-        above = driver.usage(stack.apply([file(b"c")]), [layer])
-        assert above.inodes == alone.inodes + 1
-        assert above.bytes - alone.bytes < 1 << 16
+        assert alone.inodes == 2 and alone.bytes >= 1 << 20
+        above = driver.usage(stack.apply([file(b"c", b"y" * 100_000), hard_link(b"d", b"c")]), [layer])
+        assert above.inodes == 2
+        assert 98_304 <= above.bytes < 1 << 18
 
     def test_a_file_without_room_for_another_name_is_copied_with_all_the_others(
         self, driver: Driver, stack: Stack, monkeypatch: pytest.MonkeyPatch

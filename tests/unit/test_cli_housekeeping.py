@@ -1,4 +1,4 @@
-"""Tests of `gc`, `check`, `du`, `info` and `drivers`."""
+"""Tests of `gc`, `check` and `drivers`."""
 
 from __future__ import annotations
 
@@ -43,19 +43,6 @@ def test_a_damaged_blob_is_found(tmp_path: Path) -> None:
     assert config in done.out
 
 
-def test_usage_is_shown_in_whole_and_by_image(layerfs: CommandLine) -> None:
-    assert layerfs.good("du").splitlines()[0].split() == ["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]
-    assert IMAGE in layerfs.good("du", "--verbose")
-    assert layerfs.json("du")["images"]["total"] == 1
-
-
-def test_info_describes_the_store(layerfs: CommandLine) -> None:
-    facts = layerfs.json("info")
-    assert facts["root"] == str(layerfs.root)
-    assert facts["images"] == 1
-    assert f"Driver:       {facts['driver']}\n" in layerfs.good("info")
-
-
 def test_drivers_are_explained_without_making_a_store(tmp_path: Path) -> None:
     layerfs = CommandLine(tmp_path / "store")
     found = {one["name"]: one for one in layerfs.json("drivers")}
@@ -92,3 +79,43 @@ def test_the_driver_can_be_chosen_by_option_and_by_environment(tmp_path: Path) -
     done = layerfs.run("--driver", "nosuch", "info")
     assert done.status == 1
     assert "nosuch" in done.err
+
+
+def test_damage_that_is_repaired_is_no_failure(tmp_path: Path) -> None:
+    layerfs = make_store(tmp_path)
+    next((layerfs.root / "drivers").glob("*/*/*/bin")).chmod(0o700)
+    assert layerfs.run("check").status == 1
+    done = layerfs.run("check", "--repair", "--deep")
+    assert done.status == 0
+    assert "its mode is 700" in done.out and "(repaired: its " in done.out
+    assert layerfs.run("check", "--deep").status == 0
+
+
+def test_a_lost_database_is_made_anew_by_a_repair_alone(tmp_path: Path) -> None:
+    layerfs = make_store(tmp_path)
+    layerfs.good("create", "--name", "box", IMAGE)
+    for path in layerfs.root.glob("layerfs.db*"):
+        path.unlink()
+    done = layerfs.run("check")
+    assert done.status == 1 and "check --repair" in done.err
+    done = layerfs.run("check", "--repair")
+    assert done.status == 0, done.err
+    assert "database layerfs.db: it is missing (repaired: " in done.out
+    assert IMAGE.partition(":")[0] in layerfs.good("images")
+    assert "box" in layerfs.good("ps", "-a")
+    assert layerfs.run("check").status == 0
+
+
+def test_remains_of_stopped_processes_are_named_when_asked_for(tmp_path: Path) -> None:
+    layerfs = make_store(tmp_path)
+    (layerfs.root / "tmp/ingest-abc").write_bytes(b"x")
+    done = layerfs.run("check", "--verbose")
+    assert done.status == 0
+    assert "left behind: partial tmp/ingest-abc" in done.out
+    assert "layerfs gc" in done.err
+    (one,) = layerfs.json("check")["leftovers"]
+    assert one["kind"] == "partial"
+
+
+def test_registries_are_asked_for_a_repair_only(layerfs: CommandLine) -> None:
+    assert layerfs.run("check", "--from-registry").status == 2

@@ -10,9 +10,11 @@ import pytest
 
 from layerfs import garbage
 from layerfs.digest import Digest
+from layerfs.directories import occupied
 from layerfs.garbage import Report
 from layerfs.leases import Lease
 from layerfs.store import Store
+from tests.support.tiny_images import TinyImage, layout_files, tar, write_files
 
 
 @pytest.fixture
@@ -123,9 +125,12 @@ def test_a_containers_layer_without_its_container_goes(store: Store, tmp_path: P
 def test_orphans_of_the_driver_go(store: Store) -> None:
     store.driver.create("orphan1", [])
     assert list(garbage.orphans(store.layers)) == ["orphan1"]
-    dry = store.collect(dry_run=True)
+    # It may be all that is left of a container whose row was lost.
+    assert [item.reason for item in store.collect().kept] == ["younger than the grace period"]
+    dry = store.collect(dry_run=True, grace=0)
     assert [(item.kind, item.name) for item in dry.removed] == [("orphan", "orphan1")]
-    store.collect()
+    assert dry.freed > 0
+    store.collect(grace=0)
     assert list(store.driver.layers()) == []
 
 
@@ -174,6 +179,76 @@ def test_disk_usage_tells_shared_exclusive_and_reclaimable_apart(store: Store, t
     assert usage.blob_count == len(list(store.blobs.list()))
     assert usage.blob_reclaimable == store.blobs.size(loose) == len(b"loose")
     assert Digest.of(b"loose") == loose
+
+
+def test_a_dry_run_foresees_what_stays_for_a_blob(store: Store, tmp_path: Path) -> None:
+    image = TinyImage(b"low" * 1000, compress=False)
+    write_files(tmp_path / "layout", layout_files([image.entry(name="1")], image.blobs))
+    store.pull(f"oci:{tmp_path}/layout:1", "app")
+    with store._database.transaction() as connection:
+        # An image with that blob whose own layer is not unpacked, as one of another driver may be.
+        connection.execute("DELETE FROM image_layers")
+        connection.execute("UPDATE layers SET updated_ns = 0")
+    dry, real = (store.collect(grace=0, dry_run=dry_run) for dry_run in (True, False))
+    assert dry.removed == real.removed == ()
+    for report in (dry, real):
+        (reason,) = (item.reason for item in report.kept if item.kind == "layer")
+        assert "holds a blob that" in reason and "image" in reason
+
+
+def test_partial_blobs_of_interrupted_pulls_stay_for_the_grace_period(store: Store) -> None:
+    digest = Digest.of(b"whole")
+    with store.blobs.ingest(digest, 5) as ingest:
+        ingest.write(b"who")
+        (item,) = store.collect(grace=0).kept
+        assert (item.kind, item.reason) == ("partial", "in use by a running operation")
+    (item,) = store.collect().kept
+    assert (item.kind, item.reason) == ("partial", "younger than the grace period")
+    with store.blobs.ingest(digest, 5) as ingest:
+        assert ingest.offset == 3
+    (partial,) = (store.root / "tmp").iterdir()
+    os.utime(partial, (0, 0))
+    (item,) = store.collect(dry_run=True).removed
+    assert (item.kind, item.name) == ("partial", f"tmp/{partial.name}") and partial.exists()
+    assert store.collect().freed > 0
+    assert not partial.exists()
+
+
+def test_a_dry_run_names_what_was_half_made(store: Store) -> None:
+    layer = store.layers.prepare("key")
+    store.layers.table.mark(layer)
+    (item,) = store.collect(dry_run=True).removed
+    assert (item.kind, item.name, item.reason) == ("layer", layer.driver_id, "half removed")
+    assert list(store.driver.layers()) == [layer.driver_id]
+
+
+def test_every_layer_is_counted_with_its_users(store: Store, tmp_path: Path) -> None:
+    add_image(store, tmp_path, "base", "x" * 100_000)
+    box = store.containers.create("base")
+    with box.mounted() as place:
+        (place / "more").write_bytes(b"y" * 50_000)
+    box.commit("child")
+    usage = store.disk_usage()
+    assert [(one.images, one.containers, one.reclaimable) for one in usage.layers] == [
+        (2, 1, 0),
+        (1, 0, usage.layers[1].bytes),
+    ]
+    assert sum(one.bytes for one in usage.layers) == usage.layer_bytes
+    assert usage.containers[0].shared == usage.layers[0].bytes
+    store.driver.create("orphan1", [])
+    assert store.disk_usage().orphans == (("overlay2", "orphan1"),)
+
+
+def test_a_vfs_store_is_not_counted_twice(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "root", driver="vfs", durability="none") as store:
+        image = TinyImage(tars=[tar({"low": b"x" * 200_000}), tar({"high": b"y" * 100_000})])
+        write_files(tmp_path / "layout", layout_files([image.entry(name="1")], image.blobs))
+        store.pull(f"oci:{tmp_path}/layout:1", "app")
+        usage = store.disk_usage()
+        low, high = (one.bytes for one in usage.layers)
+        assert low >= 196_608 and 98_304 <= high < 196_608
+        trees = [store.driver.root / store.layers.stat(one.name).driver_id / "tree" for one in usage.layers]
+        assert occupied(trees) == (usage.layer_bytes, usage.layer_inodes)
 
 
 def test_records_of_mounts_that_a_dead_process_never_made_go(store: Store, tmp_path: Path) -> None:

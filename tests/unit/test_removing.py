@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,3 +88,39 @@ def test_files_that_cannot_be_removed_are_removed_later(
     monkeypatch.undo()
     assert store.layers.finish() == 2
     assert not list(store.driver.layers())
+
+
+def test_who_does_not_wait_leaves_the_files_to_another_process(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removing, "_WORTH_A_PROCESS", 0)
+    names = add_chain(store, 4, files=300)
+    removed = remove_together(store.layers, names, wait=False)
+    assert [layer.name for layer in removed] == names
+    assert not list(store.layers.walk())
+    # The names and the blobs are free at once.
+    store.layers.prepare("layer-0")
+    held = {layer.driver_id for layer in removed}
+    deadline = time.monotonic() + 60
+    while store.layers.table.marked():
+        assert time.monotonic() < deadline
+        store.layers.finish()
+        time.sleep(0.01)
+    assert not held.intersection(store.driver.layers())
+    assert not held.intersection(os.listdir(store.root / "locks"))
+    assert store.check().sound
+
+
+def test_a_killed_remover_is_finished_by_who_opens_the_store(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removing, "_WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(removing, "_remove_each", lambda driver, layers: os.kill(os.getpid(), 9))
+    remove_together(store.layers, add_chain(store, 2), wait=False)
+    assert len(store.layers.table.marked()) == 2
+    with Store.open(store.root) as again:
+        deadline = time.monotonic() + 60
+        while again.layers.table.marked():
+            assert time.monotonic() < deadline
+            again.layers.finish()
+        assert list(again.driver.layers()) == []

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -557,6 +558,20 @@ def test_content_decides_how_a_layer_is_compressed_and_a_wrong_media_type_is_tol
         store.pull(f"oci:{tmp_path / 'layout'}:a:1", "a:1")
         assert [words in warning for warning in warnings] == [True]
         assert files_of(store, "a:1") == {"file0": b"one"}
+
+
+def test_a_load_that_fails_leaves_no_image_without_a_name(store: Store, tmp_path: Path) -> None:
+    make_layout(tmp_path / "layout", LAYERS)
+    store.pull(f"oci:{tmp_path}/layout", "app")
+    store.save(["app"], tmp_path / "saved.tar")
+    store.images.remove("app")
+    trigger = "CREATE TRIGGER no BEFORE INSERT ON tags BEGIN SELECT RAISE(ABORT, 'no'); END"
+    store._database._connection.execute(trigger)
+    with pytest.raises(sqlite3.IntegrityError):
+        store.load(tmp_path / "saved.tar")
+    store._database._connection.execute("DROP TRIGGER no")
+    assert store.images.list() == []
+    assert [image.names for image in store.load(tmp_path / "saved.tar")] == [("app:latest",)]
 
 
 def test_a_container_of_which_only_the_record_survived_goes_after_a_reboot(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Looks for damage in a store, and repairs what can be repaired: blobs, layers, the database, mounts."""

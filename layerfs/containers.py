@@ -81,12 +81,13 @@ class Container:
     pid: int | None
     _containers: Containers = field(repr=False, compare=False)
 
-    def mount(self, target: Path, *, read_only: bool = False, options: Sequence[str] = ()) -> None:
+    def mount(self, target: Path | str, *, read_only: bool = False, options: Sequence[str] = ()) -> None:
         """Mount the tree on a directory, where it stays until `unmount`; see `Layers.mount`.
 
         Each of `options` is a word, or several with commas between them, as mount(8) takes them after -o.
         Raises InvalidError where the mount would hide the store, too.
         """
+        target = Path(target)
         parsed = MountOptions.parse(options)
         layers = self._containers.layers_of(self.driver)
         layers.check_target(target)

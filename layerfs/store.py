@@ -288,7 +288,7 @@ class Store:
         source: str,
         name: str | None = None,
         *,
-        platform: Platform | None = None,
+        platform: Platform | str | None = None,
         all_platforms: bool = False,
         options: Options | None = None,
         progress: Progress | None = None,
@@ -299,7 +299,7 @@ class Store:
             source: as skopeo writes it: ``docker://HOST/REPOSITORY:TAG``, ``oci:DIR[:TAG]``,
                 ``oci-archive:FILE[:TAG]`` or ``docker-archive:FILE[:NAME]``; no prefix means ``docker://``.
             name: what it is called here; when None what the source calls it, or else as `source` looks.
-            platform: which image of several; this machine's when None.
+            platform: which image of several, as text ``OS/ARCHITECTURE[/VARIANT]``; this machine's when None.
             all_platforms: keep those of the other platforms, too, and the index that names them all, for
                 `push`; they are not unpacked.
             options: how a registry is spoken with.
@@ -312,8 +312,10 @@ class Store:
             TransportError: the registry cannot be reached, or refuses.
         """
         from layerfs import transports
+        from layerfs.oci.platform import Platform
         from layerfs.transports.copying import copy_index
 
+        platform = Platform.given(platform)
         if name is not None:
             full_name(name)
         place = transports.parse(source)
@@ -494,7 +496,7 @@ class Store:
         return True
 
     def read_image(
-        self, image: str, *, platform: Platform | None = None, options: Options | None = None
+        self, image: str, *, platform: Platform | str | None = None, options: Options | None = None
     ) -> OpenImage:
         """Open an image for reading its files, without unpacking it; the caller closes it.
 
@@ -509,8 +511,10 @@ class Store:
             LayerfsError: it cannot be read.
         """
         from layerfs import reading, transports
+        from layerfs.oci.platform import Platform
         from layerfs.seekable.tables import Tables
 
+        platform = Platform.given(platform)
         if transports.has_transport(image) and not self.has_image(image):
             return reading.open_place(
                 transports.parse(image), platform=platform, options=options, spool=self._spool,
@@ -526,13 +530,13 @@ class Store:
     def mount(
         self,
         what: str,
-        target: Path,
+        target: Path | str,
         *,
         read_only: bool = False,
         name: str | None = None,
         options: Sequence[str] = (),
         lazy: bool = False,
-        platform: Platform | None = None,
+        platform: Platform | str | None = None,
         registry: Options | None = None,
     ) -> Container:
         """Mount a container, or an image with a fresh writable layer, on a directory until `unmount`.
@@ -559,6 +563,7 @@ class Store:
         """
         if registry is not None:
             self._registry = lambda: registry
+        target = Path(target)
         # Before anything is made.
         self._any_layers().check_target(target)
         container = self.containers.find(what)
@@ -794,9 +799,10 @@ class Store:
         self._layers[driver.name] = layers
         return layers
 
-    def _create_lazy(self, what: str, *, name: str | None, platform: Platform | None) -> Container:
+    def _create_lazy(self, what: str, *, name: str | None, platform: Platform | str | None) -> Container:
         """Make a container on an image of which no more is here than is needed to show its tree."""
         from layerfs.lazy import preparing
+        from layerfs.oci.platform import Platform
         from layerfs.seekable.tables import Tables
 
         tables = Tables(self._database, self.blobs, budget=self._budget, warn=self._warn)
@@ -804,8 +810,8 @@ class Store:
         with Lease(self._database) as lease:
             prepared = preparing.prepare(
                 what, layers=layers, images=self.images, lease=lease, tables=tables, spool=self._spool,
-                is_stored=self.has_image(what), platform=platform, options=self._registry_options(),
-                warn=self._warn,
+                is_stored=self.has_image(what), platform=Platform.given(platform),
+                options=self._registry_options(), warn=self._warn,
             )  # fmt: skip
             return self.containers.create(
                 str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)

@@ -100,7 +100,12 @@ class Session:
         Args:
             options: how registries are spoken with.
             warn: told of what is odd, such as a mirror that fails.
+
+        Raises:
+            TypeError: the options are something else.
         """
+        if not isinstance(options, Options | None):
+            raise TypeError(f"options are layerfs.Options, and no {type(options).__name__}")
         self.options = options or Options()
         self.warn = warn
         self._hurry = 0

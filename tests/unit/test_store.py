@@ -36,7 +36,14 @@ from layerfs.progress import Silent
 from layerfs.store import Store
 from layerfs.transports import copy, oci_layout
 from layerfs.transports.endpoint import Source
-from tests.support.tiny_images import TinyImage, document, layout_files, write_files
+from tests.support.tiny_images import (
+    TinyImage,
+    document,
+    layout_files,
+    layout_of_index,
+    multi_platform,
+    write_files,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,6 +187,25 @@ def test_an_image_is_pulled_and_pushed_byte_for_byte(store: Store, tmp_path: Pat
         assert (tmp_path / "copy/blobs/sha256" / blob.name).read_bytes() == blob.read_bytes()
     with pytest.raises(NotFoundError):
         store.pull(f"oci:{tmp_path}/layout:other")
+
+
+def test_a_platform_and_a_directory_may_be_given_as_texts(store: Store, tmp_path: Path) -> None:
+    index, images = multi_platform("linux/amd64", "linux/arm64")
+    layout = layout_of_index(tmp_path / "layout", index, images, name="1")
+    image = store.pull(f"oci:{layout}:1", "arm:1", platform="linux/aarch64")
+    assert image.config.architecture == "arm64"
+    with store.read_image(f"oci:{layout}:1", platform="linux/arm64") as opened:
+        assert b"".join(opened.read(b"/file0")) == b"linux/arm64"
+    for wrong in ({"os": "linux"}, 5):
+        with pytest.raises(TypeError, match="a platform is a Platform, or text"):
+            store.pull(f"oci:{layout}:1", platform=wrong)  # type: ignore[arg-type]
+    target = tmp_path / "tree"
+    target.mkdir()
+    made = store.mount("arm:1", str(target))
+    assert (target / "file0").read_bytes() == b"linux/arm64"
+    store.unmount(str(target))
+    made.mount(str(target))
+    made.unmount()
 
 
 @pytest.mark.parametrize("form", ["docker", "oci"])

@@ -130,8 +130,13 @@ def test_what_was_fetched_stays_for_later_mounts(image: EstargzImage, store: Sto
             (tree / "bin" / "su").read_bytes()
         assert raised.value.errno == errno.EIO
     assert "cannot fetch /bin/su: " in logged(store)
-    (problem,) = store.check().problems
-    assert problem.what.startswith("cannot fetch /bin/su: ") and "tried again" in problem.hint
+    found = store.check()
+    assert found.sound
+    (note,) = found.notes
+    assert note.what.startswith("cannot fetch /bin/su: ") and "tries again" in note.hint
+    (repaired,) = store.check(repair=True).problems
+    assert repaired.repaired and "quarantine/fuse-" in repaired.how
+    assert store.check().notes == ()
 
 
 def test_a_read_only_mount_fetches_too(image: EstargzImage, store: Store, tmp_path: Path) -> None:

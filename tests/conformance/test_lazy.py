@@ -139,6 +139,20 @@ def test_what_was_fetched_stays_for_later_mounts(image: EstargzImage, store: Sto
     assert store.check().notes == ()
 
 
+def test_reading_an_image_that_was_mounted_lazily_says_what_helps(
+    image: EstargzImage, store: Store, tmp_path: Path
+) -> None:
+    place = layout(tmp_path / "layout", image)
+    with lazily(store, place, tmp_path / "lazy"):
+        (name,) = store.images.list()[0].names
+        with pytest.raises(NotFoundError, match=f"of {name} is not in the store") as raised:
+            store.read_image(name)
+    assert f"layerfs pull SOURCE {name}`" in raised.value.hint
+    store.pull(place, name)
+    with store.read_image(name) as opened:
+        assert b"".join(opened.read(b"/etc/hosts")) == b"127.0.0.1 localhost\n" * 300
+
+
 def test_a_read_only_mount_fetches_too(image: EstargzImage, store: Store, tmp_path: Path) -> None:
     with lazily(store, layout(tmp_path / "layout", image), tmp_path / "lazy", read_only=True) as tree:
         assert (tree / "etc" / "hosts").read_bytes() == b"127.0.0.1 localhost\n" * 300

@@ -330,6 +330,7 @@ class Store:
             if all_platforms:
                 copy_index(origin, sink, image=place.name, names=names, progress=progress)
             sink.commit()
+            self._compare_platforms(sink.stored[0], platform)
             return sink.stored[0]
 
     def push(
@@ -813,9 +814,20 @@ class Store:
                 is_stored=self.has_image(what), platform=Platform.given(platform),
                 options=self._registry_options(), warn=self._warn,
             )  # fmt: skip
+            self._compare_platforms(prepared.image, Platform.given(platform))
             return self.containers.create(
                 str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
             )
+
+    def _compare_platforms(self, image: Image, wanted: Platform | None) -> None:
+        """Warn of an image for another machine, which a source without a choice, or a wrong index, gives."""
+        from layerfs.oci.platform import Platform
+
+        found = image.config.platform
+        if found.architecture and (wanted or Platform.host()).rank(found) is None:
+            why = f"not for {wanted} as was asked" if wanted else f"and this machine is {Platform.host()}"
+            name = image.names[0] if image.names else str(image.digest)
+            self._warn(f"{name} is for {found}, {why}")
 
     def _seen_driver(self) -> str | None:
         """Name the driver for a new mount where an ordinary user would not see what our own one mounts."""

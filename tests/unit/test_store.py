@@ -32,6 +32,7 @@ from layerfs.images import Image
 from layerfs.oci.config import History, ImageConfig
 from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.manifest import Manifest
+from layerfs.oci.platform import Platform
 from layerfs.progress import Silent
 from layerfs.store import Store
 from layerfs.transports import copy, oci_layout
@@ -206,6 +207,26 @@ def test_a_platform_and_a_directory_may_be_given_as_texts(store: Store, tmp_path
     store.unmount(str(target))
     made.mount(str(target))
     made.unmount()
+
+
+@pytest.mark.parametrize(
+    ("platform", "wanted", "warning"),
+    [
+        ("linux/amd64", "linux/arm64", "app:1 is for linux/amd64, not for linux/arm64 as was asked"),
+        ("linux/s390x", None, f"app:1 is for linux/s390x, and this machine is {Platform.host()}"),
+        ("linux/arm64/v8", "linux/aarch64", None),
+        (str(Platform.host()), None, None),
+    ],
+)
+def test_an_image_for_another_machine_is_warned_of(
+    tmp_path: Path, platform: str, wanted: str | None, warning: str | None
+) -> None:
+    image = TinyImage(b"one", platform=platform)
+    write_files(tmp_path / "layout", layout_files([image.entry(name="1")], image.blobs))
+    told: list[str] = []
+    with Store.open(tmp_path / "root", driver="vfs", durability="none", warn=told.append) as store:
+        store.pull(f"oci:{tmp_path}/layout:1", "app:1", platform=wanted)
+    assert told == ([] if warning is None else [warning])
 
 
 @pytest.mark.parametrize("form", ["docker", "oci"])

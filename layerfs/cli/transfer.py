@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 PLACES = """\
 SOURCE is written as skopeo writes it: docker://HOST/REPO:TAG for a registry, which is also what no prefix
 means, oci:DIR[:TAG] for an OCI layout, oci-archive:FILE[:TAG] for one in a tar file,
-docker-archive:FILE[:NAME] for what docker save writes."""
+docker-archive:FILE[:NAME] for what docker save writes. Without HOST it is Docker Hub, whatever short names
+mean to podman (registries.conf)."""
 
 
 def _configure_pull(parser: CommandParser) -> None:

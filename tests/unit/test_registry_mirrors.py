@@ -96,6 +96,17 @@ def test_docker_hub_is_meant_by_its_whole_name(tmp_path: Path) -> None:
     assert places(options, "debian") == ["mirror.local/hub/library/debian", "docker.io/library/debian"]
 
 
+def test_a_name_without_a_host_is_docker_hubs_whatever_the_configuration_has_for_short_names(
+    tmp_path: Path,
+) -> None:
+    options = conf(
+        tmp_path,
+        'unqualified-search-registries = ["example.com"]\nshort-name-mode = "enforcing"\n'
+        '[aliases]\n"debian" = "example.com/other/debian"\n',
+    )
+    assert places(options, "debian") == ["docker.io/library/debian"]
+
+
 def test_a_mirror_may_be_for_digests_or_tags_only(tmp_path: Path) -> None:
     options = conf(
         tmp_path,

@@ -320,6 +320,7 @@ class Store:
             full_name(name)
         place = transports.parse(source)
         with (
+            place.named_in_errors(),
             closing(
                 place.source(spool=self._spool, budget=self._budget, warn=self._warn, options=options)
             ) as origin,

@@ -6,11 +6,11 @@ Nothing heavy is imported before a place is opened.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from layerfs.errors import InvalidError, TransportError
+from layerfs.errors import InvalidError, NotFoundError, TransportError
 from layerfs.value import frozen
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Place:
             options: how a registry is spoken with.
 
         Raises:
+            NotFoundError: there is nothing at the path.
             InvalidError: what is there is malformed.
             OSError: it cannot be read.
         """
@@ -79,6 +80,11 @@ class Place:
             from layerfs.transports import registry
 
             return registry.open_source(reference, options=options, warn=warn)
+        if not self.path.exists():
+            raise NotFoundError(
+                f"there is no {self.path}",
+                hint=f"{_FORMS[self.transport]} is the form; names of the store have no prefix",
+            )
         if self.transport == "oci":
             from layerfs.transports import oci_layout
 
@@ -122,6 +128,16 @@ class Place:
         from layerfs.transports import docker_archive
 
         return docker_archive.open_sink(self.path)
+
+    @contextlib.contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Have errors about content that is not what was promised say of which image it is."""
+        from layerfs.errors import VerificationError
+
+        try:
+            yield
+        except VerificationError as error:
+            raise type(error)(f"{self}: {error}", hint=error.hint) from error
 
     def __str__(self) -> str:
         if self.transport == _REGISTRY:

@@ -115,6 +115,7 @@ def between(
         TransportError: a place cannot be read or written.
     """
     with (
+        origin.named_in_errors(),
         closing(origin.source(spool=spool, budget=budget, warn=warn, options=options)) as source,
         closing(target.sink(options=target_options, warn=warn)) as sink,
     ):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.errors import InUseError, StoreError
+from layerfs.leftovers import Leftover
 from layerfs.store import Store
 from tests.support.damages import layers
 from tests.support.tiny_images import TinyImage, layout_files, write_files
@@ -57,6 +58,16 @@ def test_an_orphan_is_moved_aside_and_not_deleted(store: Store) -> None:
     (kept,) = (store.root / "quarantine").rglob("mine")
     assert kept.read_text() == "mine"
     assert store.check().problems == ()
+
+
+def test_a_damaged_blob_is_told_with_the_names_of_its_images(store: Store) -> None:
+    store.images.tag("app", "other:2")
+    digest = store.images.get("app").manifest.config.digest
+    path = store.root / "blobs" / digest.algorithm / digest.hex
+    path.write_bytes(path.read_bytes().replace(b"rootfs", b"rootFS"))
+    (problem,) = [one for one in store.check().problems if one.kind == "blob"]
+    assert problem.subject == str(digest)
+    assert problem.what.endswith(" (of app:latest, other:2)")
 
 
 def test_several_files_are_named_and_the_rest_counted(store: Store) -> None:
@@ -217,3 +228,8 @@ def test_a_servers_log_is_told_until_a_repair_moves_it_aside(tmp_path: Path, wit
         assert Path(repaired.how.removeprefix("moved to ")).read_text().endswith(f"{failed}\n")
         found = store.check()
         assert (found.sound, found.notes) == (True, ())
+
+
+@pytest.mark.parametrize("kind", ["partial", "temporary", "trash", "lock", "lease", "layer"])
+def test_everything_that_is_left_behind_can_be_told_in_words(kind: str) -> None:
+    assert Leftover(kind, "name", 0, 0.0, False).what

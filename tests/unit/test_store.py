@@ -190,6 +190,22 @@ def test_an_image_is_pulled_and_pushed_byte_for_byte(store: Store, tmp_path: Pat
         store.pull(f"oci:{tmp_path}/layout:other")
 
 
+def test_a_pull_of_what_was_tampered_with_names_the_image(store: Store, tmp_path: Path) -> None:
+    image = TinyImage(b"one")
+    layout = write_files(tmp_path / "layout", layout_files([image.entry(name="1")], image.blobs))
+    blob = layout / "blobs/sha256" / image.describe(image.layers[0], "")["digest"].partition(":")[2]
+    blob.write_bytes(blob.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(VerificationError, match=f"^oci:{layout}:1: sha256:.* was promised"):
+        store.pull(f"oci:{layout}:1", "bad:1")
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive"])
+def test_a_place_where_nothing_is_is_not_found_and_its_form_is_told(store: Store, transport: str) -> None:
+    with pytest.raises(NotFoundError, match="there is no /nothing/here") as raised:
+        store.pull(f"{transport}:/nothing/here")
+    assert raised.value.hint is not None and raised.value.hint.startswith(f"{transport}:")
+
+
 def test_a_platform_and_a_directory_may_be_given_as_texts(store: Store, tmp_path: Path) -> None:
     index, images = multi_platform("linux/amd64", "linux/arm64")
     layout = layout_of_index(tmp_path / "layout", index, images, name="1")

@@ -18,10 +18,11 @@ from layerfs.cli.parser import GLOBAL_OPTIONS, CommandParser, build
 # What the argument of this metavar is completed with; a choice of words is completed with those.
 KINDS = {
     "IMAGE": "images",
-    "IMAGE:PATH": "images",
-    "IMAGE[:PATH]": "images",
+    "REPOSITORY": "images",
+    "IMAGE:PATH": "places",
+    "IMAGE[:PATH]": "places",
     "CONTAINER": "containers",
-    "IMAGE-or-CONTAINER": "both",
+    "IMAGE-or-CONTAINER": "anything",
     "CONTAINER-or-IMAGE": "both",
     "TARGET-or-NAME": "containers",
     "DRIVER": "drivers",
@@ -32,7 +33,9 @@ KINDS = {
     "NAME": "nothing",
 }
 FILES = "files"
+# How places begin, and names that the store has for images of registries; with containers' names "anything".
 PLACES = "places"
+ANYTHING = "anything"
 # How a place is begun that is not a registry's.
 _WITH_FILES = ("oci:", "oci-archive:", "docker-archive:")
 # What `--names` lists.
@@ -69,13 +72,9 @@ def _is_path(metavar: str) -> bool:
     return any(word in metavar for word in ("FILE", "DIR", "TARGET", "SOURCE", "DEST", "PATH"))
 
 
-def _positional(taken: list[Taken]) -> str:
-    """Say what completes the positional arguments: names or words where one takes them, else files."""
-    values = [one.value for one in taken if not one.names and one.value]
-    for value in values:
-        if value in ("images", "containers", "both", PLACES) or value.startswith("words "):
-            return value
-    return FILES if FILES in values else "nothing"
+def _positionals(taken: list[Taken]) -> list[str]:
+    """Say what completes each positional argument; the last one may be repeated."""
+    return [one.value or "nothing" for one in taken if not one.names] or ["nothing"]
 
 
 def bash() -> str:
@@ -84,6 +83,7 @@ def bash() -> str:
     for name in commands.COMMANDS:
         taken = _taken(build(name))
         options = " ".join(option for one in taken for option in one.names)
+        with_value = f" {' '.join(option for one in taken if one.value for option in one.names)} "
         valued: dict[str, list[str]] = {}
         for one in taken:
             if one.names and one.value:
@@ -94,7 +94,9 @@ def bash() -> str:
         )
         cases.append(
             f"        {name})\n"
-            f"            options={shlex.quote(options)} kind={shlex.quote(_positional(taken))}\n"
+            f"            options={shlex.quote(options)} valued={shlex.quote(with_value)}\n"
+            f"            positions=({' '.join(map(shlex.quote, _positionals(taken)))})\n"
+            f"            _layerfs_position\n"
             f"            case $before in\n{values}            esac ;;\n"
         )
     top = " ".join(option for option, _, _ in GLOBAL_OPTIONS)
@@ -102,59 +104,100 @@ def bash() -> str:
         BASH.replace("@TOP@", top)
         .replace("@COMMANDS@", " ".join(commands.COMMANDS))
         .replace("@CASES@", "".join(cases))
-        .replace("@WITH_FILES@", "|".join(f"{form}*" for form in _WITH_FILES))
+        .replace(
+            "@OF_FILES@", "|".join(f"{kind}:{form}*" for kind in (PLACES, ANYTHING) for form in _WITH_FILES)
+        )
         .replace("@FORMS@", " ".join(_WITH_FILES))
     )
 
 
 BASH = """\
 # bash completion for layerfs: source <(layerfs completion bash)
+_layerfs_position() {
+    # What completes the positional argument at which the line ends.
+    local word previous= at=0
+    for word in "${rest[@]}"; do
+        [[ $word == -?* || $valued == *" $previous "* ]] || ((at += 1))
+        previous=$word
+    done
+    kind=${positions[at]-${positions[${#positions[@]} - 1]}}
+}
 _layerfs() {
     # Words are taken from the line itself: bash would cut image names at their colon.
     local line=${COMP_LINE:0:COMP_POINT} words current before command= word options= kind= items= prefix skip=
+    local valued= option= positions rest=()
     read -ra words <<< "$line"
     current=
     [[ $line == *[[:space:]] ]] || { current=${words[-1]}; unset 'words[-1]'; }
     before=${words[-1]}
+    # --option=value is completed as --option value.
+    if [[ $current == --*=* ]]; then
+        option=${current%%=*}=
+        before=${current%%=*}
+        current=${current#*=}
+    fi
     for word in "${words[@]:1}"; do
+        if [[ $command ]]; then rest+=("$word"); continue; fi
         if [[ $skip ]]; then skip=; continue; fi
         case $word in
-        --root|--driver) skip=1 ;;
+        --root|--driver|--budget) skip=1 ;;
         -*) ;;
-        *) command=$word; break ;;
+        *) command=$word ;;
         esac
     done
-    if [[ $skip ]]; then
-        [[ $before == --root ]] && kind=files || kind=drivers
+    if [[ ! $command && ( $skip || $option ) ]]; then
+        case $before in
+        --root) kind=files ;;
+        --driver) kind=drivers ;;
+        esac
     else
         case $command in
         '') options='@TOP@' kind='words @COMMANDS@' ;;
 @CASES@        esac
     fi
-    if [[ $current == -* ]]; then
+    if [[ $current == -* && ! $option ]]; then
         items=$options
     else
         case $kind in
-        images|containers|both|drivers) items=$(layerfs completion --names "$kind" 2>/dev/null) ;;
-        options)
-            # Several with commas between them, some of which want a value.
-            compopt -o nospace
-            prefix=${current%"${current##*,}"}
-            for word in $(layerfs completion --names options 2>/dev/null); do items+=" $prefix$word"; done ;;
-        places)
-            compopt -o nospace
-            case $current in
-            @WITH_FILES@)
-                compopt -o filenames
+        images|containers|both|places|anything)
+            case $kind:$current in
+            "$kind":[/.~]*) kind=files ;;
+            @OF_FILES@)
+                compopt -o filenames 2>/dev/null
                 mapfile -t COMPREPLY < <(compgen -f -P "${current%%:*}:" -- "${current#*:}")
                 kind= ;;
-            *) kind='words docker:// @FORMS@' items=${kind#words } ;;
+            *)
+                prefix=$kind
+                [[ $kind == places ]] && prefix=images
+                [[ $kind == anything ]] && prefix=both
+                [[ $current == docker://* ]] && prefix=images
+                items=$(layerfs completion --names "$prefix" 2>/dev/null)
+                if [[ $current == docker://* ]]; then
+                    for word in $items; do prefix+=" docker://$word"; done
+                    items=${prefix#images}
+                elif [[ $kind == places || $kind == anything ]]; then
+                    items+=' docker:// @FORMS@'
+                fi ;;
             esac ;;
+        drivers) items=$(layerfs completion --names drivers 2>/dev/null) ;;
+        options)
+            # Several with commas between them, some of which want a value.
+            compopt -o nospace 2>/dev/null
+            prefix=${current%"${current##*,}"}
+            for word in $(layerfs completion --names options 2>/dev/null); do items+=" $prefix$word"; done ;;
         words\\ *) items=${kind#words } ;;
-        files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         esac
+        if [[ $kind == files ]]; then
+            compopt -o filenames 2>/dev/null
+            mapfile -t COMPREPLY < <(compgen -f -- "$current")
+            if [[ $option && $COMP_WORDBREAKS != *=* ]]; then COMPREPLY=("${COMPREPLY[@]/#/$option}"); fi
+            return
+        fi
     fi
     [[ $kind ]] && mapfile -t COMPREPLY < <(compgen -W "$items" -- "$current")
+    # A name or a path follows.
+    [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[:/] ]] && compopt -o nospace 2>/dev/null
+    if [[ $option && $COMP_WORDBREAKS != *=* ]]; then COMPREPLY=("${COMPREPLY[@]/#/$option}"); fi
     # Readline replaces only what follows the last of these.
     for word in : =; do
         prefix=${current%"${current##*"$word"}"}
@@ -177,7 +220,7 @@ def zsh() -> str:
             return "_files"
         if value.startswith("words "):
             return f"({value[6:]})"
-        if value in ("options", PLACES):
+        if value in ("options", PLACES, ANYTHING):
             return f"_layerfs_{value}"
         return f"_layerfs_names {value}"
 
@@ -192,8 +235,12 @@ def zsh() -> str:
         for one in taken:
             for option in one.names:
                 value = "" if one.value is None else f":value:{action(one.value)}"
-                specs.append(shlex.quote(f"*{option}[{escaped(one.text)}]{value}"))
-        specs.append(shlex.quote(f"*:argument:{action(_positional(taken))}"))
+                either = "=" if value and option.startswith("--") else ""
+                specs.append(shlex.quote(f"*{option}{either}[{escaped(one.text)}]{value}"))
+        kinds = _positionals(taken)
+        for number, kind in enumerate(kinds, 1):
+            place = "*" if number == len(kinds) else str(number)
+            specs.append(shlex.quote(f"{place}:argument:{action(kind)}"))
         cases.append(f"        {name}) _arguments -s {' '.join(specs)} ;;\n")
     listed = "".join(
         f"        {shlex.quote(f'{name}:{summary}')}\n" for name, (_, summary) in commands.COMMANDS.items()
@@ -227,8 +274,10 @@ _layerfs_options() {
 }
 _layerfs_places() {
     if compset -P '(oci|oci-archive|docker-archive):'; then _files
-    else compadd -S '' docker:// oci: oci-archive: docker-archive:; fi
+    elif compset -P 'docker://'; then _layerfs_names images
+    else _layerfs_names ${1:-images}; compadd -S '' docker:// oci: oci-archive: docker-archive:; fi
 }
+_layerfs_anything() { _layerfs_places both }
 _layerfs() {
     local context state state_descr line
     typeset -A opt_args
@@ -269,8 +318,9 @@ def fish() -> str:
         taken = _taken(build(name))
         when = f"__fish_seen_subcommand_from {name}"
         lines += [option(one.names, one.text, one.value, when) for one in taken if one.names]
-        if words := _fish_value(_positional(taken)):
-            lines.append(" ".join(["complete -c layerfs -n", shlex.quote(when), *words]))
+        for kind in dict.fromkeys(_positionals(taken)):
+            if words := _fish_value(kind):
+                lines.append(" ".join(["complete -c layerfs -n", shlex.quote(when), *words]))
     return "\n".join(lines) + "\n"
 
 
@@ -279,8 +329,9 @@ def _fish_value(value: str | None) -> list[str]:
         return []
     if value == FILES:
         return ["-F"]
-    if value == PLACES:
-        return ["-F", "-a", shlex.quote(" ".join(("docker://", *_WITH_FILES)))]
+    if value in (PLACES, ANYTHING):
+        names = f"layerfs completion --names {'images' if value == PLACES else 'both'} 2>/dev/null"
+        return ["-F", "-a", shlex.quote(" ".join(("docker://", *_WITH_FILES, f"({names})")))]
     if value.startswith("words "):
         return ["-a", shlex.quote(value[6:])]
     names = f"layerfs completion --names {value} 2>/dev/null"
@@ -358,7 +409,8 @@ def _options() -> set[str]:
 
 COMMANDS = {
     "completion": Command(
-        description="The script completes commands, options, files, and the names of images and containers.",
+        description="The script completes commands, options and their values, files, names of images and\n"
+        "containers, and places of images (docker://, oci:, ...).",
         examples=[
             "source <(layerfs completion bash)",
             'layerfs completion zsh > "${fpath[1]}/_layerfs"',

@@ -241,3 +241,21 @@ def test_a_terminal_shows_the_states_that_docker_shows(
         for layer in image.layers:
             assert f"{sha256(layer)[7:19]}: ".encode() + state in shown
         assert b"Total: " in shown or state == b"Already exists"
+
+
+def test_copy_leaves_referrers_behind_which_go_by_their_digests(
+    layerfs: CommandLine, registry: Registry, put: Callable[[str], str], tmp_path: Path
+) -> None:
+    source, target = (f"docker://{registry.host}/{name}" for name in ("with-referrers", "without"))
+    put(f"{source}:1")
+    (tmp_path / "note").write_text("text")
+    digest = layerfs.good("attach", "-q", "--artifact-type", "text/x", f"{source}:1", tmp_path / "note")
+    layerfs.good("copy", "-q", "--all", f"{source}:1", f"{target}:1")
+
+    def referrers(name: str) -> list[str]:
+        found = json.loads(layerfs.good("--json", "referrers", name))["referrers"]
+        return [one["digest"] for one in found]
+
+    assert (referrers(f"{source}:1"), referrers(f"{target}:1")) == ([digest.strip()], [])
+    layerfs.good("copy", "-q", f"{source}@{digest.strip()}", f"{target}@{digest.strip()}")
+    assert referrers(f"{target}:1") == [digest.strip()]

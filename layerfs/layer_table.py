@@ -500,7 +500,10 @@ class LayerTable:
     def mark_unborn(self, row: int) -> None:
         """Take away a layer that never came to be; nobody else knows it."""
         with self.database.transaction() as connection:
-            connection.execute(f"{_MARK} WHERE id = ?", (row,))
+            query = f"{_MARK} WHERE id = ? RETURNING driver_id"
+            for (driver_id,) in connection.execute(query, (row,)).fetchall():
+                # It may have been committed a moment ago.
+                self.database.records.keep(connection, "layers", driver_id)
 
     def mark_abandoned(self) -> None:
         """Take away the drafts whose lease has ended."""

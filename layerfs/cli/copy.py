@@ -59,7 +59,7 @@ def _run(context: Context, arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "copy": Command(
         description="No store is opened and nothing is unpacked; what is not asked to change goes byte for"
-        " byte.\nReferrers, such as signatures that `attach` put beside an image, stay behind, with --all too:"
+        " byte.\nReferrers, such as signatures that `attach` put beside it, stay behind, with --all too:"
         "\n`layerfs referrers SOURCE` names them, and each is copied by its digest."
         f"\nPrints the digest of what was put. {PLACES}",
         examples=[

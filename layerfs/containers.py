@@ -27,7 +27,7 @@ from layerfs.errors import (
     NotFoundError,
     ProcessError,
 )
-from layerfs.images import Image, Images, full_name
+from layerfs.images import Image, Images, familiar, full_name
 from layerfs.layer_table import Step
 from layerfs.leases import Lease
 from layerfs.liveness import Owner
@@ -751,8 +751,10 @@ class Containers:
         driver: str,
     ) -> None:
         chosen = name or names.make_up()
+        known = self._images.name_of(called)
+        shown = familiar(known) if known is not None else next(iter(image.names), called)
         values = (
-            container_id, driver, str(image.digest), image.names[0] if image.names else called,
+            container_id, driver, str(image.digest), shown,
             settings.to_json(), now_ns(),
         )  # fmt: skip
         attempt = 0

@@ -344,7 +344,8 @@ class Store:
 
         Args:
             image: what `Images.get` takes.
-            destination: as for `pull`; without a tag or name there the image keeps its own.
+            destination: as for `pull`; without a tag or name there the image keeps the name that it is
+                called by here; called by its id, its only one.
             all_platforms: send the index that was kept with this name, and all that it names.
             rewriting: what changes on the way; nothing when None.
             options: how a registry is spoken with.
@@ -359,7 +360,10 @@ class Store:
 
         place = transports.parse(destination)
         found = self.images.get(image)
-        names = [place.name] if place.name is not None else _own_names(found, place.transport)
+        if place.name is not None:
+            names = [place.name]
+        else:
+            names = _own_names(found, self.images.name_of(image), place.transport)
         with (
             closing(self._source()) as origin,
             closing(place.sink(options=options, warn=self._warn)) as sink,
@@ -1032,11 +1036,16 @@ def _names_of(source: Source, place: Place) -> list[str]:
     return []
 
 
-def _own_names(image: Image, transport: str) -> list[str]:
-    """Decide what a pushed image is called there when the user did not say: in a layout, by its tag."""
-    if transport == "oci":
-        return [name.rpartition(":")[2] for name in image.names[:1]]
-    return [full_name(name) for name in image.names[:1]]
+def _own_names(image: Image, called: str | None, transport: str) -> list[str]:
+    """Decide what a pushed image is called there when the user did not say: in a layout, by its tag.
+
+    By an id with several names none was meant.
+    """
+    if called is None and len(image.names) == 1:
+        called = full_name(image.names[0])
+    if called is None:
+        return []
+    return [called.rpartition(":")[2] if transport == "oci" else called]
 
 
 def _default_root() -> Path:

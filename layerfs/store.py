@@ -25,11 +25,11 @@ from layerfs.errors import (
     UnsupportedError,
 )
 from layerfs.files import Lock, write_atomic
-from layerfs.images import Image, Images, full_name
+from layerfs.images import Image, Images, familiar, full_name
 from layerfs.leases import Lease
 from layerfs.progress import Progress, Silent
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
-from layerfs.value import frozen
+from layerfs.value import frozen, replace
 
 if TYPE_CHECKING:
     from layerfs.check.checking import Check
@@ -387,6 +387,9 @@ class Store:
             file: a path, or an open file or pipe; plain or compressed.
             progress: told how it goes.
 
+        Returns:
+            The images, of their names those that the archive gave them.
+
         Raises:
             ArchiveError: it is neither.
             InvalidError, VerificationError: it is malformed.
@@ -399,10 +402,15 @@ class Store:
             closing(open_any(place, spool=self._spool, budget=self._budget, warn=self._warn)) as origin,
             closing(self._sink(progress or Silent())) as sink,
         ):
+            given: set[str] = set()
             for available in origin.images():
                 transports.copy(origin, sink, image=available, names=available.references, progress=progress)
+                given.update(map(familiar, available.references))
             sink.commit()
-            return sink.stored
+            return [
+                replace(image, names=tuple(name for name in image.names if name in given))
+                for image in sink.stored
+            ]
 
     def save(
         self,

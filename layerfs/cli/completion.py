@@ -40,11 +40,21 @@ LISTED = ("images", "containers", "both", "drivers", "options")
 
 
 class Taken(NamedTuple):
-    """An option or a positional argument (which has no names), its text, and what completes its value."""
+    """An option or a positional argument (which has no names), its text, and what completes its value.
+
+    One that is `joined` has its value behind ``=`` or none.
+    """
 
     names: list[str]
     text: str
     value: str | None
+    joined: bool = False
+
+    @property
+    def written(self) -> list[str]:
+        """The names, and where they hold their value with each of these."""
+        values = (self.value or "").split()[1:] if self.joined else []
+        return self.names + [f"{name}={value}" for name in self.names for value in values]
 
 
 def _taken(parser: CommandParser) -> list[Taken]:
@@ -61,7 +71,8 @@ def _taken(parser: CommandParser) -> list[Taken]:
                 value = "words " + " ".join(str(choice) for choice in action.choices)
             else:
                 value = _kind(str(action.metavar))
-        found.append(Taken(list(action.option_strings), str(action.help), value))
+        joined = not parser.switches.isdisjoint(action.option_strings)
+        found.append(Taken(list(action.option_strings), str(action.help), value, joined))
     return found
 
 
@@ -83,10 +94,10 @@ def bash() -> str:
     cases = []
     for name in commands.COMMANDS:
         taken = _taken(build(name))
-        options = " ".join(option for one in taken for option in one.names)
+        options = " ".join(option for one in taken for option in one.written)
         valued: dict[str, list[str]] = {}
         for one in taken:
-            if one.names and one.value:
+            if one.names and one.value and not one.joined:
                 valued.setdefault(one.value, []).extend(one.names)
         values = "".join(
             f"                {'|'.join(names)}) kind={shlex.quote(value)} ;;\n"
@@ -192,6 +203,8 @@ def zsh() -> str:
         for one in taken:
             for option in one.names:
                 value = "" if one.value is None else f":value:{action(one.value)}"
+                if one.joined:
+                    option, value = f"{option}=-", f":{value}"
                 specs.append(shlex.quote(f"*{option}[{escaped(one.text)}]{value}"))
         specs.append(shlex.quote(f"*:argument:{action(_positional(taken))}"))
         cases.append(f"        {name}) _arguments -s {' '.join(specs)} ;;\n")
@@ -252,11 +265,11 @@ def fish() -> str:
     lines = ["# fish completion for layerfs: layerfs completion fish | source", "complete -c layerfs -f"]
     none = "not __fish_seen_subcommand_from " + " ".join(commands.COMMANDS)
 
-    def option(names: list[str], text: str, value: str | None, when: str) -> str:
+    def option(names: list[str], text: str, value: str | None, when: str, *, joined: bool = False) -> str:
         words = ["complete", "-c", "layerfs", "-n", shlex.quote(when)]
         for name in names:
             words += ["-l", name[2:]] if name.startswith("--") else ["-s", name[1:]]
-        if value is not None:
+        if value is not None and not joined:
             words.append("-r")
         words += _fish_value(value)
         return " ".join([*words, "-d", shlex.quote(text)])
@@ -268,7 +281,9 @@ def fish() -> str:
     for name in commands.COMMANDS:
         taken = _taken(build(name))
         when = f"__fish_seen_subcommand_from {name}"
-        lines += [option(one.names, one.text, one.value, when) for one in taken if one.names]
+        lines += [
+            option(one.names, one.text, one.value, when, joined=one.joined) for one in taken if one.names
+        ]
         if words := _fish_value(_positional(taken)):
             lines.append(" ".join(["complete -c layerfs -n", shlex.quote(when), *words]))
     return "\n".join(lines) + "\n"

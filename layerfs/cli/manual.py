@@ -151,6 +151,8 @@ def _actions(parser: CommandParser) -> Iterator[tuple[str, str]]:
 
 def _option(names: Sequence[str], metavar: str | None) -> str:
     written = ", ".join(f"**{name}**" for name in names)
+    if metavar is not None and metavar.startswith("[="):
+        return f"{written}[=*{metavar[2:-1]}*]"
     return written if metavar is None else f"{written} *{metavar}*"
 
 

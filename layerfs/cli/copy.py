@@ -59,7 +59,7 @@ def _run(context: Context, arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "copy": Command(
         description="No store is opened and nothing is unpacked; what is not asked to change goes byte for"
-        f" byte.\nPrints the digest of what was put. {PLACES}",
+        f" byte.\nAn archive that exists is not written to. Prints the digest of what was put. {PLACES}",
         examples=[
             "layerfs copy --all docker://debian:12 oci:./layout:12",
             "layerfs copy --compression zstd oci:./layout:12 docker://localhost:5000/debian:12",

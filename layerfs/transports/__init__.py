@@ -6,11 +6,12 @@ Nothing heavy is imported before a place is opened.
 from __future__ import annotations
 
 import contextlib
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from layerfs.errors import InvalidError, TransportError
+from layerfs.errors import ExistsError, InvalidError, TransportError
 from layerfs.value import frozen
 
 if TYPE_CHECKING:
@@ -96,13 +97,14 @@ class Place:
     ) -> Sink:
         """Open the place for writing; the caller commits and closes it, and puts the image under `name`.
 
-        An archive is replaced at commit; a layout gets an image more.
+        An archive is made, and none is replaced; a layout gets an image more.
 
         Args:
             options: how a registry is spoken with.
             warn: told of what is odd.
 
         Raises:
+            ExistsError: there is an archive already, or another file that is not empty.
             TransportError: something else is there.
             OSError: it cannot be written.
         """
@@ -115,6 +117,7 @@ class Place:
             from layerfs.transports import oci_layout
 
             return oci_layout.LayoutSink(self.path)
+        _refuse_existing(self.path)
         if self.transport == "oci-archive":
             from layerfs.transports import oci_archive
 
@@ -127,6 +130,17 @@ class Place:
         if self.transport == _REGISTRY:
             return f"{_REGISTRY}://{self.name}"
         return f"{self.transport}:{self.path}" + ("" if self.name is None else f":{self.name}")
+
+
+def _refuse_existing(path: Path) -> None:
+    """See that an archive may be written; what takes any bytes, such as a pipe, and an empty file are fine."""
+    with contextlib.suppress(FileNotFoundError):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size > 0:
+            raise ExistsError(
+                f"{path} exists already, and an archive is not added to",
+                hint="remove it first, or write another file; `layerfs save -o` replaces what is there",
+            )
 
 
 def has_transport(text: str) -> bool:

@@ -82,3 +82,18 @@ def test_a_copy_keeps_the_name_alone_that_it_was_asked_for_by(layerfs: CommandLi
         "copy", "-q", f"docker-archive:{tmp_path}/both.tar:{IMAGE}", f"oci-archive:{tmp_path}/one.tar"
     )
     assert names_at(f"oci-archive:{tmp_path}/one.tar") == ("docker.io/library/small:1",)
+
+
+@pytest.mark.parametrize("transport", ["docker-archive", "oci-archive"])
+def test_an_archive_that_exists_is_left_alone(layerfs: CommandLine, tmp_path: Path, transport: str) -> None:
+    archive = tmp_path / "image.tar"
+    archive.touch()
+    layerfs.good("push", "-q", IMAGE, f"{transport}:{archive}")
+    before = archive.read_bytes()
+    for words in (("push", "-q", IMAGE), ("copy", "-q", f"{transport}:{archive}")):
+        done = layerfs.run(*words, f"{transport}:{archive}:other:1")
+        assert done.status == 1
+        assert "exists already" in done.err
+        assert "save -o" in done.err.splitlines()[-1]
+    assert archive.read_bytes() == before
+    layerfs.good("save", "-q", "-o", archive, IMAGE)

@@ -353,6 +353,7 @@ class Store:
 
         Raises:
             NotFoundError: there is no such image.
+            ExistsError: the destination is an archive that there is already.
             TransportError: the destination is something else.
         """
         from layerfs import transports
@@ -373,6 +374,13 @@ class Store:
                 wanted = self.images.name_of(image) or wanted
                 if self._indexes.of(wanted) is None:
                     self._warn(f"{image} was kept for one platform only, which is what goes")
+            elif place.transport != "docker-archive":
+                index = self._indexes.of(self.images.name_of(image) or "")
+                if index is not None and len(index.manifests) > 1:
+                    self._warn(
+                        f"{image} goes as one of the {len(index.manifests)} images of its index;"
+                        " --all-platforms sends them all"
+                    )
             descriptor = copy_image(
                 origin, sink, image=wanted, names=names, every=all_platforms, rewriting=rewriting,
                 progress=progress,

@@ -175,6 +175,33 @@ class TestPush:
         done = layerfs.run("push", "-q", row["id"])
         assert (done.status, done.out) == (2, "")
 
+    def test_layers_that_go_uncompressed_are_told(
+        self, layerfs: CommandLine, registry: Registry, put: Callable[[str], str], tmp_path: Path
+    ) -> None:
+        name = f"{registry.host}/committed:1"
+        layerfs.good("pull", "-q", f"oci:{tmp_path}/from:1", "base:1")
+        layerfs.good("create", "--name", "box", "base:1", "nothing")
+        (tmp_path / "file").write_bytes(bytes(1 << 20))
+        layerfs.good("cp", tmp_path / "file", "box:/")
+        layerfs.good("commit", "-q", "box", name)
+        assert "1 layer goes uncompressed, 1.05MB; --compression" in layerfs.run("push", name).err
+        assert "uncompressed" not in layerfs.run("push", "--compression", "gzip", name).err
+        layers = json.loads(layerfs.good("inspect", "--raw", f"docker://{name}"))["layers"]
+        assert layers[-1]["mediaType"].endswith("+gzip")
+
+    def test_platforms_that_stay_behind_are_told(
+        self, layerfs: CommandLine, registry: Registry, tmp_path: Path
+    ) -> None:
+        index, images = multi_platform("linux/amd64", "linux/arm64/v8")
+        place = layout_of_index(tmp_path / "index", index, images, name="1")
+        name = f"{registry.host}/index:1"
+        layerfs.good("pull", "-q", "--all-platforms", f"oci:{place}:1", name)
+        done = layerfs.run("push", "-q", name)
+        assert "as one of the 2 images of its index" in done.err
+        assert "--all-platforms" in done.err
+        done = layerfs.run("push", "-q", "--all-platforms", name)
+        assert (done.out.strip(), done.err) == (sha256(index), "")
+
     def test_an_annotation_is_all_that_changes(
         self, layerfs: CommandLine, registry: Registry, image: TinyImage, tmp_path: Path
     ) -> None:

@@ -366,7 +366,7 @@ class Containers:
         settings = settings or RunSettings()
         if command is not None:
             settings = replace(settings, command=tuple(command))
-        found = self._images.get(image)
+        found = self._image(image)
         if on is None:
             driver = driver or self._driver
             try:
@@ -390,6 +390,17 @@ class Containers:
                 raise
             failpoints.reach("container.recorded")
         return self.get(container_id)
+
+    def _image(self, called: str) -> Image:
+        try:
+            return self._images.get(called)
+        except NotFoundError as error:
+            hint = error.hint or ""
+            with contextlib.suppress(InvalidError):
+                full_name(called)
+                between = " " if hint.endswith("?") else "; "
+                hint = f"{hint}{between}`layerfs pull {called}` gets it from a registry"
+            raise NotFoundError(str(error), hint=hint) from error
 
     def start(
         self,

@@ -105,8 +105,8 @@ def _configure_push(parser: CommandParser) -> None:
         "destination",
         metavar="DEST",
         nargs="?",
-        help="where it goes, written like SOURCE of pull, under the name IMAGE where it says none; the registry"
-        " that IMAGE says when left out",
+        help="where it goes, written like SOURCE of pull, under the name IMAGE where it says none; to the"
+        " registry that IMAGE says when left out",
     )
     parser.flag(
         "-a", "--all-tags", help="all of the store's tags of the repository IMAGE, which has none then"
@@ -172,10 +172,8 @@ def _tell_plain(store: Store, image: str, destination: str) -> None:
         if media_types.compression_of(layer.media_type) == "none"
     ]
     if plain and transports.parse(destination).reference is not None:
-        note(
-            f"{'1 layer goes' if len(plain) == 1 else f'{len(plain)} layers go'} uncompressed, {size(sum(plain))};"
-            " --compression gzip or zstd makes that less"
-        )
+        goes = "1 layer goes" if len(plain) == 1 else f"{len(plain)} layers go"
+        note(f"{goes} uncompressed, {size(sum(plain))}; --compression gzip or zstd makes that less")
 
 
 def _tags_here(store: Store, repository: str) -> list[str]:

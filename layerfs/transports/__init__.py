@@ -133,7 +133,7 @@ class Place:
 
 
 def _refuse_existing(path: Path) -> None:
-    """See that an archive may be written; what takes any bytes, such as a pipe, and an empty file are fine."""
+    """See that an archive may be written here; a pipe, a device and an empty file will do."""
     with contextlib.suppress(FileNotFoundError):
         status = path.stat()
         if stat.S_ISREG(status.st_mode) and status.st_size > 0:

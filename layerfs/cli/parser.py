@@ -59,7 +59,7 @@ class CommandParser(argparse.ArgumentParser):
         # Of positional arguments that are places of images; completion asks.
         self.places: set[str] = set()
         command.configure(self)
-        self.usage = f"{self.prog} [OPTIONS] {' '.join(self.positionals())}".rstrip()
+        self.usage = f"{self.prog} [OPTIONS] {' '.join(self.needed() + self.positionals())}".rstrip()
         shared = self.add_argument_group("global options")
         for option, metavar, text in GLOBAL_OPTIONS[:5]:
             if metavar is None:
@@ -80,6 +80,14 @@ class CommandParser(argparse.ArgumentParser):
         """Add an option that is true by itself, and takes a value only after ``=``, as Go's flags do."""
         self.add_argument(name, metavar="[=true|false]", choices=["true", "false"], help=help)
         self.switches.add(name)
+
+    def needed(self) -> list[str]:
+        """Write each option that must be given: ``--to DRIVER``."""
+        return [
+            f"{action.option_strings[-1]} {action.metavar}"
+            for action in self._actions
+            if action.option_strings and action.required
+        ]
 
     def positionals(self) -> list[str]:
         """Write each positional argument as a synopsis does: ``NAME``, ``[NAME]``, ``NAME...``."""

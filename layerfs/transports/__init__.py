@@ -33,6 +33,8 @@ _FORMS = {
 }
 _REGISTRY = "docker"
 _REGISTRY_FORM = "docker://HOST/REPOSITORY[:TAG]"
+# Transports of skopeo, by whose storage they reach.
+_ELSEWHERE = {"containers-storage": "podman", "docker-daemon": "docker"}
 
 
 @frozen
@@ -160,6 +162,12 @@ def parse(text: str) -> Place:
     transport, _, rest = text.partition(":")
     if transport == _REGISTRY and rest.startswith("//"):
         return _in_registry(rest[2:])
+    if transport in _ELSEWHERE:
+        peer = _ELSEWHERE[transport]
+        raise InvalidError(
+            f"there is no transport {transport} here",
+            hint=f"{peer} save IMAGE | layerfs load, or layerfs save IMAGE | {peer} load",
+        )
     if transport not in _FORMS:
         return _in_registry(text)
     path, _, name = rest.partition(":")
@@ -171,11 +179,30 @@ def parse(text: str) -> Place:
 def _in_registry(text: str) -> Place:
     from layerfs.reference import Reference
 
+    host = text.removesuffix("/")
+    if _is_host(host):
+        raise InvalidError(
+            f"{host!r} is a registry, and names nothing in it", hint=f"write {host}/REPOSITORY[:TAG]"
+        )
     try:
         return Place(_REGISTRY, Path(), str(Reference.parse(text)))
     except InvalidError as error:
         forms = ", ".join([_REGISTRY_FORM, *_FORMS.values()])
-        raise InvalidError(str(error), hint=error.hint or f"there is {forms}") from error
+        problem, hint = str(error), f"write one of {forms}"
+        if text.startswith(("/", "./", "../")):
+            problem = f"{text[:300]!r} is a path, which needs its transport before it"
+        elif text.startswith(("https://", "http://")):
+            problem, hint = f"{text[:300]!r} is a URL, and no image name", f"write {_REGISTRY_FORM}"
+        elif text.startswith("dir:"):
+            problem = "there is no transport dir here"
+        raise InvalidError(problem, hint=error.hint or hint) from error
+
+
+def _is_host(text: str) -> bool:
+    """Say whether a text, which docker would complete to an image of its own, can only mean a registry."""
+    host, colon, port = text.partition(":")
+    is_address = host.count(".") == 3 and host.replace(".", "").isdecimal()
+    return (host in ("localhost", "docker.io") or is_address) and (not colon or port.isdecimal())
 
 
 def copy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import time
@@ -16,7 +17,7 @@ import pytest
 from tests.support.commandline import CommandLine
 from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.registries import PASSWORD, USER, Registry
-from tests.support.terminals import read_until
+from tests.support.terminals import on_terminal, read_until
 from tests.support.tiny_images import (
     TinyImage,
     layout_files,
@@ -150,6 +151,19 @@ class TestOptions:
         words = ("copy", "-q", "--creds", f"{USER}:{PASSWORD}", name, f"{basic_registry.host}/again:1")
         assert layerfs.good(*words) == digest
 
+    def test_a_password_that_is_left_out_is_asked_for(
+        self, layerfs: CommandLine, basic_registry: Registry, put: Callable[[str], str], tmp_path: Path
+    ) -> None:
+        name = f"{basic_registry.host}/asked:1"
+        words = ("copy", "-q", "--creds", USER, f"oci:{tmp_path}/from:1", name)
+        done = layerfs.run(*words)
+        assert done.status == 2
+        assert "no terminal to ask for the password of alice" in done.err
+        question = (f"password of {USER}: ", f"{PASSWORD}\n")
+        shown = on_terminal(layerfs.words(*words), [question], os.environ)
+        assert "sha256:" in shown
+        assert PASSWORD not in shown
+
     def test_tls_is_verified_unless_told_otherwise(
         self, layerfs: CommandLine, tls_registry: Registry, image: TinyImage, tmp_path: Path
     ) -> None:
@@ -211,6 +225,36 @@ class TestPush:
         raw = layerfs.good("inspect", "--raw", f"docker://{name}")
         assert sha256(raw.encode()) == digest
         assert json.loads(raw) == {**json.loads(image.manifest), "annotations": {"a": "b"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "hint"),
+    [
+        ("pull ''", "is empty", "docker-archive:FILE"),
+        ("pull dir:", "no transport dir", "oci:DIR"),
+        ("pull docker-daemon:x:1", "no transport docker-daemon", "docker save"),
+        ("pull /x.tar", "is a path", "docker-archive:FILE"),
+        ("pull https://docker.io/x", "is a URL", "docker://HOST"),
+        ("pull app:", "its tag is empty", "TAG"),
+        ("pull App:1", ": 'App' cannot be a repository", "lower case"),
+        ("pull :1", "it has no repository", "TAG"),
+        ("push ''", "is empty", "layerfs images"),
+        ("run ''", "is empty", "layerfs images"),
+        ("tags localhost:5000", "'localhost:5000' is a registry", "localhost:5000/REPOSITORY"),
+        ("tags quay.io", "'quay.io' names no repository", "quay.io/REPOSITORY"),
+        ("attach --artifact-type sbom localhost:1/x file", "no artifact type", "application/spdx+json"),
+        ("attach --artifact-type a/b localhost:1/x /etc/passwd:a/", "no media type", "TYPE/SUBTYPE"),
+        ("attach --artifact-type a/b localhost:1/x nosuch", "nosuch: No such file", "nosuch"),
+        ("referrers --artifact-type sbom localhost:1/x", "no artifact type", "application/spdx+json"),
+    ],
+)
+def test_what_names_nothing_is_told_before_anybody_is_asked(
+    layerfs: CommandLine, words: str, problem: str, hint: str
+) -> None:
+    done = layerfs.run(*shlex.split(words))
+    assert done.status != 0
+    assert problem in done.err
+    assert hint in done.err.splitlines()[-1]
 
 
 @pytest.fixture

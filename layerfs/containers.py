@@ -649,12 +649,12 @@ class Containers:
         rows = self._database.rows(
             "SELECT id, driver, pid, start, boot FROM containers WHERE status = 'running'"
         )
-        for container_id, driver, *owner in rows:
-            if not liveness.alive(Owner(*owner)):
+        for container_id, driver, pid, start, boot in rows:
+            if not liveness.alive(Owner(pid, start, boot)):
                 # Its driver may not work here any more.
                 with contextlib.suppress(LayerfsError):
                     self._tidy(self.layers_of(driver), container_id)
-                self._finished(container_id, None)
+                self._lost(container_id, pid, start)
 
     def _tidy(self, layers: Layers, container_id: str) -> None:
         """Take the mount points away that a run made and could not take away itself."""
@@ -800,6 +800,15 @@ class Containers:
                 "UPDATE containers SET status = 'exited', exit_code = ?, finished_ns = ?, pid = NULL,"
                 " start = NULL, boot = NULL WHERE id = ?",
                 (exit_code, now_ns(), container_id),
+            )
+
+    def _lost(self, container_id: str, pid: int, start: int) -> None:
+        """Mark a container as exited, unless who waits for its process, or starts it anew, was faster."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE containers SET status = 'exited', exit_code = NULL, finished_ns = ?, pid = NULL,"
+                " start = NULL, boot = NULL WHERE id = ? AND status = 'running' AND pid = ? AND start = ?",
+                (now_ns(), container_id, pid, start),
             )
 
     def _container(self, row: tuple[Any, ...]) -> Container:

@@ -79,8 +79,9 @@ class Records:
 
     def write_all(self, connection: sqlite3.Connection) -> None:
         """Write every record, for a store that has none yet."""
+        self.root.mkdir(0o700, exist_ok=True)
         for kind in KINDS:
-            (self.root / kind).mkdir(0o700, parents=True, exist_ok=True)
+            (self.root / kind).mkdir(0o700, exist_ok=True)
             self.keep(connection, kind, *keys(connection, kind))
 
     def sweep(self, kind: Kind) -> None:
@@ -103,6 +104,8 @@ class Records:
             key = stem.replace("-", ":", 1) if kind in ("images", "indexes") else stem
             try:
                 data = path.read_bytes()
+            except FileNotFoundError:
+                continue  # what it tells of was removed meanwhile
             except OSError:
                 yield Record(kind, key, path, None)
                 continue

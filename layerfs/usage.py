@@ -10,6 +10,7 @@ from pathlib import Path
 from layerfs.blobs import Blobs
 from layerfs.containers import Container, Containers
 from layerfs.database import Database
+from layerfs.driver import Usage
 from layerfs.errors import LayerfsError, NotFoundError
 from layerfs.garbage import GRACE_SECONDS, orphans
 from layerfs.images import Image, Images
@@ -171,9 +172,9 @@ def _measure_containers(
         try:
             used = layers.usage(container.id)
         except (NotFoundError, FileNotFoundError):
-            if layers.has(container.id):
-                raise
-            continue  # it was removed a moment ago
+            if not layers.has(container.id):
+                continue  # it was removed a moment ago
+            used = Usage(0, 0)  # its files are lost, or on their way to another driver
         busy = container.status == "running" or container.mounts() or container.private_mounts()
         shared = sum(sizes[number][0] for number in layers_of.get(container.image_digest, ()))
         found.append(ContainerUsage(container, used.bytes, used.inodes, shared, 0 if busy else used.bytes))

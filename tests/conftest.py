@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from tests.support.registries import PROGRAM, Registry, htpasswd, installed
 from tests.support.token_server import TokenServer
 
 EXPECTED = Path(__file__).with_name("expected_skips.txt")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell leaves it to what it starts in the background; the tests interrupt programs that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def expected_skips(text: str) -> list[tuple[str, str]]:

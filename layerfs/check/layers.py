@@ -126,7 +126,8 @@ class LayersCheck:
                 except InUseError:
                     # It is being removed or made anew right now.
                     continue
-                ready.append((layer, self._layers.table.stack(layer.row)[:-1]))
+                with contextlib.suppress(NotFoundError):  # it was removed meanwhile
+                    ready.append((layer, self._layers.table.stack(layer.row)[:-1]))
             shares = _shares(ready)
             workers: list[Worker[None]] = []
             for share in shares[1:]:

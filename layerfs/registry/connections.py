@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import ssl
 
     import urllib3
+    from urllib3.connection import HTTPConnection
+    from urllib3.connectionpool import HTTPConnectionPool
 
     from layerfs.registry.origin import Origin
     from layerfs.registry.settings import Options
@@ -82,12 +84,11 @@ class Connections:
         """Begin to make connections, for requests that come; what fails is left to these."""
         if proxies.proxy_for(origin, self._options.environment) is not None:
             return
-        for _ in range(count):
-            thread = threading.Thread(target=self._connect, args=(origin, trust), daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        thread = threading.Thread(target=self._connect, args=(origin, trust, count), daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
-    def _connect(self, origin: Origin, trust: Trust) -> None:
+    def _connect(self, origin: Origin, trust: Trust, count: int) -> None:
         from urllib3.exceptions import HTTPError
 
         # The request at hand shall have the connection that is there already.
@@ -96,14 +97,27 @@ class Connections:
             pool = self._pool(origin, trust).connection_from_host(
                 origin.host, origin.port, scheme=origin.scheme
             )
-            # urllib3 has no name for it: one out of the pool, or a new one, that goes back in unused.
-            connection = pool._get_conn()
-            try:
-                if connection.is_closed:
-                    connection.timeout = self._options.connect_timeout
-                    connection.connect()
-            finally:
-                pool._put_conn(connection)
+            # urllib3 has no name for it: some out of the pool, or new ones, that go back in unused.
+            threads = []
+            for connection in [pool._get_conn() for _ in range(count)]:
+                if not connection.is_closed:
+                    pool._put_conn(connection)
+                    continue
+                thread = threading.Thread(target=self._open, args=(pool, connection), daemon=True)
+                thread.start()
+                threads.append(thread)
+            for thread in threads:
+                thread.join()
+
+    def _open(self, pool: HTTPConnectionPool, connection: HTTPConnection) -> None:
+        from urllib3.exceptions import HTTPError
+
+        connection.timeout = self._options.connect_timeout
+        try:
+            connection.connect()
+        except (HTTPError, OSError):
+            connection.close()
+        pool._put_conn(connection)
 
     def close(self) -> None:
         """Close what is open and idle; answers that are being read keep their connections."""

@@ -128,7 +128,10 @@ class _Signals:
     def read(self, ready: Mapping[int, int]) -> Iterator[int]:
         """Give the numbers of those that have come."""
         if self._held in ready:
-            data = os.read(self._held, 64 * linux.SIGNALFD_SIZE)
+            data = b""
+            # Another thread may have taken it since, and its handler told of it.
+            with contextlib.suppress(BlockingIOError):
+                data = os.read(self._held, 64 * linux.SIGNALFD_SIZE)
             for start in range(0, len(data), linux.SIGNALFD_SIZE):
                 yield int.from_bytes(data[start : start + 4], "little")
         if self._handled in ready:

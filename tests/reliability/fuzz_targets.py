@@ -334,6 +334,8 @@ class _Response:
     def read(self, size: int, decode_content: bool = False) -> bytes:
         return self._body.read(size)
 
+    read1 = read
+
     length_remaining = 0
 
     def close(self) -> None: ...

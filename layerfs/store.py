@@ -827,9 +827,11 @@ class Store:
                 is_stored=self.has_image(what), platform=platform, options=self._registry_options(),
                 warn=self._warn,
             )  # fmt: skip
-            return self.containers.create(
-                str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
-            )
+            called = what.removeprefix("docker://")
+            known = self.images.name_of(called) is not None
+            if not known or self.images.get(called).digest != prepared.image.digest:
+                called = str(prepared.image.digest)
+            return self.containers.create(called, name=name, on=(layers.driver.name, prepared.top))
 
     def _seen_driver(self) -> str | None:
         """Name the driver for a new mount where an ordinary user would not see what our own one mounts."""

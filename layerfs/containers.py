@@ -776,7 +776,7 @@ class Containers:
                         _INSERT,
                         (*values, chosen),
                     )
-                self._database.note("containers", container_id)
+                    self._database.note(connection, "containers", container_id)
                 return
             except sqlite3.IntegrityError as error:
                 if "containers.name" not in str(error):

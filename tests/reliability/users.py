@@ -136,7 +136,11 @@ STEPS: tuple[Step, ...] = (
     _step("gc --dry-run"),
     _step("gc"),
     _step("rmi again:1"),
-    _step("convert --to vfs m", alone=("root",) if "convert" in COMMANDS else ()),
+    _step("create --name k app:1 true", label="create once more"),
+    _step("convert --to fuse k"),
+    _step("convert --to vfs k"),
+    _step("diff k", label="diff of what was converted"),
+    _step("rm k"),
     _step("completion bash", says="complete"),
     _step("unshare rm -rf store", label="unshare rm -rf ROOT"),
 )  # fmt: skip

@@ -27,7 +27,7 @@ from layerfs.errors import (
     NotFoundError,
     ProcessError,
 )
-from layerfs.images import Image, Images, full_name
+from layerfs.images import Image, Images, familiar, full_name
 from layerfs.layer_table import Step
 from layerfs.leases import Lease
 from layerfs.liveness import Owner
@@ -367,7 +367,7 @@ class Containers:
         settings = settings or RunSettings()
         if command is not None:
             settings = replace(settings, command=tuple(command))
-        found = self._images.get(image)
+        found = self._image(image)
         if on is None:
             driver = driver or self._driver
             try:
@@ -391,6 +391,17 @@ class Containers:
                 raise
             failpoints.reach("container.recorded")
         return self.get(container_id)
+
+    def _image(self, called: str) -> Image:
+        try:
+            return self._images.get(called)
+        except NotFoundError as error:
+            hint = error.hint or ""
+            with contextlib.suppress(InvalidError):
+                full_name(called)
+                between = " " if hint.endswith("?") else "; "
+                hint = f"{hint}{between}`layerfs pull {called}` gets it from a registry"
+            raise NotFoundError(str(error), hint=hint) from error
 
     def start(
         self,
@@ -752,8 +763,10 @@ class Containers:
         driver: str,
     ) -> None:
         chosen = name or names.make_up()
+        known = self._images.name_of(called)
+        shown = familiar(known) if known is not None else next(iter(image.names), called)
         values = (
-            container_id, driver, str(image.digest), image.names[0] if image.names else called,
+            container_id, driver, str(image.digest), shown,
             settings.to_json(), now_ns(),
         )  # fmt: skip
         attempt = 0

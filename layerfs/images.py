@@ -380,6 +380,8 @@ class Images:
 
     def _resolve(self, ref: str) -> str:
         """Give the manifest digest of what a user calls an image."""
+        if not ref.strip():
+            raise InvalidError("the name of an image is empty", hint="layerfs images lists what there is")
         if named := self._named(ref):
             return named[1]
         digest = ref.partition("@")[2] or ref

@@ -25,11 +25,11 @@ from layerfs.errors import (
     UnsupportedError,
 )
 from layerfs.files import Lock, write_atomic
-from layerfs.images import Image, Images, full_name
+from layerfs.images import Image, Images, familiar, full_name
 from layerfs.leases import Lease
 from layerfs.progress import Progress, Silent
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
-from layerfs.value import frozen
+from layerfs.value import frozen, replace
 
 if TYPE_CHECKING:
     from layerfs.check.checking import Check
@@ -348,7 +348,8 @@ class Store:
 
         Args:
             image: what `Images.get` takes.
-            destination: as for `pull`; without a tag or name there the image keeps its own.
+            destination: as for `pull`; without a tag or name there the image keeps the name that it is
+                called by here; called by its id, its only one.
             all_platforms: send the index that was kept with this name, and all that it names.
             rewriting: what changes on the way; nothing when None.
             options: how a registry is spoken with.
@@ -356,6 +357,7 @@ class Store:
 
         Raises:
             NotFoundError: there is no such image.
+            ExistsError: the destination is an archive that there is already.
             TransportError: the destination is something else.
         """
         from layerfs import transports
@@ -363,7 +365,10 @@ class Store:
 
         place = transports.parse(destination)
         found = self.images.get(image)
-        names = [place.name] if place.name is not None else _own_names(found, place.transport)
+        if place.name is not None:
+            names = [place.name]
+        else:
+            names = _own_names(found, self.images.name_of(image), place.transport)
         with (
             closing(self._source()) as origin,
             closing(place.sink(options=options, warn=self._warn)) as sink,
@@ -373,6 +378,13 @@ class Store:
                 wanted = self.images.name_of(image) or wanted
                 if self._indexes.of(wanted) is None:
                     self._warn(f"{image} was kept for one platform only, which is what goes")
+            elif place.transport != "docker-archive":
+                index = self._indexes.of(self.images.name_of(image) or "")
+                if index is not None and len(index.manifests) > 1:
+                    self._warn(
+                        f"{image} goes as one of the {len(index.manifests)} images of its index;"
+                        " --all-platforms sends them all"
+                    )
             descriptor = copy_image(
                 origin, sink, image=wanted, names=names, every=all_platforms, rewriting=rewriting,
                 progress=progress,
@@ -387,6 +399,9 @@ class Store:
             file: a path, or an open file or pipe; plain or compressed.
             progress: told how it goes.
 
+        Returns:
+            The images, of their names those that the archive gave them.
+
         Raises:
             ArchiveError: it is neither.
             InvalidError, VerificationError: it is malformed.
@@ -399,10 +414,15 @@ class Store:
             closing(open_any(place, spool=self._spool, budget=self._budget, warn=self._warn)) as origin,
             closing(self._sink(progress or Silent())) as sink,
         ):
+            given: set[str] = set()
             for available in origin.images():
                 transports.copy(origin, sink, image=available, names=available.references, progress=progress)
+                given.update(map(familiar, available.references))
             sink.commit()
-            return sink.stored
+            return [
+                replace(image, names=tuple(name for name in image.names if name in given))
+                for image in sink.stored
+            ]
 
     def save(
         self,
@@ -816,9 +836,11 @@ class Store:
                 options=self._registry_options(), warn=self._warn,
             )  # fmt: skip
             self._compare_platforms(prepared.image, Platform.given(platform))
-            return self.containers.create(
-                str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
-            )
+            called = what.removeprefix("docker://")
+            known = self.images.name_of(called) is not None
+            if not known or self.images.get(called).digest != prepared.image.digest:
+                called = str(prepared.image.digest)
+            return self.containers.create(called, name=name, on=(layers.driver.name, prepared.top))
 
     def _compare_platforms(self, image: Image, wanted: Platform | None) -> None:
         """Warn of an image for another machine, which a source without a choice, or a wrong index, gives."""
@@ -1051,11 +1073,16 @@ def _names_of(source: Source, place: Place) -> list[str]:
     return []
 
 
-def _own_names(image: Image, transport: str) -> list[str]:
-    """Decide what a pushed image is called there when the user did not say: in a layout, by its tag."""
-    if transport == "oci":
-        return [name.rpartition(":")[2] for name in image.names[:1]]
-    return [full_name(name) for name in image.names[:1]]
+def _own_names(image: Image, called: str | None, transport: str) -> list[str]:
+    """Decide what a pushed image is called there when the user did not say: in a layout, by its tag.
+
+    By an id with several names none was meant.
+    """
+    if called is None and len(image.names) == 1:
+        called = full_name(image.names[0])
+    if called is None:
+        return []
+    return [called.rpartition(":")[2] if transport == "oci" else called]
 
 
 def _default_root() -> Path:

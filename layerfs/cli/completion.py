@@ -43,11 +43,21 @@ LISTED = ("images", "containers", "both", "drivers", "options")
 
 
 class Taken(NamedTuple):
-    """An option or a positional argument (which has no names), its text, and what completes its value."""
+    """An option or a positional argument (which has no names), its text, and what completes its value.
+
+    One that is `joined` has its value behind ``=`` or none.
+    """
 
     names: list[str]
     text: str
     value: str | None
+    joined: bool = False
+
+    @property
+    def written(self) -> list[str]:
+        """The names, and where they hold their value with each of these."""
+        values = (self.value or "").split()[1:] if self.joined else []
+        return self.names + [f"{name}={value}" for name in self.names for value in values]
 
 
 def _taken(parser: CommandParser) -> list[Taken]:
@@ -64,7 +74,8 @@ def _taken(parser: CommandParser) -> list[Taken]:
                 value = "words " + " ".join(str(choice) for choice in action.choices)
             else:
                 value = _kind(str(action.metavar))
-        found.append(Taken(list(action.option_strings), str(action.help), value))
+        joined = not parser.switches.isdisjoint(action.option_strings)
+        found.append(Taken(list(action.option_strings), str(action.help), value, joined))
     return found
 
 
@@ -82,11 +93,11 @@ def bash() -> str:
     cases = []
     for name in commands.COMMANDS:
         taken = _taken(build(name))
-        options = " ".join(option for one in taken for option in one.names)
-        with_value = f" {' '.join(option for one in taken if one.value for option in one.names)} "
+        options = " ".join(option for one in taken for option in one.written)
+        with_value = " ".join(option for one in taken if one.value and not one.joined for option in one.names)
         valued: dict[str, list[str]] = {}
         for one in taken:
-            if one.names and one.value:
+            if one.names and one.value and not one.joined:
                 valued.setdefault(one.value, []).extend(one.names)
         values = "".join(
             f"                {'|'.join(names)}) kind={shlex.quote(value)} ;;\n"
@@ -94,7 +105,7 @@ def bash() -> str:
         )
         cases.append(
             f"        {name})\n"
-            f"            options={shlex.quote(options)} valued={shlex.quote(with_value)}\n"
+            f"            options={shlex.quote(options)} valued={shlex.quote(f' {with_value} ')}\n"
             f"            positions=({' '.join(map(shlex.quote, _positionals(taken)))})\n"
             f"            _layerfs_position\n"
             f"            case $before in\n{values}            esac ;;\n"
@@ -154,6 +165,11 @@ _layerfs() {
         case $command in
         '') options='@TOP@' kind='words @COMMANDS@' ;;
 @CASES@        esac
+    fi
+    if [[ $option && " $options" == *" $option"* ]]; then
+        # One whose value stands in the same word.
+        kind='words '
+        for word in $options; do [[ $word != "$option"* ]] || kind+=" ${word#"$option"}"; done
     fi
     if [[ $current == -* && ! $option ]]; then
         items=$options
@@ -235,8 +251,11 @@ def zsh() -> str:
         for one in taken:
             for option in one.names:
                 value = "" if one.value is None else f":value:{action(one.value)}"
-                either = "=" if value and option.startswith("--") else ""
-                specs.append(shlex.quote(f"*{option}{either}[{escaped(one.text)}]{value}"))
+                if one.joined:
+                    option, value = f"{option}=-", f":{value}"
+                elif value and option.startswith("--"):
+                    option += "="
+                specs.append(shlex.quote(f"*{option}[{escaped(one.text)}]{value}"))
         kinds = _positionals(taken)
         for number, kind in enumerate(kinds, 1):
             place = "*" if number == len(kinds) else str(number)
@@ -301,11 +320,11 @@ def fish() -> str:
     lines = ["# fish completion for layerfs: layerfs completion fish | source", "complete -c layerfs -f"]
     none = "not __fish_seen_subcommand_from " + " ".join(commands.COMMANDS)
 
-    def option(names: list[str], text: str, value: str | None, when: str) -> str:
+    def option(names: list[str], text: str, value: str | None, when: str, *, joined: bool = False) -> str:
         words = ["complete", "-c", "layerfs", "-n", shlex.quote(when)]
         for name in names:
             words += ["-l", name[2:]] if name.startswith("--") else ["-s", name[1:]]
-        if value is not None:
+        if value is not None and not joined:
             words.append("-r")
         words += _fish_value(value)
         return " ".join([*words, "-d", shlex.quote(text)])
@@ -317,7 +336,9 @@ def fish() -> str:
     for name in commands.COMMANDS:
         taken = _taken(build(name))
         when = f"__fish_seen_subcommand_from {name}"
-        lines += [option(one.names, one.text, one.value, when) for one in taken if one.names]
+        lines += [
+            option(one.names, one.text, one.value, when, joined=one.joined) for one in taken if one.names
+        ]
         for kind in dict.fromkeys(_positionals(taken)):
             if words := _fish_value(kind):
                 lines.append(" ".join(["complete -c layerfs -n", shlex.quote(when), *words]))

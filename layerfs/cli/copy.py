@@ -61,7 +61,7 @@ COMMANDS = {
         description="No store is opened and nothing is unpacked; what is not asked to change goes byte for"
         " byte.\nReferrers, such as signatures that `attach` put beside it, stay behind, with --all too:"
         "\n`layerfs referrers SOURCE` names them, and each is copied by its digest."
-        f"\nPrints the digest of what was put. {PLACES}",
+        f"\nAn archive that exists is not written to. Prints the digest of what was put. {PLACES}",
         examples=[
             "layerfs copy --all docker://debian:12 oci:./layout:12",
             "layerfs copy --compression zstd oci:./layout:12 docker://localhost:5000/debian:12",

@@ -66,6 +66,13 @@ def test_bash_completes_options_of_the_command(tmp_path: Path) -> None:
     assert "--root" in complete_in_bash("layerfs --r", tmp_path)
 
 
+def test_bash_completes_a_value_that_stands_after_an_equals_sign(tmp_path: Path) -> None:
+    assert complete_in_bash("layerfs pull --tls", tmp_path) == [
+        "--tls-verify", "--tls-verify=true", "--tls-verify=false"
+    ]  # fmt: skip
+    assert complete_in_bash("layerfs pull --tls-verify=f", tmp_path) == ["false"]
+
+
 def test_bash_completes_the_names_of_images_past_their_colon(tmp_path: Path) -> None:
     assert complete_in_bash("layerfs run deb", tmp_path, names="debian:12 app:1") == ["debian:12"]
     assert complete_in_bash("layerfs run debian:", tmp_path, names="debian:12 debian:13") == ["12", "13"]
@@ -135,6 +142,8 @@ def test_zsh_completes_drivers_and_mount_options(tmp_path: Path) -> None:
     hear(b"erfs")
     os.write(terminal, b"\x15layerfs pull --cert-dir=./_lay\t")
     hear(b"erfs")
+    os.write(terminal, b"\x15layerfs pull --tls-verify=f\t")
+    hear(b"alse")
     os.close(terminal)
     os.waitpid(child, 0)
 

@@ -425,9 +425,9 @@ class Database:
     def _write_records(self) -> None:
         self._is_due = False
         with contextlib.suppress(OSError, InUseError), self.transaction() as connection:
-            for kind, key in connection.execute("SELECT kind, key FROM records_due").fetchall():
+            query = "DELETE FROM records_due RETURNING kind, key"
+            for kind, key in connection.execute(query).fetchall():
                 self.records.keep(connection, kind, key)
-            connection.execute("DELETE FROM records_due")
 
     def problems(self) -> list[str]:
         """Let SQLite check the whole file; each line is one fault, none when it is sound."""

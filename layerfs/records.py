@@ -66,8 +66,8 @@ class Records:
                     write_atomic(path, pack(kind, body), sync=False)
                     continue
             except OSError:
-                # It must not go on to say what may not be so any more.
-                pass
+                # It must not go on to say what may not be so any more, and is written when there is room.
+                connection.execute("INSERT OR IGNORE INTO records_due VALUES (?, ?)", (kind, key))
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,26 @@ def test_what_a_stop_left_in_the_records_is_no_problem_and_is_completed(store: S
     assert store.check(repair=True).problems == ()
     assert said(store) == known(store)
     assert not (records / "images/.half-written").exists()
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["full", "stopped"])
+def test_a_record_that_was_not_written_is_when_the_store_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with Store.open(tmp_path / "root", durability="none") as store:
+        add_image(store, tmp_path, "one")
+        with monkeypatch.context() as patch:
+            if stopped:
+                patch.setattr(Database, "_write_records", lambda self: None)
+            else:
+                patch.setattr("layerfs.records.write_atomic", full)
+            store.images.tag("one", "two")
+        assert said(store) != known(store)
+    with Store.open(tmp_path / "root") as store:
+        assert said(store) == known(store)
 
 
 def test_a_dry_restoration_changes_nothing(store: Store, tmp_path: Path) -> None:

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
-from layerfs import failpoints, liveness
+from layerfs import root as root_directory
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
 from layerfs.errors import (
     ExistsError,
-    InUseError,
     InvalidError,
     LayerfsError,
     NotFoundError,
-    StoreError,
     UnsupportedError,
 )
-from layerfs.files import Lock, write_atomic
 from layerfs.images import Image, Images, familiar, full_name
 from layerfs.leases import Lease
+from layerfs.naming import names_here, names_there
 from layerfs.progress import Progress, Silent
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
 from layerfs.value import frozen, replace
@@ -48,40 +45,12 @@ if TYPE_CHECKING:
     from layerfs.rebuilding import Restored
     from layerfs.registry.settings import Options
     from layerfs.store_ends import StoreSink, StoreSource
-    from layerfs.transports import Place
-    from layerfs.transports.endpoint import Source
     from layerfs.transports.rewriting import Rewriting
     from layerfs.usage import DiskUsage
 
-FORMAT_VERSION: Final = 1
 _LAZY_DRIVER: Final = "fuse"
 # Whose mounts an ordinary user sees outside of his user namespace.
 _SEEN_DRIVER: Final = "fuse"
-_FORMAT: Final = "format.json"
-_DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks", "logs")
-_OURS: Final = frozenset(
-    {
-        *_DIRECTORIES,
-        _FORMAT,
-        "quarantine",
-        "records",
-        "layerfs.db",
-        "layerfs.db-wal",
-        "layerfs.db-shm",
-        "layerfs.db-journal",
-        "layerfs.reserve",
-        "lost+found",
-    }
-)
-
-# What a crash may have left: records of mounts, running containers, drafts or half-removed layers, and layers
-# on their way from one driver to another.
-_TRACES: Final = (
-    "SELECT EXISTS (SELECT 1 FROM mounts WHERE held = 1 OR boot <> ?),"
-    " EXISTS (SELECT 1 FROM containers WHERE status = 'running'),"
-    " EXISTS (SELECT 1 FROM layers WHERE state IN ('draft', 'removing')),"
-    " EXISTS (SELECT 1 FROM meta WHERE key GLOB 'relocating:*')"
-)
 
 
 @frozen
@@ -222,8 +191,8 @@ class Store:
         """
         if durability not in ("none", "commit", "full"):
             raise InvalidError(f"{durability!r} is not a durability", hint="'none', 'commit' or 'full'")
-        place = Path(os.path.abspath(root)) if root is not None else _default_root()
-        _check_format(place, mend=rebuild)
+        place = Path(os.path.abspath(root)) if root is not None else root_directory.default()
+        root_directory.check_format(place, mend=rebuild)
         renewed = None
         if rebuild:
             from layerfs import rebuilding
@@ -326,7 +295,7 @@ class Store:
             ) as origin,
             closing(self._sink(progress or Silent())) as sink,
         ):
-            names = [name] if name is not None else _names_of(origin, place)
+            names = [name] if name is not None else names_here(origin, place)
             transports.copy(origin, sink, image=place.name, names=names, platform=platform, progress=progress)
             if all_platforms:
                 copy_index(origin, sink, image=place.name, names=names, progress=progress)
@@ -368,7 +337,7 @@ class Store:
         if place.name is not None:
             names = [place.name]
         else:
-            names = _own_names(found, self.images.name_of(image), place.transport)
+            names = names_there(found, self.images.name_of(image), place.transport)
         with (
             closing(self._source()) as origin,
             closing(place.sink(options=options, warn=self._warn)) as sink,
@@ -775,8 +744,8 @@ class Store:
         drivers = self._database.rows("SELECT DISTINCT driver FROM layers ORDER BY driver")
         images, containers, running, layers = row
         return Info(
-            self.root, self._driver_name, self.durability, FORMAT_VERSION, images, containers, running,
-            layers, mounting.file_system_of(self.root), space.f_blocks * space.f_frsize,
+            self.root, self._driver_name, self.durability, root_directory.FORMAT_VERSION, images, containers,
+            running, layers, mounting.file_system_of(self.root), space.f_blocks * space.f_frsize,
             space.f_bavail * space.f_frsize, tuple(name for (name,) in drivers),
         )  # fmt: skip
 
@@ -951,20 +920,25 @@ class Store:
             return
         from layerfs import subids
 
-        now = [subids.mapped(), subids.mapped("/proc/self/gid_map")]
-        if all(map(subids.maps_all, now)):
-            return
         noted = self._database.get("ids")
-        before = [[subids.Mapping(*each) for each in ids] for ids in json.loads(noted or "[[], []]")]
-        if all(map(subids.covers, now, before)):
-            if now != before:
-                self._database.set("ids", json.dumps(now))
-            return
-        self._lost_ids = (
-            "the store was used with ids that this user namespace has not, or that are others now: what"
-            " belongs to them is nobody's here"
-        )
-        self._warn(f"{self._lost_ids} (see /etc/subuid and /etc/subgid, and whether newuidmap works)")
+        sound, now = subids.compare(noted)
+        if not sound:
+            self._lost_ids = (
+                "the store was used with ids that this user namespace has not, or that are others now: what"
+                " belongs to them is nobody's here"
+            )
+            self._warn(f"{self._lost_ids} (see /etc/subuid and /etc/subgid, and whether newuidmap works)")
+        elif now is not None and now != noted:
+            self._database.set("ids", now)
+
+    def _recover(self) -> None:
+        from layerfs.recovery import Recovery
+
+        Recovery(
+            self.root, self._database, layers_of=self.layers_of, all_layers=self.all_layers,
+            any_layers=self._any_layers, containers=lambda: self.containers,
+            check=lambda: self._check(repair=True, contents=True), warn=self._warn,
+        ).run()  # fmt: skip
 
     def _complete(self, image: Image) -> None:
         """Pull what is not here of an image that was mounted lazily, from where its files come.
@@ -1000,141 +974,3 @@ class Store:
             except (LayerfsError, OSError) as error:
                 reason = f" ({text}: {error})"
         raise NotFoundError(f"{lacking}{reason}", hint="pull the image first")
-
-    def _recover(self) -> None:
-        """Clear away what a crash left; one query says whether there is anything to do."""
-        boot = liveness.boot_id()
-        traces = self._database.row(_TRACES, boot)
-        assert traces is not None
-        mounts, running, unfinished, relocating = traces
-        if any((mounts, running, unfinished, relocating)):
-            failpoints.reach("store.recover")
-        if relocating:
-            from layerfs.relocating import recover
-
-            recover(self._database, self.root, self.layers_of)
-        if mounts:
-            self._any_layers().recover()
-        if running:
-            self.containers.recover()
-        if unfinished:
-            from layerfs import leases
-
-            leases.expire(self._database)
-            for layers in self.all_layers():
-                layers.finish()
-        if self._database.get("boot") != boot:
-            self._settle(boot)
-            self._database.set("boot", boot)
-
-    def _settle(self, boot: str) -> None:
-        """After a reboot, look at what was committed without having been synced, and forget what is lost."""
-        if self._database.row("SELECT 1 FROM layers WHERE state = 'active' LIMIT 1") is not None:
-            self._forget_lost()
-        query = "SELECT 1 FROM layers WHERE state = 'committed' AND durable = 0 AND boot <> ? LIMIT 1"
-        if self._database.row(query, boot) is None:
-            return
-        check = self._check(repair=True, contents=True)
-        for layers in self.all_layers():
-            check.settle(layers, boot)
-        for problem in check.problems:
-            done = "repaired" if problem.repaired else f"not repaired: {problem.hint}"
-            self._warn(f"layer {problem.subject} did not survive the last stop: {problem.what} ({done})")
-
-    def _forget_lost(self) -> None:
-        """Remove the containers without files: neither their making nor their end is synced."""
-        from layerfs import leases
-
-        leases.expire(self._database)
-        for layers in self.all_layers():
-            for layer in layers.lost():
-                with contextlib.suppress(NotFoundError, InUseError):
-                    called = layers.table.called(layer)
-                    layers.remove(layer)
-                    self._warn(f"{called} did not survive the last stop")
-
-
-def _names_of(source: Source, place: Place) -> list[str]:
-    """Decide what a pulled image is called here when the user did not say."""
-    if place.reference is not None:
-        # As with docker, what is asked for by its digest gets no name.
-        return [] if place.reference.digest is not None else [str(place.reference)]
-    for available in source.images():
-        if place.name is None or available.is_called(place.name):
-            if available.references:
-                return list(available.references)
-            break
-    stem = place.path.name.split(".")[0].lower() or place.path.resolve().name.lower()
-    for text in ([place.name] if place.name and ":" in place.name else []) + [
-        f"{stem}:{place.name or 'latest'}"
-    ]:
-        with contextlib.suppress(InvalidError):
-            return [full_name(text)]
-    return []
-
-
-def _own_names(image: Image, called: str | None, transport: str) -> list[str]:
-    """Decide what a pushed image is called there when the user did not say: in a layout, by its tag.
-
-    By an id with several names none was meant.
-    """
-    if called is None and len(image.names) == 1:
-        called = full_name(image.names[0])
-    if called is None:
-        return []
-    return [called.rpartition(":")[2] if transport == "oci" else called]
-
-
-def _default_root() -> Path:
-    return Path("/var/lib/layerfs") if os.geteuid() == 0 else Path.home() / ".local/share/layerfs"
-
-
-def _check_format(root: Path, *, mend: bool) -> None:
-    """Make a store where there is none, and refuse what is not ours; `mend` writes a damaged file anew."""
-    try:
-        text = (root / _FORMAT).read_bytes()
-    except FileNotFoundError:
-        _create(root)
-        return
-    except NotADirectoryError as error:
-        raise StoreError(f"{root} is not a directory") from error
-    try:
-        version = json.loads(text)["layerfs"]
-    except (ValueError, KeyError, TypeError) as error:
-        if mend and (root / "blobs").is_dir() and (root / "drivers").is_dir():
-            _write_format(root)
-            return
-        raise StoreError(
-            f"{root / _FORMAT} cannot be read",
-            hint="the store is damaged, or is none; `layerfs check --repair` writes the file anew",
-        ) from error
-    if version != FORMAT_VERSION:
-        raise StoreError(
-            f"{root} is a store of format {version}, this layerfs knows {FORMAT_VERSION}",
-            hint="use the layerfs that made it, or another --root",
-        )
-
-
-def _create(root: Path) -> None:
-    root.mkdir(0o700, parents=True, exist_ok=True)
-    # Another process may be about to make the store, too.
-    foreign = sorted(name for name in set(os.listdir(root)) - _OURS if not name.startswith(f".{_FORMAT}."))
-    if foreign:
-        raise StoreError(
-            f"{root} is not a store, and not empty: it holds {foreign[0]!r}", hint="choose another --root"
-        )
-    root.chmod(0o700)
-    (root / "locks").mkdir(0o700, exist_ok=True)
-    with Lock(root / "locks" / "store"):
-        if not (root / _FORMAT).exists():
-            for name in _DIRECTORIES:
-                (root / name).mkdir(0o700, exist_ok=True)
-            failpoints.reach("store.directories")
-            Database.create(root / "layerfs.db")
-            failpoints.reach("store.database")
-            # Last: a store without it was never finished, and is made again.
-            _write_format(root)
-
-
-def _write_format(root: Path) -> None:
-    write_atomic(root / _FORMAT, json.dumps({"layerfs": FORMAT_VERSION}).encode() + b"\n")

@@ -388,7 +388,9 @@ class LayerTable:
             if cursor.rowcount != 1:
                 raise _missing(layer.name)
             self.database.records.keep(connection, "layers", layer.driver_id)
-            self.database.note(connection, "layers", draft.driver_id)
+            # The records of those above name it.
+            above = connection.execute("SELECT driver_id FROM layers WHERE parent = ?", (layer.row,))
+            self.database.note(connection, "layers", draft.driver_id, *(each for (each,) in above.fetchall()))
 
     def have_blob(self, blob: Digest) -> bool:
         """Say whether a committed layer came from a blob."""

@@ -5,8 +5,10 @@ ROOT/quarantine/WHAT...     as it was found; nothing of layerfs reads it, and no
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,7 @@ from layerfs.errors import InUseError
 
 DIRECTORY: Final = "quarantine"
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CHUNK: Final = 1 << 20
 
 
 class Quarantine:
@@ -38,13 +41,15 @@ class Quarantine:
         return place
 
     def copy(self, called: str, directory: int, name: bytes) -> Path | None:
-        """Copy a regular file of an open directory here; None where it is none."""
+        """Copy a regular file of an open directory here; None where it is none, or its copy is here."""
         source = os.open(name, _OPEN, dir_fd=directory)
         try:
             found = os.fstat(source)
             if not stat.S_ISREG(found.st_mode):
                 return None
             place = self.place(called)
+            if any(_is_copy(source, other) for other in self._like(called)):
+                return None
             target = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 files.copy_data(source, target, size=found.st_size)
@@ -58,12 +63,17 @@ class Quarantine:
     def place(self, called: str) -> Path:
         """Find a free name like `called`, which may be a path; the directory is there then."""
         self.directory.mkdir(0o700, exist_ok=True)
+        return next(place for place in self._places(called) if not os.path.lexists(place))
+
+    def _like(self, called: str) -> Iterator[Path]:
+        """Give what is here by names like `called`."""
+        return itertools.takewhile(os.path.lexists, self._places(called))
+
+    def _places(self, called: str) -> Iterator[Path]:
         plain = called.replace(":", "-").replace("/", "-").lstrip(".")[:150] or "unnamed"
-        place, number = self.directory / plain, 1
-        while os.path.lexists(place):
-            number += 1
-            place = self.directory / f"{plain}.{number}"
-        return place
+        yield self.directory / plain
+        for number in itertools.count(2):
+            yield self.directory / f"{plain}.{number}"
 
     def occupied(self) -> tuple[int, int]:
         """Count what is here, in bytes and inodes."""
@@ -73,3 +83,21 @@ class Quarantine:
 
         size, inodes = occupied([self.directory])
         return size, inodes - 1
+
+
+def _is_copy(source: int, place: Path) -> bool:
+    """Say whether a regular file has the bytes of an open one."""
+    try:
+        other = os.open(place, _OPEN)
+    except OSError:
+        return False
+    with open(other, "rb") as file:
+        found = os.fstat(other)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != os.fstat(source).st_size:
+            return False
+        start = 0
+        while data := os.pread(source, _CHUNK, start):
+            if file.read(len(data)) != data:
+                return False
+            start += len(data)
+    return True

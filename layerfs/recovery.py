@@ -80,6 +80,9 @@ class Recovery:
             for layers in self._all_layers():
                 layers.finish()
         if self._database.get("boot") != boot:
+            with self._database.transaction() as connection:
+                # They are not synced: the last of them may be as they were before.
+                self._database.records.renew(connection)
             self._settle(boot)
             self._database.set("boot", boot)
 

@@ -169,8 +169,17 @@ class Check:
                     self._quarantine.take(record.path)
             self._tell("record", str(record.path.relative_to(self._root)), what, how="the database")
         restoring = Restoring(self._database, self._blobs, self._held, anew=False)
-        for kind, subject, what in restoring.run(dry=not self._repair):
+        lost = restoring.run(dry=not self._repair)
+        for kind, subject, what in lost:
             self._tell(kind, subject, what, how="its record")
+        if not (self._repair or lost):
+            with self._database.transaction() as connection:
+                behind = self._database.records.behind(connection)
+            if behind:
+                self._telling.noted(
+                    "record", "records", f"{behind} say less than the database, or what was so before",
+                    hint=REPAIR,
+                )  # fmt: skip
         dangling = self._database.dangling()
         if dangling and self._repair:
             drop_dangling(self._database)

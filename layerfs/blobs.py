@@ -469,4 +469,7 @@ def _names(directory: str) -> list[str]:
 
 
 def _missing(digest: Digest) -> NotFoundError:
-    return NotFoundError(f"blob {digest} is not in the store")
+    return NotFoundError(
+        f"blob {digest} is not in the store",
+        hint="pull or load the image again, or layerfs check --repair --from-registry",
+    )

@@ -22,11 +22,12 @@ from layerfs.driver import Sweeps
 from layerfs.errors import InUseError, InvalidError, NotFoundError
 from layerfs.layers import Layers
 from layerfs.leases import leased
-from layerfs.leftovers import Leftovers, is_due
+from layerfs.leftovers import Leftovers, is_due, is_locked
 from layerfs.removing import remove_together
 from layerfs.value import frozen
 
 GRACE_SECONDS: Final = 3600.0
+_YOUNG: Final = "younger than the grace period"
 
 
 class Item(NamedTuple):
@@ -55,6 +56,11 @@ class Report:
     def kept(self) -> tuple[Item, ...]:
         """What stays."""
         return tuple(item for item in self.items if not item.removed)
+
+    @property
+    def young(self) -> tuple[Item, ...]:
+        """What stays though nothing needs it, as it is younger than the grace period."""
+        return tuple(item for item in self.items if item.reason == _YOUNG)
 
     @property
     def freed(self) -> int:
@@ -148,6 +154,7 @@ class Garbage:
         return [
             Item("layer", driver_id, size, True, "half removed" if state == "removing" else "half made")
             for driver_id, size, state in rows
+            if not is_locked(self._root / "locks" / driver_id)  # another process is at it
         ]
 
     def _images(self, items: list[Item], before: float, *, dry_run: bool) -> set[str]:
@@ -165,7 +172,7 @@ class Garbage:
             elif lease is not None:
                 items.append(Item("image", manifest, 0, False, "leased by a running operation"))
             elif created_ns / 1e9 >= before:
-                items.append(Item("image", manifest, 0, False, "younger than the grace period"))
+                items.append(Item("image", manifest, 0, False, _YOUNG))
             elif dry_run or self._delete_image(manifest):
                 gone.add(manifest)
                 items.append(Item("image", manifest, 0, True, "no name and no container"))
@@ -192,7 +199,7 @@ class Garbage:
             if tag is not None:
                 items.append(Item("index", digest, 0, False, f"named {tag}"))
             elif created_ns / 1e9 >= before:
-                items.append(Item("index", digest, 0, False, "younger than the grace period"))
+                items.append(Item("index", digest, 0, False, _YOUNG))
             elif dry_run or self._delete_index(digest):
                 gone.add(digest)
                 items.append(Item("index", digest, 0, True, "no name"))
@@ -250,7 +257,7 @@ class Garbage:
                 elif state == "committed" and diff_id is None:
                     reason = "committed by a user of the library"
                 elif updated_ns / 1e9 >= before:
-                    reason = "younger than the grace period"
+                    reason = _YOUNG
                 elif self._database.row(
                     "SELECT 1 FROM lease_items WHERE kind = 'layer' AND item = ?", driver_id
                 ):
@@ -314,7 +321,7 @@ class Garbage:
             if name in needed:
                 items.append(Item("blob", name, size, False, needed[name]))
             elif found.st_mtime >= before:
-                items.append(Item("blob", name, size, False, "younger than the grace period"))
+                items.append(Item("blob", name, size, False, _YOUNG))
             elif dry_run or self._remove_blob(held):
                 items.append(Item("blob", name, size, True, "nothing refers to it"))
             else:
@@ -367,7 +374,7 @@ class Garbage:
             size, touched = _measure(layers.driver.root / driver_id)
             reason = None
             if touched >= before:
-                reason = "younger than the grace period"
+                reason = _YOUNG
             elif not dry_run:
                 try:
                     with layers.lock(driver_id) as lock:
@@ -388,7 +395,7 @@ class Garbage:
                 if one.kind != "lock":
                     items.append(Item(one.kind, one.name, one.bytes, True, one.what))
             elif one.kind != "lock":
-                reason = "in use by a running operation" if one.busy else "younger than the grace period"
+                reason = "in use by a running operation" if one.busy else _YOUNG
                 items.append(Item(one.kind, one.name, one.bytes, False, reason))
 
     def _logs(self) -> None:

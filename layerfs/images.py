@@ -315,7 +315,8 @@ class Images:
         failpoints.reach("image.removed")
         lines = [f"Untagged: {familiar(str(one))}" for one in going]
         if deleted:
-            lines += [f"Deleted: {image.id}", *self._reclaim(image, wait)]
+            # Of each driver that had it.
+            lines += dict.fromkeys([f"Deleted: {image.id}", *self._reclaim(image, wait)])
         return lines
 
     def history(self, ref: str) -> tuple[Stage, ...]:

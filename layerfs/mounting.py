@@ -84,7 +84,8 @@ def attach_outside(mount: Mount, target: Path, outside: Outside, options: Sequen
     """
     raise UnsupportedError(
         "what an ordinary user mounts with this driver is seen only inside the process that mounted it",
-        hint="use --driver fuse, or mount it in a shell of `layerfs unshare`, or with --foreground, which"
+        hint="use --driver fuse (`layerfs convert --to fuse` moves a container), or mount it in a shell of"
+        " `layerfs unshare`, or with --foreground, which"
         " tells how to enter, or `layerfs run`",
     )
 

@@ -39,7 +39,7 @@ from layerfs.tree.absent import FETCH_FAILED
 _ASIDE: Final = f"`{REPAIR}` moves the log aside"
 # What stands above each text in a log.
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-_AGAIN: Final = "pull or load the image again"
+_AGAIN: Final = "layerfs check --repair --from-registry, or pull or load the image again"
 # What is asked again when something is missing: others work meanwhile.
 _HOLDS: Final = "SELECT 1 FROM layers WHERE id = ? AND skeleton = ? AND driver = ? AND state = 'committed'"
 _LINKED: Final = "SELECT 1 FROM links WHERE blob = ?1 UNION SELECT 1 FROM index_links WHERE blob = ?1"

@@ -26,7 +26,7 @@ from layerfs.worker import Worker, listen
 _WORTH_A_PROCESS: Final = 5_000
 # Each layer takes a descriptor for its lock.
 _BATCH: Final = 256
-_AGAIN: Final = "pull or load the image again"
+_AGAIN: Final = "layerfs check --repair --from-registry, or pull or load the image again"
 
 # What a process tells of a layer, by its row: what it compared, or in words why it could not.
 Result = Compared | str

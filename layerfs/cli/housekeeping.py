@@ -14,15 +14,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from layerfs.check.findings import Findings
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
 
 def _configure_gc(parser: CommandParser) -> None:
     parser.flag("-n", "--dry-run", help="only say what would go")
     parser.flag("-v", "--verbose", help="say of everything else why it stays")
     parser.add_argument(
         "--grace",
-        metavar="SECONDS",
-        type=float,
-        help="leave alone what is younger; an hour by default, since a pull may be about to name it",
+        metavar="AGE",
+        type=_seconds,
+        help="leave alone what is younger, in seconds, or as 90m, 12h or 7d; an hour by default, since a pull"
+        " may be about to name it",
     )
 
 
@@ -42,7 +45,27 @@ def _gc(context: Context, arguments: argparse.Namespace) -> int:
         done = "remove" if item.removed else "keep  "
         output.line(f"{done} {item.kind} {item.name} ({output.size(item.bytes)}): {item.reason}")
     note(f"{output.size(report.freed)} {'would be' if report.dry_run else 'were'} freed")
+    if report.young:
+        grace = "an hour" if arguments.grace is None else output.age(arguments.grace)
+        things = _counted(len(report.young), "thing")
+        note(f"{things} that nothing needs, younger than {grace}, stay: see --verbose and --grace")
     return 0
+
+
+def _seconds(text: str) -> float:
+    """Read an age: seconds, or a number with a unit."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
+    try:
+        found = float(number) * _UNITS[unit]
+    except ValueError:
+        found = -1
+    if not 0 <= found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no age; such as 0, 90, 30m, 12h or 7d")
+    return found
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _configure_check(parser: CommandParser) -> None:
@@ -95,10 +118,15 @@ def _check(context: Context, arguments: argparse.Namespace) -> int:
 
 def _conclude(found: Findings, *, repair: bool) -> None:
     left = [problem for problem in found.problems if not problem.repaired]
-    counted = f"{len(found.problems)} problems, {len(left)} left" if found.problems else "all sound"
-    note(f"{found.blobs} blobs, and {found.layers} layers with {found.files} files, checked: {counted}")
+    problems = _counted(len(found.problems), "problem")
+    counted = f"{problems}, {len(left)} left" if found.problems else "all sound"
+    note(
+        f"{_counted(found.blobs, 'blob')}, and {_counted(found.layers, 'layer')} with"
+        f" {_counted(found.files, 'file')}, checked: {counted}"
+    )
     if found.leftovers and not repair:
-        note(f"stopped processes left {len(found.leftovers)} things behind, which `layerfs gc` removes")
+        left_behind = _counted(len(found.leftovers), "thing")
+        note(f"stopped processes left {left_behind} behind, which `layerfs gc` removes")
     for hint in dict.fromkeys(one.hint for one in (*left, *found.notes) if one.hint):
         note(f"hint: {hint}")
 

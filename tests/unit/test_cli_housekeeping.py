@@ -27,6 +27,24 @@ def test_collecting_keeps_what_has_a_name_and_says_why(layerfs: CommandLine) -> 
     assert not [item for item in report["items"] if item["removed"]]
 
 
+def test_what_nobody_needs_yet_stays_is_told_and_goes_without_the_grace_period(tmp_path: Path) -> None:
+    layerfs = make_store(tmp_path)
+    layerfs.good("create", "--name", "box", IMAGE, "true")
+    layerfs.good("rmi", "--force", IMAGE)
+    layerfs.good("rm", "box")
+    done = layerfs.run("gc", "--grace", "12h")
+    assert "1 thing that nothing needs, younger than 12 hours, stay" in done.err
+    assert "image" in layerfs.good("gc", "--grace", "0s")
+    assert "stay" not in layerfs.run("gc", "--grace", "0").err
+
+
+@pytest.mark.parametrize("age", ["-1", "1y", "", "h", "inf", "nan"])
+def test_what_is_no_age_is_refused(layerfs: CommandLine, age: str) -> None:
+    done = layerfs.run("gc", f"--grace={age}")
+    assert done.status == 2
+    assert "is no age; such as" in done.err
+
+
 def test_a_sound_store_is_said_to_be_sound(layerfs: CommandLine) -> None:
     done = layerfs.run("check")
     assert (done.status, done.out) == (0, "")

@@ -15,6 +15,8 @@ from layerfs.errors import InUseError
 
 DIRECTORY: Final = "quarantine"
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Of the 255 bytes of a file's name, so that a number fits behind.
+_LONGEST: Final = 150
 
 
 class Quarantine:
@@ -22,6 +24,8 @@ class Quarantine:
 
     def __init__(self, root: Path) -> None:
         self.directory = root / DIRECTORY
+        # How often each name was wanted: thousands of files may be called alike.
+        self._given: dict[str, int] = {}
 
     def take(self, path: Path, *, called: str | None = None) -> Path:
         """Move a file or a directory here, and say where it is now.
@@ -38,7 +42,11 @@ class Quarantine:
         return place
 
     def copy(self, called: str, directory: int, name: bytes) -> Path | None:
-        """Copy a regular file of an open directory here; None where it is none."""
+        """Copy a regular file of an open directory here; None where it is none.
+
+        Raises:
+            OSError: it cannot be read, or there is no room for it; nothing of it stays here then.
+        """
         source = os.open(name, _OPEN, dir_fd=directory)
         try:
             found = os.fstat(source)
@@ -49,6 +57,9 @@ class Quarantine:
             try:
                 files.copy_data(source, target, size=found.st_size)
                 os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+            except OSError:
+                place.unlink()
+                raise
             finally:
                 os.close(target)
         finally:
@@ -58,12 +69,15 @@ class Quarantine:
     def place(self, called: str) -> Path:
         """Find a free name like `called`, which may be a path; the directory is there then."""
         self.directory.mkdir(0o700, exist_ok=True)
-        plain = called.replace(":", "-").replace("/", "-").lstrip(".")[:150] or "unnamed"
-        place, number = self.directory / plain, 1
-        while os.path.lexists(place):
+        text = called.replace(":", "-").replace("/", "-").lstrip(".")
+        plain = os.fsencode(text)[:_LONGEST].decode("utf-8", "ignore") or "unnamed"
+        number = self._given.get(plain, 0)
+        while True:
             number += 1
-            place = self.directory / f"{plain}.{number}"
-        return place
+            place = self.directory / (plain if number == 1 else f"{plain}.{number}")
+            if not os.path.lexists(place):
+                self._given[plain] = number
+                return place
 
     def occupied(self) -> tuple[int, int]:
         """Count what is here, in bytes and inodes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ _WORTH_A_PROCESS: Final = 5_000
 # Each layer takes a descriptor for its lock.
 _BATCH: Final = 256
 _AGAIN: Final = "pull or load the image again"
+# What the disk has lost, or somebody has removed, cannot be kept.
+_UNREADABLE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENOENT})
 
 # What a process tells of a layer, by its row: what it compared, or in words why it could not.
 Result = Compared | str
@@ -218,8 +221,9 @@ class LayersCheck:
         if not self._repair:
             self._telling.found("layer", layer.name, what, hint=REPAIR)
             return
-        kept = self._keep_data(layer, result)
         try:
+            # First, as what is in the layer's directory goes with it.
+            kept = self._keep_data(layer, result)
             how = self._mend(layer)
         except (LayerfsError, OSError) as error:
             hint = f"{error}; {getattr(error, 'hint', None) or _AGAIN}"
@@ -258,17 +262,25 @@ class LayersCheck:
         return self._refetching.fetch(blob)
 
     def _keep_data(self, layer: Layer, result: Result) -> str:
-        """Copy what is no data of the layer to the quarantine; say how much that is."""
+        """Copy what is no data of the layer to the quarantine; say how much that is.
+
+        Raises:
+            LayerfsError, OSError: something cannot be copied that can be read.
+        """
         if isinstance(result, str):
             return ""
         count = 0
         wrong = [one for one in result.wrong if one.keep]
-        with contextlib.suppress(LayerfsError), self._opened(layer, wrong) as root:
+        with self._opened(layer, wrong) as root:
             for path, _, _ in wrong:
-                with contextlib.suppress(OSError), found_at(root, path) as place:
-                    called = f"layer-{layer.driver_id}-{printable(path)}"
-                    if place is not None and self._quarantine.copy(called, *place) is not None:
-                        count += 1
+                called = f"layer-{layer.driver_id}-{printable(path)}"
+                try:
+                    with found_at(root, path) as place:
+                        if place is not None and self._quarantine.copy(called, *place) is not None:
+                            count += 1
+                except OSError as error:
+                    if error.errno not in _UNREADABLE:
+                        raise
         return f"; {count} of its files were copied to {self._quarantine.directory}" if count else ""
 
     @contextlib.contextmanager

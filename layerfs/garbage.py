@@ -7,6 +7,8 @@ lease, and what is younger than the grace period.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,12 +89,15 @@ class Garbage:
                 layers.recover()
                 layers.clear(layers.ledger.all())
                 layers.ledger.forget_stale()
-                gone = layers.finish()
+                left = _left(layers)
                 if isinstance(layers.driver, Sweeps):
-                    gone += layers.driver.sweep()
+                    layers.driver.sweep()
+                items += [item for item in left if not os.path.lexists(layers.driver.root / item.name)]
+                gone = layers.finish()
                 items += [Item("layer", "half-made or half-removed", 0, True, "left behind")] * gone
         else:
             items += self._half_made()
+            items += [item for layers in drivers for item in _left(layers)]
         failpoints.reach("gc.images")
         gone_images = self._images(items, before, dry_run=dry_run)
         gone_indexes = self._indexes(items, before, dry_run=dry_run)
@@ -413,6 +418,29 @@ def orphans(layers: Layers) -> Iterator[str]:
     # A row goes after its files: what was being removed is gone by now.
     still = set(layers.driver.layers()) if unknown else ()
     return (driver_id for driver_id in unknown if driver_id in still)
+
+
+def half_made(root: Path) -> Iterator[Path]:
+    """Give the directories that a driver was making or removing when its process was stopped."""
+    for name in os.listdir(root):
+        if not name.startswith("."):
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                # Whoever is at it holds the lock exclusively.
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                yield root / name
+            finally:
+                os.close(descriptor)
+
+
+def _left(layers: Layers) -> list[Item]:
+    """Say what a driver's stopped processes left half made or half removed."""
+    return [
+        Item("layer", path.name, _measure(path)[0], True, "left behind")
+        for path in half_made(layers.driver.root)
+    ]
 
 
 def _measure(path: Path) -> tuple[int, float]:

@@ -43,6 +43,8 @@ class Leftover(NamedTuple):
             "temporary": "what a process needed for itself",
             "trash": "half deleted",
             "lock": "the lock of something that is gone",
+            "lease": "what a stopped process had protected from collection",
+            "layer": "half made, or half removed",
         }[self.kind]
 
 

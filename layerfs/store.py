@@ -978,9 +978,13 @@ class Store:
             self.containers.recover()
         if unfinished:
             from layerfs import leases
+            from layerfs.driver import Sweeps
 
             leases.expire(self._database)
             for layers in self.all_layers():
+                # First the files, then the rows that tell of them.
+                if isinstance(layers.driver, Sweeps):
+                    layers.driver.sweep()
                 layers.finish()
         if self._database.get("boot") != boot:
             self._settle(boot)

@@ -145,3 +145,26 @@ def test_a_layer_that_says_everything_twice_is_checked_in_linear_time(store: Sto
     assert store.check().sound
     # Quadratic, it took more than seven seconds of the processor; it takes less than one.
     assert time.process_time() - begun < 4
+
+
+def test_who_was_killed_while_removing_leaves_nothing_that_is_not_counted(store: Store) -> None:
+    driver, layer = store.driver, store.layers.stat(store.images.get("app").chain_ids[-1])
+    gone = driver.root / f".gone-{layer.driver_id}-00000000"
+    store.images.remove("app")
+    (gone / "diff").mkdir(parents=True)
+    (gone / "diff/file").write_bytes(bytes(1 << 20))
+    assert store.collect(dry_run=True).freed >= 1 << 20
+    assert "half" in next(one.what for one in store.check().leftovers if one.kind == "layer")
+    assert store.collect().freed >= 1 << 20
+    assert not gone.exists()
+
+
+def test_the_next_opening_removes_what_a_killed_removal_left(store: Store) -> None:
+    driver, layer = store.driver, store.layers.stat(store.images.get("app").chain_ids[-1])
+    gone = driver.root / f".gone-{layer.driver_id}-00000000"
+    (driver.root / layer.driver_id).rename(gone)
+    with store._database.transaction() as connection:
+        connection.execute("UPDATE layers SET state = 'removing' WHERE driver_id = ?", (layer.driver_id,))
+    store.close()
+    with Store.open(store.root):
+        assert not gone.exists()

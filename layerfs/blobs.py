@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from layerfs import failpoints, files, forking
 from layerfs.digest import Digest
-from layerfs.errors import BudgetError, NotFoundError, VerificationError
+from layerfs.errors import BudgetError, InvalidError, NotFoundError, VerificationError
 
 if TYPE_CHECKING:
     from layerfs.database import Durability
@@ -186,10 +186,13 @@ class Blobs:
         return size
 
     def list(self) -> Iterator[Digest]:
-        """Give the digest of every blob that is kept whole, in no order."""
+        """Give the digest of every blob that is kept whole, in no order; what else lies there is left out."""
         for algorithm in _names(self._blobs):
-            for name in _names(f"{self._blobs}/{algorithm}"):
-                yield Digest(algorithm, name)
+            with contextlib.suppress(NotADirectoryError), os.scandir(f"{self._blobs}/{algorithm}") as found:
+                for entry in found:
+                    if entry.is_file(follow_symlinks=False):
+                        with contextlib.suppress(InvalidError):
+                            yield Digest.parse(f"{algorithm}:{entry.name}")
 
     def verify(self, digest: Digest) -> None:
         """Read a blob that is kept whole, and compare its digest.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from layerfs.removing import remove_together
 from layerfs.value import frozen
 
 GRACE_SECONDS: Final = 3600.0
+_CONTAINER_ID: Final = re.compile("[0-9a-f]{64}")
 
 
 class Item(NamedTuple):
@@ -405,7 +407,8 @@ class Garbage:
             return
         known = {name for (name,) in self._database.rows("SELECT id FROM containers")}
         for log in found:
-            if log.name not in known:
+            # Whatever else somebody keeps there is his.
+            if _CONTAINER_ID.fullmatch(log.name) and log.name not in known:
                 log.unlink(missing_ok=True)
 
 

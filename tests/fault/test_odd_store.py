@@ -168,3 +168,34 @@ def test_the_next_opening_removes_what_a_killed_removal_left(store: Store) -> No
     store.close()
     with Store.open(store.root):
         assert not gone.exists()
+
+
+def test_collection_leaves_what_is_somebody_elses(store: Store) -> None:
+    digest = store.images.get("app").id
+    kept = [store.root / "logs/notes", store.root / "blobs/sha256/notes", store.root / "blobs/notes"]
+    for path in kept:
+        path.write_text("somebody's")
+        os.utime(path, (0, 0))
+    directory = store.blobs.path(digest).with_name("0" * 64)
+    directory.mkdir()
+    os.utime(directory, (0, 0))
+    (store.root / "logs" / ("0" * 64)).write_text("of a container that is gone")
+    store.collect(grace=0)
+    assert [path.name for path in kept if not path.exists()] == []
+    assert directory.is_dir()
+    assert not (store.root / "logs" / ("0" * 64)).exists()
+
+
+@pytest.mark.parametrize("change", [to_fifo, Path.unlink])
+def test_a_database_that_is_no_file_is_made_anew_whatever_lies_between_the_blobs(
+    store: Store, change: Callable[[Path], None]
+) -> None:
+    os.mkfifo(store.root / "blobs/sha256" / ("0" * 64))
+    (store.root / "blobs/sha256" / ("1" * 64)).mkdir()
+    (store.root / "blobs/notes").touch()
+    for each in [*(store.root / "records").rglob("*.json")]:
+        each.unlink()
+    store.close()
+    change(store.root / "layerfs.db")
+    with Store.open(store.root, rebuild=True) as again:
+        assert len(again.images.list()) == 1

@@ -69,6 +69,8 @@ class LayersCheck:
         self._altered = altered
         self._progress = progress
         self._held: set[str] = set()
+        # Of the layer that is being mended: how much of it is in the quarantine.
+        self._kept = ""
         self.entries = 0
 
     def run(self) -> int:
@@ -223,20 +225,25 @@ class LayersCheck:
             return
         try:
             # First, as what is in the layer's directory goes with it.
-            kept = self._keep_data(layer, result)
-            how = self._mend(layer)
+            self._kept = self._keep_data(layer, result)
+            how = self._mend(layer, keep=isinstance(result, str) and layer.driver_id in self._held)
         except (LayerfsError, OSError) as error:
             hint = f"{error}; {getattr(error, 'hint', None) or _AGAIN}"
             self._telling.found("layer", layer.name, what, hint=hint)
             return
         mended.add(layer.name)
-        self._telling.repaired("layer", layer.name, what, how=how + kept)
+        self._telling.repaired("layer", layer.name, what, how=how + self._kept)
 
     def _is_above(self, layer: Layer, names: set[str]) -> bool:
         return layer.parent is not None and layer.parent in names
 
-    def _mend(self, layer: Layer) -> str:
-        """Make a layer anew, from its blob, or from what a registry has, and say from which."""
+    def _mend(self, layer: Layer, *, keep: bool) -> str:
+        """Make a layer anew, from its blob, or from what a registry has, and say from which.
+
+        Args:
+            keep: nobody could say yet which of the files that are there are not the layer's.
+        """
+        before = functools.partial(self._keep_unknown, layer) if keep else None
         if layer.blob is None or layer.diff_id is None:
             if layer.driver_id in self._held and not (layer.toc and self._blobs.is_whole(layer.toc)):
                 self._layers.describe(layer.name)
@@ -245,7 +252,7 @@ class LayersCheck:
         failpoints.reach("check.layer")
         own = layer.skeleton is not None and not self._blobs.is_whole(layer.blob)
         try:
-            self._layers.renew(layer.name)
+            self._layers.renew(layer.name, before=before)
             return "its skeleton and its other files" if own else "its blob"
         except (VerificationError, NotFoundError):
             if layer.skeleton is not None:
@@ -254,12 +261,22 @@ class LayersCheck:
             if self._refetching is None:
                 raise
         place = self._fetch(layer.blob)
-        self._layers.renew(layer.name)
+        self._layers.renew(layer.name, before=before)
         return place
 
     def _fetch(self, blob: Digest) -> str:
         assert self._refetching is not None
         return self._refetching.fetch(blob)
+
+    def _keep_unknown(self, layer: Layer, toc: Digest) -> None:
+        """Keep what is no data of a layer by its new table of contents, where the old one was missing."""
+        below = self._layers.table.stack(layer.row)[:-1]
+        path = self._blobs.path(toc)
+        try:
+            result = LayerFiles(self._layers, layer.driver_id, below, path, contents=True).compare()
+        except (LayerfsError, OSError):
+            return  # then there is nothing that could be kept
+        self._kept = self._keep_data(layer, result)
 
     def _keep_data(self, layer: Layer, result: Result) -> str:
         """Copy what is no data of the layer to the quarantine; say how much that is.

@@ -199,3 +199,24 @@ def test_a_database_that_is_no_file_is_made_anew_whatever_lies_between_the_blobs
     change(store.root / "layerfs.db")
     with Store.open(store.root, rebuild=True) as again:
         assert len(again.images.list()) == 1
+
+
+def test_foreign_data_is_kept_where_the_table_of_contents_is_lost(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = place(store) / "etc/foreign"
+    foreign.write_text("somebody's")
+    layer = store.layers.stat(store.images.get("app").chain_ids[0])
+    assert layer.toc is not None
+    store.blobs.path(layer.toc).unlink()
+
+    def full(*_: object, **__: object) -> bool:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "copy_data", full)
+        assert not store.check(repair=True).sound
+    assert foreign.read_text() == "somebody's"
+    assert store.check(repair=True).sound
+    (kept,) = (store.root / "quarantine").iterdir()
+    assert kept.read_text() == "somebody's"

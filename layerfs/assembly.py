@@ -95,8 +95,8 @@ class Assembly:
         with self._database.transaction(durable=True) as connection:
             connection.execute("UPDATE layers SET skeleton = NULL WHERE id = ?", (row,))
             found = connection.execute("SELECT driver_id FROM layers WHERE id = ?", (row,)).fetchone()
-        if found is not None:
-            self._database.note("layers", *found)
+            if found is not None:
+                self._database.note(connection, "layers", *found)
 
     def _holders(self, digest: Digest) -> Iterator[Assembled]:
         return (one for one in self._find("blob = ?", str(digest)) if self._blobs.is_whole(one.skeleton))

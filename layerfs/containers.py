@@ -27,7 +27,7 @@ from layerfs.errors import (
     NotFoundError,
     ProcessError,
 )
-from layerfs.images import Image, Images, full_name
+from layerfs.images import Image, Images, familiar, full_name
 from layerfs.layer_table import Step
 from layerfs.leases import Lease
 from layerfs.liveness import Owner
@@ -81,12 +81,13 @@ class Container:
     pid: int | None
     _containers: Containers = field(repr=False, compare=False)
 
-    def mount(self, target: Path, *, read_only: bool = False, options: Sequence[str] = ()) -> None:
+    def mount(self, target: Path | str, *, read_only: bool = False, options: Sequence[str] = ()) -> None:
         """Mount the tree on a directory, where it stays until `unmount`; see `Layers.mount`.
 
         Each of `options` is a word, or several with commas between them, as mount(8) takes them after -o.
         Raises InvalidError where the mount would hide the store, too.
         """
+        target = Path(target)
         parsed = MountOptions.parse(options)
         layers = self._containers.layers_of(self.driver)
         layers.check_target(target)
@@ -366,7 +367,7 @@ class Containers:
         settings = settings or RunSettings()
         if command is not None:
             settings = replace(settings, command=tuple(command))
-        found = self._images.get(image)
+        found = self._image(image)
         if on is None:
             driver = driver or self._driver
             try:
@@ -390,6 +391,17 @@ class Containers:
                 raise
             failpoints.reach("container.recorded")
         return self.get(container_id)
+
+    def _image(self, called: str) -> Image:
+        try:
+            return self._images.get(called)
+        except NotFoundError as error:
+            hint = error.hint or ""
+            with contextlib.suppress(InvalidError):
+                full_name(called)
+                between = " " if hint.endswith("?") else "; "
+                hint = f"{hint}{between}`layerfs pull {called}` gets it from a registry"
+            raise NotFoundError(str(error), hint=hint) from error
 
     def start(
         self,
@@ -751,8 +763,10 @@ class Containers:
         driver: str,
     ) -> None:
         chosen = name or names.make_up()
+        known = self._images.name_of(called)
+        shown = familiar(known) if known is not None else next(iter(image.names), called)
         values = (
-            container_id, driver, str(image.digest), image.names[0] if image.names else called,
+            container_id, driver, str(image.digest), shown,
             settings.to_json(), now_ns(),
         )  # fmt: skip
         attempt = 0
@@ -763,7 +777,7 @@ class Containers:
                         _INSERT,
                         (*values, chosen),
                     )
-                self._database.note("containers", container_id)
+                    self._database.note(connection, "containers", container_id)
                 return
             except sqlite3.IntegrityError as error:
                 if "containers.name" not in str(error):

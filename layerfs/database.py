@@ -76,6 +76,14 @@ CREATE TABLE index_tags (
 """,
     "CREATE INDEX index_tags_digest ON index_tags (digest)",
 )
+# The records (see `records`) that are to be written since what they tell of was committed.
+_DUE: Final = """
+CREATE TABLE records_due (
+    kind TEXT NOT NULL,
+    key TEXT NOT NULL,
+    PRIMARY KEY (kind, key)
+) STRICT, WITHOUT ROWID
+"""
 _SCHEMA: Final = """
 CREATE TABLE meta (
     key TEXT PRIMARY KEY,
@@ -207,7 +215,7 @@ _UPGRADES: Final = {
     2: _INDEXES,
     3: _SEEK_TABLES,
     # From here on there are records beside the database, which an older layerfs would not keep.
-    4: (),
+    4: (_DUE,),
 }
 
 
@@ -254,9 +262,15 @@ class Database:
         level = {"none": "OFF", "commit": "NORMAL", "full": "FULL"}[durability]
         self._connection.execute(f"PRAGMA synchronous = {level}")
         self._connection.execute("PRAGMA foreign_keys = ON")
+        self._is_due = False
+        # Without the table the database is damaged, which a check tells.
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._is_due = self.row("SELECT 1 FROM records_due") is not None
         if not self.records.root.is_dir():
             with self.transaction() as connection:
                 self.records.write_all(connection)
+        elif self._is_due:
+            self._write_records()
 
     def _open(self) -> int:
         self._connection = _connect(self._path)
@@ -312,7 +326,7 @@ class Database:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             if connection.execute("PRAGMA user_version").fetchone() == (0,):
-                schema = f"{_SCHEMA} {'; '.join(_INDEXES + _SEEK_TABLES)};"
+                schema = f"{_SCHEMA} {'; '.join((*_INDEXES, *_SEEK_TABLES, _DUE))};"
                 connection.executescript(
                     f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )
@@ -349,6 +363,7 @@ class Database:
                     connection.execute("COMMIT")
                     failpoints.reach("transaction.committed")
                 except BaseException:
+                    self._is_due = False
                     # SQLite may have undone it by itself, and a failed COMMIT has not.
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
@@ -366,6 +381,8 @@ class Database:
                 raise found from error
             except sqlite3.DatabaseError as error:
                 raise _of_the_system(self._path, error) from error
+            if self._is_due:
+                self._write_records()
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Run one SELECT and give all of its rows; raises OSError as `transaction` does."""
@@ -394,10 +411,23 @@ class Database:
         with self.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
 
-    def note(self, kind: Kind, *keys: str) -> None:
-        """Write records of what has just begun or changed (see `records`), which is no more than is known."""
-        with self.transaction() as connection:
-            self.records.keep(connection, kind, *keys)
+    def note(self, connection: sqlite3.Connection, kind: Kind, *keys: str) -> None:
+        """Have records of what begins or changes (see `records`) written when this transaction is committed.
+
+        A record says no more than is known. One that was not written, as its process was stopped or the disk
+        is full, is with the next transaction that notes something, or when the database is opened.
+        """
+        connection.executemany(
+            "INSERT OR IGNORE INTO records_due VALUES (?, ?)", [(kind, key) for key in keys]
+        )
+        self._is_due = True
+
+    def _write_records(self) -> None:
+        self._is_due = False
+        with contextlib.suppress(OSError, InUseError), self.transaction() as connection:
+            query = "DELETE FROM records_due RETURNING kind, key"
+            for kind, key in connection.execute(query).fetchall():
+                self.records.keep(connection, kind, key)
 
     def problems(self) -> list[str]:
         """Let SQLite check the whole file; each line is one fault, none when it is sound."""
@@ -434,7 +464,7 @@ def is_damage(error: sqlite3.DatabaseError) -> bool:
 def missing_tables(connection: sqlite3.Connection) -> Iterator[str]:
     """Say which tables a database of this version should have, and has not."""
     found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    wanted = re.findall(r"CREATE TABLE (\w+)", " ".join((_SCHEMA, *_INDEXES, *_SEEK_TABLES)))
+    wanted = re.findall(r"CREATE TABLE (\w+)", " ".join((_SCHEMA, *_INDEXES, *_SEEK_TABLES, _DUE)))
     return (f"it has no table {name}" for name in wanted if name not in found)
 
 

@@ -7,6 +7,13 @@ a slash or the end, under which the store finds an image. With the storage optio
 alone, ``layerfs:///etc/os-release``, and the image may also be one outside of the store, such as
 ``docker://HOST/REPOSITORY:TAG``. Without it the top directory lists the store's images by name.
 
+As the command is, this is an edge of layerfs: what is not said is taken from the environment, so that a URL
+finds the store and the credentials that the command finds. All storage options are plain values, as fsspec's
+configuration files have them:
+
+    fsspec.open("layerfs://app:1/etc/os-release", root="/srv/store")
+    fsspec.filesystem("layerfs", image="docker://registry.example.org/app:1", creds="user:password")
+
 fsspec is no dependency of layerfs: whoever asks for this has it.
 """
 
@@ -17,28 +24,48 @@ import errno
 import os
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from layerfs import similar
 from layerfs.errors import LayerfsError
+from layerfs.oci.platform import Platform
 from layerfs.reading import OpenImage
+from layerfs.registry.credentials import Credentials
+from layerfs.registry.settings import Options
 from layerfs.seekable.overlaying import Node
 from layerfs.store import Store
 from layerfs.tree.entry import Kind
 
 _TYPES = {Kind.FILE: "file", Kind.DIRECTORY: "directory", Kind.SYMLINK: "link"}
 _ATTRIBUTES = ("mode", "uid", "gid")
+_OWN = ("root", "image", "driver", "platform", "tls_verify", "cert_dir", "authfile", "creds", "anonymous")
+# Those of `AbstractFileSystem`, which every file system is given.
+_FSSPECS = ("use_listings_cache", "listings_expiry_time", "max_paths", "asynchronous", "loop")
 
 
 class LayerfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """Files of images of one store.
 
     Args:
-        root: the store's directory; the user's own when None (see `Store.open`).
-        image: the only image that is looked into, its name, or a place with its transport.
-        driver: the store's storage driver.
+        root: the store's directory; when None that of LAYERFS_ROOT, else the user's own (see `Store.open`).
+        image: the only image that is looked into, its name, or a place with its transport:
+            ``docker://HOST/REPOSITORY:TAG``, ``oci:DIR:TAG``, ...
+        driver: the store's storage driver; when None that of LAYERFS_DRIVER, else the store's own.
+        platform: which image of several that a place has, ``linux/arm64``; this machine's when None.
+        tls_verify: False takes any certificate of a registry and plain HTTP; see `registry.settings.Options`
+            for this and the next two.
+        cert_dir: certificates for registries.
+        authfile: where credentials for registries are; when None where podman and docker keep them.
+        creds: ``USER:PASSWORD``, in place of any that are kept.
+        anonymous: use no credentials.
+
+    Raises:
+        TypeError: an option is none of these, nor one of fsspec's own.
+        LayerfsError: the store cannot be opened, or an option has no sense.
     """
 
     protocol = "layerfs"
@@ -50,11 +77,32 @@ class LayerfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
         *,
         image: str | None = None,
         driver: str | None = None,
+        platform: str | None = None,
+        tls_verify: bool | None = None,
+        cert_dir: str | os.PathLike[str] | None = None,
+        authfile: str | os.PathLike[str] | None = None,
+        creds: str | None = None,
+        anonymous: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(root=root, image=image, driver=driver, **options)
+        for name in options:
+            if name not in _FSSPECS:
+                question = similar.meant(name, _OWN) or f"there is {', '.join(_OWN)}"
+                raise TypeError(f"a layerfs file system has no option {name!r}: {question}")
+        super().__init__(**options)
         self._image = image
-        self._store = Store.open(None if root is None else os.fspath(root), driver=driver)
+        self._platform = None if platform is None else Platform.parse(platform)
+        self._registry = Options(
+            tls_verify=tls_verify,
+            cert_dir=None if cert_dir is None else Path(cert_dir),
+            authfile=None if authfile is None else Path(authfile),
+            creds=None if creds is None else Credentials.parse(creds),
+            anonymous=anonymous,
+            environment=dict(os.environ),
+        )
+        self._store = Store.open(
+            os.fspath(root) if root else _root(), driver=driver or os.environ.get("LAYERFS_DRIVER") or None
+        )
         self._opened: dict[str, OpenImage] = {}
         self._finalizer = weakref.finalize(self, _close, self._store, self._opened)
 
@@ -160,7 +208,9 @@ class LayerfsFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
     def _open_image(self, name: str) -> OpenImage:
         found = self._opened.get(name)
         if found is None:
-            found = self._opened[name] = self._store.read_image(name)
+            found = self._opened[name] = self._store.read_image(
+                name, platform=self._platform, options=self._registry
+            )
         return found
 
     def _find(self, name: str, inner: bytes, *, follow: bool = True) -> Node:
@@ -186,6 +236,14 @@ class LayerfsFile(AbstractBufferedFile):  # type: ignore[misc]
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return b"".join(self._of_image.data(self._node, self._inner, start, end - start))
+
+
+def _root() -> Path | None:
+    """Say where the store is when no option does, as the command has it."""
+    if named := os.environ.get("LAYERFS_ROOT"):
+        return Path(named)
+    data = os.environ.get("XDG_DATA_HOME")
+    return Path(data) / "layerfs" if data and os.geteuid() != 0 else None
 
 
 def _joined(name: str, inner: bytes) -> str:

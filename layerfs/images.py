@@ -156,9 +156,9 @@ class Images:
                 self._put(connection, manifest, config)
                 for name in full:
                     self._name(connection, name, digest)
+            digests = [digest for digest, *_ in added]
+            self._database.note(connection, "images", *digests)
         failpoints.reach("image.added")
-        digests = [digest for digest, *_ in added]
-        self._database.note("images", *digests)
         return [self._load(digest) for digest in digests]
 
     def _put(self, connection: sqlite3.Connection, manifest: Manifest, config: ImageConfig) -> None:
@@ -200,7 +200,7 @@ class Images:
             )
             for name in full:
                 self._name(connection, name, digest)
-        self._database.note("images", digest)
+            self._database.note(connection, "images", digest)
         return self._load(digest)
 
     def lacks_layers(self, image: Image) -> bool:
@@ -260,10 +260,10 @@ class Images:
                     connection.execute("INSERT OR REPLACE INTO index_tags VALUES (?, ?)", (full, *index))
             except sqlite3.IntegrityError:
                 raise NotFoundError(f"image {ref} was removed meanwhile") from None
+            self._database.note(connection, "images", digest)
+            if index is not None:
+                self._database.note(connection, "indexes", *index)
         failpoints.reach("image.tagged")
-        self._database.note("images", digest)
-        if index is not None:
-            self._database.note("indexes", *index)
         return self._load(digest)
 
     def remove(self, ref: str, *, force: bool = False, wait: bool = True) -> _Lines:
@@ -380,6 +380,8 @@ class Images:
 
     def _resolve(self, ref: str) -> str:
         """Give the manifest digest of what a user calls an image."""
+        if not ref.strip():
+            raise InvalidError("the name of an image is empty", hint="layerfs images lists what there is")
         if named := self._named(ref):
             return named[1]
         digest = ref.partition("@")[2] or ref

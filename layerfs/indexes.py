@@ -57,7 +57,7 @@ class Indexes:
             connection.executemany(
                 "INSERT OR REPLACE INTO index_tags VALUES (?, ?)", [(name, digest) for name in names]
             )
-        self._database.note("indexes", digest)
+            self._database.note(connection, "indexes", digest)
         return index.digest
 
     def of(self, name: str) -> Index | None:

@@ -218,7 +218,7 @@ class LayerTable:
         """Let a committed layer have another table of contents, durably."""
         with self.database.transaction(durable=True) as connection:
             connection.execute("UPDATE layers SET toc = ? WHERE id = ?", (str(toc), layer.row))
-        self.database.note("layers", layer.driver_id)
+            self.database.note(connection, "layers", layer.driver_id)
 
     def labels_of(self, driver_id: str) -> Mapping[str, str]:
         """Give the labels of a layer by the driver's id of it.
@@ -261,8 +261,8 @@ class LayerTable:
                 raise _taken(key) from error
             if lease is not None:
                 lease.add_in(connection, "layer", driver_id)
-        if lease is None:
-            self.database.note("layers", driver_id)
+            else:
+                self.database.note(connection, "layers", driver_id)
         row = int(cursor.lastrowid or 0)
         frozen = MappingProxyType(dict(labels))
         layer = Layer(
@@ -277,7 +277,7 @@ class LayerTable:
                 "UPDATE layers SET state = ?, lease = NULL WHERE id = ? AND state = 'draft'",
                 (layer.state.value, layer.row),
             )
-        self.database.note("layers", layer.driver_id)
+            self.database.note(connection, "layers", layer.driver_id)
 
     def commit(self, layer: Layer, name: str, facts: Facts, labels: Mapping[str, str]) -> None:
         """Turn an active layer into a committed one, durably.
@@ -289,7 +289,7 @@ class LayerTable:
         check_name(name)
         with self.database.transaction(durable=True) as connection:
             self._commit(connection, layer.row, "active", name, facts, labels)
-        self.database.note("layers", layer.driver_id)
+            self.database.note(connection, "layers", layer.driver_id)
 
     def label(self, name: str, labels: Mapping[str, str | None]) -> None:
         """Set labels, or take away those whose value is None."""
@@ -307,7 +307,7 @@ class LayerTable:
                 "UPDATE layers SET labels = ?, updated_ns = ? WHERE id = ?",
                 (json.dumps(kept, sort_keys=True), now_ns(), row[0]),
             )
-        self.database.note("layers", row[2])
+            self.database.note(connection, "layers", row[2])
 
     # -- drafts
 
@@ -363,7 +363,9 @@ class LayerTable:
                 else:
                     self._commit(connection, draft.row, "draft", draft.name, facts, facts.labels)
                     below = draft.row
-        self.database.note("layers", *(draft.driver_id for draft, _ in drafts if draft not in spare))
+            self.database.note(
+                connection, "layers", *(draft.driver_id for draft, _ in drafts if draft not in spare)
+            )
         return spare
 
     def replace(self, layer: Layer, draft: Draft, facts: Facts) -> None:
@@ -386,7 +388,9 @@ class LayerTable:
             if cursor.rowcount != 1:
                 raise _missing(layer.name)
             self.database.records.keep(connection, "layers", layer.driver_id)
-        self.database.note("layers", draft.driver_id)
+            # The records of those above name it.
+            above = connection.execute("SELECT driver_id FROM layers WHERE parent = ?", (layer.row,))
+            self.database.note(connection, "layers", draft.driver_id, *(each for (each,) in above.fetchall()))
 
     def have_blob(self, blob: Digest) -> bool:
         """Say whether a committed layer came from a blob."""
@@ -405,7 +409,7 @@ class LayerTable:
                 "UPDATE layers SET bytes = ?, inodes = ?, toc = ? WHERE driver = ? AND driver_id = ?",
                 (*usage, str(toc), self.driver, driver_id),
             )
-        self.database.note("layers", driver_id)
+            self.database.note(connection, "layers", driver_id)
 
     def called(self, name: str | None) -> str:
         """Say in words which layer it is; a container's goes by the container's name, which users know."""
@@ -464,8 +468,8 @@ class LayerTable:
                 raise _missing(layer.name)
             connection.execute("UPDATE containers SET driver = ? WHERE id = ?", (driver, layer.name))
             self.database.records.keep(connection, "layers", layer.driver_id)
-        self.database.note("layers", draft.driver_id)
-        self.database.note("containers", layer.name)
+            self.database.note(connection, "layers", draft.driver_id)
+            self.database.note(connection, "containers", layer.name)
 
     def mark_together(self, layers: Sequence[Layer]) -> list[Layer]:
         """Mark committed layers, children first, as `mark` does; give those before the first that stays."""
@@ -498,7 +502,10 @@ class LayerTable:
     def mark_unborn(self, row: int) -> None:
         """Take away a layer that never came to be; nobody else knows it."""
         with self.database.transaction() as connection:
-            connection.execute(f"{_MARK} WHERE id = ?", (row,))
+            query = f"{_MARK} WHERE id = ? RETURNING driver_id"
+            for (driver_id,) in connection.execute(query, (row,)).fetchall():
+                # It may have been committed a moment ago.
+                self.database.records.keep(connection, "layers", driver_id)
 
     def mark_abandoned(self) -> None:
         """Take away the drafts whose lease has ended."""

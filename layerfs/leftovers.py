@@ -43,7 +43,7 @@ class Leftover(NamedTuple):
             "temporary": "what a process needed for itself",
             "trash": "half deleted",
             "lock": "the lock of something that is gone",
-            "lease": "what a stopped process had protected from collection",
+            "lease": "what a process held that is gone",
             "layer": "half made, or half removed",
         }[self.kind]
 

@@ -5,8 +5,11 @@ ROOT/quarantine/WHAT...     as it was found; nothing of layerfs reads it, and no
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +20,7 @@ DIRECTORY: Final = "quarantine"
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # Of the 255 bytes of a file's name, so that a number fits behind.
 _LONGEST: Final = 150
+_CHUNK: Final = 1 << 20
 
 
 class Quarantine:
@@ -24,8 +28,6 @@ class Quarantine:
 
     def __init__(self, root: Path) -> None:
         self.directory = root / DIRECTORY
-        # How often each name was wanted: thousands of files may be called alike.
-        self._given: dict[str, int] = {}
 
     def take(self, path: Path, *, called: str | None = None) -> Path:
         """Move a file or a directory here, and say where it is now.
@@ -42,7 +44,7 @@ class Quarantine:
         return place
 
     def copy(self, called: str, directory: int, name: bytes) -> Path | None:
-        """Copy a regular file of an open directory here; None where it is none.
+        """Copy a regular file of an open directory here; None where it is none, or its copy is here.
 
         Raises:
             OSError: it cannot be read, or there is no room for it; nothing of it stays here then.
@@ -53,6 +55,8 @@ class Quarantine:
             if not stat.S_ISREG(found.st_mode):
                 return None
             place = self.place(called)
+            if any(_is_copy(source, other) for other in self._like(called)):
+                return None
             target = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 files.copy_data(source, target, size=found.st_size)
@@ -69,15 +73,22 @@ class Quarantine:
     def place(self, called: str) -> Path:
         """Find a free name like `called`, which may be a path; the directory is there then."""
         self.directory.mkdir(0o700, exist_ok=True)
-        text = called.replace(":", "-").replace("/", "-").lstrip(".")
-        plain = os.fsencode(text)[:_LONGEST].decode("utf-8", "ignore") or "unnamed"
-        number = self._given.get(plain, 0)
-        while True:
-            number += 1
-            place = self.directory / (plain if number == 1 else f"{plain}.{number}")
-            if not os.path.lexists(place):
-                self._given[plain] = number
-                return place
+        return next(place for place in self._places(called) if not os.path.lexists(place))
+
+    def _like(self, called: str) -> Iterator[Path]:
+        """Give what is here by names like `called`."""
+        return itertools.takewhile(os.path.lexists, self._places(called))
+
+    def _places(self, called: str) -> Iterator[Path]:
+        plain = called.replace(":", "-").replace("/", "-").lstrip(".") or "unnamed"
+        encoded = os.fsencode(plain)
+        if len(encoded) > _LONGEST:
+            # What differs in the rest of the name has another one here: thousands may begin alike.
+            whole = hashlib.sha256(encoded).hexdigest()[:16]
+            plain = f"{encoded[: _LONGEST - 17].decode('utf-8', 'ignore')}-{whole}"
+        yield self.directory / plain
+        for number in itertools.count(2):
+            yield self.directory / f"{plain}.{number}"
 
     def occupied(self) -> tuple[int, int]:
         """Count what is here, in bytes and inodes."""
@@ -87,3 +98,21 @@ class Quarantine:
 
         size, inodes = occupied([self.directory])
         return size, inodes - 1
+
+
+def _is_copy(source: int, place: Path) -> bool:
+    """Say whether a regular file has the bytes of an open one."""
+    try:
+        other = os.open(place, _OPEN)
+    except OSError:
+        return False
+    with open(other, "rb") as file:
+        found = os.fstat(other)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != os.fstat(source).st_size:
+            return False
+        start = 0
+        while data := os.pread(source, _CHUNK, start):
+            if file.read(len(data)) != data:
+                return False
+            start += len(data)
+    return True

@@ -21,7 +21,7 @@ from layerfs import linux
 from layerfs.blobs import CHUNK, Blobs
 from layerfs.compression import Readable
 from layerfs.digest import Digest
-from layerfs.errors import UnsupportedError, VerificationError, printable
+from layerfs.errors import NotFoundError, UnsupportedError, VerificationError, printable
 from layerfs.files import descriptor_of
 from layerfs.images import Image
 from layerfs.layers import Layers
@@ -126,16 +126,17 @@ def open_stored(
         warn: told what was odd.
 
     Raises:
-        LayerfsError: a layer is neither unpacked nor here as a blob that can be read.
+        NotFoundError: a layer is neither unpacked nor here as a blob: the image was mounted lazily.
+        LayerfsError: a blob cannot be read.
     """
     with contextlib.ExitStack() as opened:
         drivers = all_layers()
         layers = []
         for chain_id, descriptor in zip(image.chain_ids, image.manifest.layers, strict=True):
-            layers.append(
-                _unpacked(chain_id, drivers, blobs, opened)
-                or _stored(descriptor, blobs, tables, opened, budget=budget, warn=warn)
-            )
+            found = _unpacked(chain_id, drivers, blobs, opened)
+            if found is None and not blobs.has(descriptor.digest):
+                raise _lacking(image, descriptor)
+            layers.append(found or _stored(descriptor, blobs, tables, opened, budget=budget, warn=warn))
         return OpenImage(MergedTree(layers, budget=budget), opened.pop_all())
 
 
@@ -261,6 +262,16 @@ def _unpacked(
         if layer is not None and layer.toc is not None and blobs.is_whole(layer.toc):
             return _Unpacked(layers, chain_id, layer.toc, blobs, opened)
     return None
+
+
+def _lacking(image: Image, descriptor: Descriptor) -> NotFoundError:
+    """Say of an image that was mounted lazily what lets its files be read."""
+    name = image.names[0] if image.names else str(image.digest)
+    return NotFoundError(
+        f"the layer {descriptor.digest} of {name} is not in the store",
+        hint=f"`layerfs pull SOURCE{f' {name}' if image.names else ''}` gets the whole image, where SOURCE is"
+        " what was mounted with --lazy; without it, read the files of the mount",
+    )
 
 
 def _stored(

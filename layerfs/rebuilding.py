@@ -22,7 +22,7 @@ from layerfs.files import Lock
 from layerfs.images import DOCUMENT_MAXIMUM, Images
 from layerfs.oci.manifest import Manifest
 from layerfs.quarantine import Quarantine
-from layerfs.records import KINDS, Body, Kind, Record, Records, describe, keys, pack
+from layerfs.records import KINDS, Body, Kind, Record, Records
 from layerfs.reference import Reference
 
 FILE: Final = "layerfs.db"
@@ -158,6 +158,7 @@ class Restoring:
         self._blobs = blobs
         self._held = held
         self._anew = anew
+        self._quarantine = Quarantine(self._records.root.parent)
         self.restored: list[Restored] = []
 
     def run(self, *, dry: bool = False) -> list[Restored]:
@@ -173,7 +174,10 @@ class Restoring:
             self._containers(connection)
             if dry:
                 raise _DryError
-            self._refresh(connection)
+            for path in self._records.renew(connection):
+                # Nothing could be made of it.
+                with contextlib.suppress(OSError):
+                    self._quarantine.take(path, called=f"{path.parent.name}-{path.name}")
         return self.restored
 
     def _tell(self, kind: str, subject: str, what: str) -> None:
@@ -283,20 +287,6 @@ class Restoring:
                 ),
             )  # fmt: skip
             self._tell("container", name, "its row of the database was lost")
-
-    def _refresh(self, connection: sqlite3.Connection) -> None:
-        """Write the records that are not as the rows are, and remove those that nothing could be made of."""
-        for kind in KINDS:
-            (self._records.root / kind).mkdir(0o700, parents=True, exist_ok=True)
-            waiting = set(keys(connection, kind))
-            self._records.sweep(kind)
-            for record in self._records.read(kind):
-                body = describe(connection, kind, record.key)
-                if body is not None:
-                    waiting.discard(record.key)
-                if body is None or record.body is None or pack(kind, body) != pack(kind, record.body):
-                    self._records.keep(connection, kind, record.key)
-            self._records.keep(connection, kind, *waiting)
 
 
 class _DryError(Exception):

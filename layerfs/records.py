@@ -5,9 +5,10 @@
 
 The database is the truth; out of these files it is made anew when it is lost (see `rebuilding`). A record
 never claims what the database does not say: what ends is taken out before its transaction is, what begins is
-put in after it. So a stop in between leaves a record that says too little, which `check` completes, and one
-that says more means that rows were lost. A record that cannot be written is left out: a full disk must not
-keep things from being removed.
+put in after it. So a stop in between leaves a record that says too little, and one that says more means that
+rows were lost. What is to be put in is noted in the transaction, and done when the database is opened next if
+it was not at once: a full disk must not keep things from being removed. Records are not synced, but compared
+with the rows when a store is opened for the first time since the machine was started.
 """
 
 from __future__ import annotations
@@ -72,10 +73,21 @@ class Records:
                     write_atomic(path, pack(kind, body), sync=False)
                     continue
             except OSError:
-                # It must not go on to say what may not be so any more.
-                pass
+                # It must not go on to say what may not be so any more, and is written when there is room.
+                connection.execute("INSERT OR IGNORE INTO records_due VALUES (?, ?)", (kind, key))
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+    def behind(self, connection: sqlite3.Connection) -> int:
+        """Count the records that are not as the rows are, and that nobody is about to write."""
+        due = set(connection.execute("SELECT kind, key FROM records_due").fetchall())
+        said = {(kind, one.key): one.body for kind in KINDS for one in self.read(kind)}
+        return sum(
+            said.get((kind, key)) != describe(connection, kind, key)
+            for kind in KINDS
+            for key in keys(connection, kind)
+            if (kind, key) not in due
+        )
 
     def sync(self, *kinds: Kind) -> None:
         """Bring the names of records to disk, for what is removed for good."""
@@ -86,15 +98,28 @@ class Records:
     def write_all(self, connection: sqlite3.Connection) -> None:
         """Write every record, for a store that has none yet."""
         self.root.mkdir(0o700, exist_ok=True)
+        self.renew(connection)
+
+    def renew(self, connection: sqlite3.Connection) -> list[Path]:
+        """Write the records that are not as the rows are; give those of what has no row.
+
+        What was being written when its process was stopped is removed.
+        """
+        idle = []
         for kind in KINDS:
             (self.root / kind).mkdir(0o700, exist_ok=True)
-            self.keep(connection, kind, *keys(connection, kind))
-
-    def sweep(self, kind: Kind) -> None:
-        """Remove what was being written when its process was stopped."""
-        for name in os.listdir(self.root / kind):
-            if name.startswith("."):
-                (self.root / kind / name).unlink(missing_ok=True)
+            for name in os.listdir(self.root / kind):
+                if name.startswith("."):
+                    (self.root / kind / name).unlink(missing_ok=True)
+            waiting = set(keys(connection, kind))
+            for record in self.read(kind):
+                body = describe(connection, kind, record.key)
+                if body is None:
+                    idle.append(record.path)
+                elif record.body == body:
+                    waiting.discard(record.key)
+            self.keep(connection, kind, *waiting)
+        return idle
 
     def read(self, kind: Kind) -> Iterator[Record]:
         """Give the records of a kind, in the order of their names; what is no record's name is left out."""

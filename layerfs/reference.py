@@ -40,6 +40,8 @@ class Reference(NamedTuple):
         Raises:
             InvalidError: docker would refuse it as a name.
         """
+        if not text.strip():
+            raise InvalidError("the name of an image is empty")
         if re.fullmatch(_ID, text):
             raise InvalidError(f"{text!r} is an id, not a name")
         rest, at, digest_text = text.partition("@")
@@ -53,15 +55,17 @@ class Reference(NamedTuple):
             raise InvalidError(f"{shown!r} is not an image name: {host[:100]!r} cannot be a registry's host")
         if not re.fullmatch(_REPOSITORY, repository):
             hint = "a repository's name is lower case" if repository != repository.lower() else None
-            raise InvalidError(
-                f"{shown!r} is not an image name: {repository[:100]!r} cannot be a repository", hint=hint
-            )
+            # What was written, not what it was completed to.
+            written = name.removeprefix(f"{_host_of(name)}/") if _host_of(name) else name
+            problem = f"{written[:100]!r} cannot be a repository" if written else "it has no repository"
+            raise InvalidError(f"{shown!r} is not an image name: {problem}", hint=hint)
         if len(repository) > _MAXIMUM:
             raise InvalidError(
                 f"{shown!r} is not an image name: its repository has over {_MAXIMUM} characters"
             )
         if tag is not None and not re.fullmatch(_TAG, tag):
-            raise InvalidError(f"{shown!r} is not an image name: {tag[:140]!r} cannot be a tag")
+            problem = f"{tag[:140]!r} cannot be a tag" if tag else "its tag is empty"
+            raise InvalidError(f"{shown!r} is not an image name: {problem}")
         return cls(host, repository, tag, digest)
 
     @classmethod

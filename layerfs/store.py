@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
-from layerfs import failpoints, liveness
+from layerfs import root as root_directory
 from layerfs.assembly import Assembly
 from layerfs.blobs import Blobs
 from layerfs.database import Database, Durability
 from layerfs.errors import (
     ExistsError,
-    InUseError,
     InvalidError,
     LayerfsError,
     NotFoundError,
-    StoreError,
     UnsupportedError,
 )
-from layerfs.files import Lock, write_atomic
-from layerfs.images import Image, Images, full_name
+from layerfs.images import Image, Images, familiar, full_name
 from layerfs.leases import Lease
+from layerfs.naming import names_here, names_there
 from layerfs.progress import Progress, Silent
 from layerfs.tree.budget import DEFAULT_BUDGET, Budget
-from layerfs.value import frozen
+from layerfs.value import frozen, replace
 
 if TYPE_CHECKING:
     from layerfs.check.checking import Check
@@ -48,40 +45,12 @@ if TYPE_CHECKING:
     from layerfs.rebuilding import Restored
     from layerfs.registry.settings import Options
     from layerfs.store_ends import StoreSink, StoreSource
-    from layerfs.transports import Place
-    from layerfs.transports.endpoint import Source
     from layerfs.transports.rewriting import Rewriting
     from layerfs.usage import DiskUsage
 
-FORMAT_VERSION: Final = 1
 _LAZY_DRIVER: Final = "fuse"
 # Whose mounts an ordinary user sees outside of his user namespace.
 _SEEN_DRIVER: Final = "fuse"
-_FORMAT: Final = "format.json"
-_DIRECTORIES: Final = ("blobs", "drivers", "tmp", "trash", "locks", "logs")
-_OURS: Final = frozenset(
-    {
-        *_DIRECTORIES,
-        _FORMAT,
-        "quarantine",
-        "records",
-        "layerfs.db",
-        "layerfs.db-wal",
-        "layerfs.db-shm",
-        "layerfs.db-journal",
-        "layerfs.reserve",
-        "lost+found",
-    }
-)
-
-# What a crash may have left: records of mounts, running containers, drafts or half-removed layers, and layers
-# on their way from one driver to another.
-_TRACES: Final = (
-    "SELECT EXISTS (SELECT 1 FROM mounts WHERE held = 1 OR boot <> ?),"
-    " EXISTS (SELECT 1 FROM containers WHERE status = 'running'),"
-    " EXISTS (SELECT 1 FROM layers WHERE state IN ('draft', 'removing')),"
-    " EXISTS (SELECT 1 FROM meta WHERE key GLOB 'relocating:*')"
-)
 
 
 @frozen
@@ -222,8 +191,8 @@ class Store:
         """
         if durability not in ("none", "commit", "full"):
             raise InvalidError(f"{durability!r} is not a durability", hint="'none', 'commit' or 'full'")
-        place = Path(os.path.abspath(root)) if root is not None else _default_root()
-        _check_format(place, mend=rebuild)
+        place = Path(os.path.abspath(root)) if root is not None else root_directory.default()
+        root_directory.check_format(place, mend=rebuild)
         renewed = None
         if rebuild:
             from layerfs import rebuilding
@@ -288,7 +257,7 @@ class Store:
         source: str,
         name: str | None = None,
         *,
-        platform: Platform | None = None,
+        platform: Platform | str | None = None,
         all_platforms: bool = False,
         options: Options | None = None,
         progress: Progress | None = None,
@@ -299,7 +268,7 @@ class Store:
             source: as skopeo writes it: ``docker://HOST/REPOSITORY:TAG``, ``oci:DIR[:TAG]``,
                 ``oci-archive:FILE[:TAG]`` or ``docker-archive:FILE[:NAME]``; no prefix means ``docker://``.
             name: what it is called here; when None what the source calls it, or else as `source` looks.
-            platform: which image of several; this machine's when None.
+            platform: which image of several, as text ``OS/ARCHITECTURE[/VARIANT]``; this machine's when None.
             all_platforms: keep those of the other platforms, too, and the index that names them all, for
                 `push`; they are not unpacked.
             options: how a registry is spoken with.
@@ -312,22 +281,26 @@ class Store:
             TransportError: the registry cannot be reached, or refuses.
         """
         from layerfs import transports
+        from layerfs.oci.platform import Platform
         from layerfs.transports.copying import copy_index
 
+        platform = Platform.given(platform)
         if name is not None:
             full_name(name)
         place = transports.parse(source)
         with (
+            place.named_in_errors(),
             closing(
                 place.source(spool=self._spool, budget=self._budget, warn=self._warn, options=options)
             ) as origin,
             closing(self._sink(progress or Silent())) as sink,
         ):
-            names = [name] if name is not None else _names_of(origin, place)
+            names = [name] if name is not None else names_here(origin, place)
             transports.copy(origin, sink, image=place.name, names=names, platform=platform, progress=progress)
             if all_platforms:
                 copy_index(origin, sink, image=place.name, names=names, progress=progress)
             sink.commit()
+            self._compare_platforms(sink.stored[0], platform)
             return sink.stored[0]
 
     def push(
@@ -344,7 +317,8 @@ class Store:
 
         Args:
             image: what `Images.get` takes.
-            destination: as for `pull`; without a tag or name there the image keeps its own.
+            destination: as for `pull`; without a tag or name there the image keeps the name that it is
+                called by here; called by its id, its only one.
             all_platforms: send the index that was kept with this name, and all that it names.
             rewriting: what changes on the way; nothing when None.
             options: how a registry is spoken with.
@@ -352,6 +326,7 @@ class Store:
 
         Raises:
             NotFoundError: there is no such image.
+            ExistsError: the destination is an archive that there is already.
             TransportError: the destination is something else.
         """
         from layerfs import transports
@@ -359,7 +334,10 @@ class Store:
 
         place = transports.parse(destination)
         found = self.images.get(image)
-        names = [place.name] if place.name is not None else _own_names(found, place.transport)
+        if place.name is not None:
+            names = [place.name]
+        else:
+            names = names_there(found, self.images.name_of(image), place.transport)
         with (
             closing(self._source()) as origin,
             closing(place.sink(options=options, warn=self._warn)) as sink,
@@ -369,6 +347,13 @@ class Store:
                 wanted = self.images.name_of(image) or wanted
                 if self._indexes.of(wanted) is None:
                     self._warn(f"{image} was kept for one platform only, which is what goes")
+            elif place.transport != "docker-archive":
+                index = self._indexes.of(self.images.name_of(image) or "")
+                if index is not None and len(index.manifests) > 1:
+                    self._warn(
+                        f"{image} goes as one of the {len(index.manifests)} images of its index;"
+                        " --all-platforms sends them all"
+                    )
             descriptor = copy_image(
                 origin, sink, image=wanted, names=names, every=all_platforms, rewriting=rewriting,
                 progress=progress,
@@ -383,6 +368,9 @@ class Store:
             file: a path, or an open file or pipe; plain or compressed.
             progress: told how it goes.
 
+        Returns:
+            The images, of their names those that the archive gave them.
+
         Raises:
             ArchiveError: it is neither.
             InvalidError, VerificationError: it is malformed.
@@ -395,10 +383,15 @@ class Store:
             closing(open_any(place, spool=self._spool, budget=self._budget, warn=self._warn)) as origin,
             closing(self._sink(progress or Silent())) as sink,
         ):
+            given: set[str] = set()
             for available in origin.images():
                 transports.copy(origin, sink, image=available, names=available.references, progress=progress)
+                given.update(map(familiar, available.references))
             sink.commit()
-            return sink.stored
+            return [
+                replace(image, names=tuple(name for name in image.names if name in given))
+                for image in sink.stored
+            ]
 
     def save(
         self,
@@ -494,7 +487,7 @@ class Store:
         return True
 
     def read_image(
-        self, image: str, *, platform: Platform | None = None, options: Options | None = None
+        self, image: str, *, platform: Platform | str | None = None, options: Options | None = None
     ) -> OpenImage:
         """Open an image for reading its files, without unpacking it; the caller closes it.
 
@@ -509,8 +502,10 @@ class Store:
             LayerfsError: it cannot be read.
         """
         from layerfs import reading, transports
+        from layerfs.oci.platform import Platform
         from layerfs.seekable.tables import Tables
 
+        platform = Platform.given(platform)
         if transports.has_transport(image) and not self.has_image(image):
             return reading.open_place(
                 transports.parse(image), platform=platform, options=options, spool=self._spool,
@@ -526,13 +521,13 @@ class Store:
     def mount(
         self,
         what: str,
-        target: Path,
+        target: Path | str,
         *,
         read_only: bool = False,
         name: str | None = None,
         options: Sequence[str] = (),
         lazy: bool = False,
-        platform: Platform | None = None,
+        platform: Platform | str | None = None,
         registry: Options | None = None,
     ) -> Container:
         """Mount a container, or an image with a fresh writable layer, on a directory until `unmount`.
@@ -559,6 +554,7 @@ class Store:
         """
         if registry is not None:
             self._registry = lambda: registry
+        target = Path(target)
         # Before anything is made.
         self._any_layers().check_target(target)
         container = self.containers.find(what)
@@ -748,8 +744,8 @@ class Store:
         drivers = self._database.rows("SELECT DISTINCT driver FROM layers ORDER BY driver")
         images, containers, running, layers = row
         return Info(
-            self.root, self._driver_name, self.durability, FORMAT_VERSION, images, containers, running,
-            layers, mounting.file_system_of(self.root), space.f_blocks * space.f_frsize,
+            self.root, self._driver_name, self.durability, root_directory.FORMAT_VERSION, images, containers,
+            running, layers, mounting.file_system_of(self.root), space.f_blocks * space.f_frsize,
             space.f_bavail * space.f_frsize, tuple(name for (name,) in drivers),
         )  # fmt: skip
 
@@ -794,9 +790,10 @@ class Store:
         self._layers[driver.name] = layers
         return layers
 
-    def _create_lazy(self, what: str, *, name: str | None, platform: Platform | None) -> Container:
+    def _create_lazy(self, what: str, *, name: str | None, platform: Platform | str | None) -> Container:
         """Make a container on an image of which no more is here than is needed to show its tree."""
         from layerfs.lazy import preparing
+        from layerfs.oci.platform import Platform
         from layerfs.seekable.tables import Tables
 
         tables = Tables(self._database, self.blobs, budget=self._budget, warn=self._warn)
@@ -804,12 +801,25 @@ class Store:
         with Lease(self._database) as lease:
             prepared = preparing.prepare(
                 what, layers=layers, images=self.images, lease=lease, tables=tables, spool=self._spool,
-                is_stored=self.has_image(what), platform=platform, options=self._registry_options(),
-                warn=self._warn,
+                is_stored=self.has_image(what), platform=Platform.given(platform),
+                options=self._registry_options(), warn=self._warn,
             )  # fmt: skip
-            return self.containers.create(
-                str(prepared.image.digest), name=name, on=(layers.driver.name, prepared.top)
-            )
+            self._compare_platforms(prepared.image, Platform.given(platform))
+            called = what.removeprefix("docker://")
+            known = self.images.name_of(called) is not None
+            if not known or self.images.get(called).digest != prepared.image.digest:
+                called = str(prepared.image.digest)
+            return self.containers.create(called, name=name, on=(layers.driver.name, prepared.top))
+
+    def _compare_platforms(self, image: Image, wanted: Platform | None) -> None:
+        """Warn of an image for another machine, which a source without a choice, or a wrong index, gives."""
+        from layerfs.oci.platform import Platform
+
+        found = image.config.platform
+        if found.architecture and (wanted or Platform.host()).rank(found) is None:
+            why = f"not for {wanted} as was asked" if wanted else f"and this machine is {Platform.host()}"
+            name = image.names[0] if image.names else str(image.digest)
+            self._warn(f"{name} is for {found}, {why}")
 
     def _seen_driver(self) -> str | None:
         """Name the driver for a new mount where an ordinary user would not see what our own one mounts."""
@@ -910,20 +920,25 @@ class Store:
             return
         from layerfs import subids
 
-        now = [subids.mapped(), subids.mapped("/proc/self/gid_map")]
-        if all(map(subids.maps_all, now)):
-            return
         noted = self._database.get("ids")
-        before = [[subids.Mapping(*each) for each in ids] for ids in json.loads(noted or "[[], []]")]
-        if all(map(subids.covers, now, before)):
-            if now != before:
-                self._database.set("ids", json.dumps(now))
-            return
-        self._lost_ids = (
-            "the store was used with ids that this user namespace has not, or that are others now: what"
-            " belongs to them is nobody's here"
-        )
-        self._warn(f"{self._lost_ids} (see /etc/subuid and /etc/subgid, and whether newuidmap works)")
+        sound, now = subids.compare(noted)
+        if not sound:
+            self._lost_ids = (
+                "the store was used with ids that this user namespace has not, or that are others now: what"
+                " belongs to them is nobody's here"
+            )
+            self._warn(f"{self._lost_ids} (see /etc/subuid and /etc/subgid, and whether newuidmap works)")
+        elif now is not None and now != noted:
+            self._database.set("ids", now)
+
+    def _recover(self) -> None:
+        from layerfs.recovery import Recovery
+
+        Recovery(
+            self.root, self._database, layers_of=self.layers_of, all_layers=self.all_layers,
+            any_layers=self._any_layers, containers=lambda: self.containers,
+            check=lambda: self._check(repair=True, contents=True), warn=self._warn,
+        ).run()  # fmt: skip
 
     def _complete(self, image: Image) -> None:
         """Pull what is not here of an image that was mounted lazily, from where its files come.
@@ -959,140 +974,3 @@ class Store:
             except (LayerfsError, OSError) as error:
                 reason = f" ({text}: {error})"
         raise NotFoundError(f"{lacking}{reason}", hint="pull the image first")
-
-    def _recover(self) -> None:
-        """Clear away what a crash left; one query says whether there is anything to do."""
-        boot = liveness.boot_id()
-        traces = self._database.row(_TRACES, boot)
-        assert traces is not None
-        mounts, running, unfinished, relocating = traces
-        if any((mounts, running, unfinished, relocating)):
-            failpoints.reach("store.recover")
-        if relocating:
-            from layerfs.relocating import recover
-
-            recover(self._database, self.root, self.layers_of)
-        if mounts:
-            self._any_layers().recover()
-        if running:
-            self.containers.recover()
-        if unfinished:
-            from layerfs import leases
-            from layerfs.driver import Sweeps
-
-            leases.expire(self._database)
-            for layers in self.all_layers():
-                # First the files, then the rows that tell of them.
-                if isinstance(layers.driver, Sweeps):
-                    layers.driver.sweep()
-                layers.finish()
-        if self._database.get("boot") != boot:
-            self._settle(boot)
-            self._database.set("boot", boot)
-
-    def _settle(self, boot: str) -> None:
-        """After a reboot, look at what was committed without having been synced, and forget what is lost."""
-        if self._database.row("SELECT 1 FROM layers WHERE state = 'active' LIMIT 1") is not None:
-            self._forget_lost()
-        query = "SELECT 1 FROM layers WHERE state = 'committed' AND durable = 0 AND boot <> ? LIMIT 1"
-        if self._database.row(query, boot) is None:
-            return
-        check = self._check(repair=True, contents=True)
-        for layers in self.all_layers():
-            check.settle(layers, boot)
-        for problem in check.problems:
-            done = "repaired" if problem.repaired else f"not repaired: {problem.hint}"
-            self._warn(f"layer {problem.subject} did not survive the last stop: {problem.what} ({done})")
-
-    def _forget_lost(self) -> None:
-        """Remove the containers without files: neither their making nor their end is synced."""
-        from layerfs import leases
-
-        leases.expire(self._database)
-        for layers in self.all_layers():
-            for layer in layers.lost():
-                with contextlib.suppress(NotFoundError, InUseError):
-                    called = layers.table.called(layer)
-                    layers.remove(layer)
-                    self._warn(f"{called} did not survive the last stop")
-
-
-def _names_of(source: Source, place: Place) -> list[str]:
-    """Decide what a pulled image is called here when the user did not say."""
-    if place.reference is not None:
-        # As with docker, what is asked for by its digest gets no name.
-        return [] if place.reference.digest is not None else [str(place.reference)]
-    for available in source.images():
-        if place.name is None or available.is_called(place.name):
-            if available.references:
-                return list(available.references)
-            break
-    stem = place.path.name.split(".")[0].lower() or place.path.resolve().name.lower()
-    for text in ([place.name] if place.name and ":" in place.name else []) + [
-        f"{stem}:{place.name or 'latest'}"
-    ]:
-        with contextlib.suppress(InvalidError):
-            return [full_name(text)]
-    return []
-
-
-def _own_names(image: Image, transport: str) -> list[str]:
-    """Decide what a pushed image is called there when the user did not say: in a layout, by its tag."""
-    if transport == "oci":
-        return [name.rpartition(":")[2] for name in image.names[:1]]
-    return [full_name(name) for name in image.names[:1]]
-
-
-def _default_root() -> Path:
-    return Path("/var/lib/layerfs") if os.geteuid() == 0 else Path.home() / ".local/share/layerfs"
-
-
-def _check_format(root: Path, *, mend: bool) -> None:
-    """Make a store where there is none, and refuse what is not ours; `mend` writes a damaged file anew."""
-    try:
-        text = (root / _FORMAT).read_bytes()
-    except FileNotFoundError:
-        _create(root)
-        return
-    except NotADirectoryError as error:
-        raise StoreError(f"{root} is not a directory") from error
-    try:
-        version = json.loads(text)["layerfs"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if mend and (root / "blobs").is_dir() and (root / "drivers").is_dir():
-            _write_format(root)
-            return
-        raise StoreError(
-            f"{root / _FORMAT} cannot be read",
-            hint="the store is damaged, or is none; `layerfs check --repair` writes the file anew",
-        ) from error
-    if version != FORMAT_VERSION:
-        raise StoreError(
-            f"{root} is a store of format {version}, this layerfs knows {FORMAT_VERSION}",
-            hint="use the layerfs that made it, or another --root",
-        )
-
-
-def _create(root: Path) -> None:
-    root.mkdir(0o700, parents=True, exist_ok=True)
-    # Another process may be about to make the store, too.
-    foreign = sorted(name for name in set(os.listdir(root)) - _OURS if not name.startswith(f".{_FORMAT}."))
-    if foreign:
-        raise StoreError(
-            f"{root} is not a store, and not empty: it holds {foreign[0]!r}", hint="choose another --root"
-        )
-    root.chmod(0o700)
-    (root / "locks").mkdir(0o700, exist_ok=True)
-    with Lock(root / "locks" / "store"):
-        if not (root / _FORMAT).exists():
-            for name in _DIRECTORIES:
-                (root / name).mkdir(0o700, exist_ok=True)
-            failpoints.reach("store.directories")
-            Database.create(root / "layerfs.db")
-            failpoints.reach("store.database")
-            # Last: a store without it was never finished, and is made again.
-            _write_format(root)
-
-
-def _write_format(root: Path) -> None:
-    write_atomic(root / _FORMAT, json.dumps({"layerfs": FORMAT_VERSION}).encode() + b"\n")

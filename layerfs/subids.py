@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 from typing import Final, NamedTuple
@@ -87,6 +88,19 @@ def covers(mappings: list[Mapping], others: list[Mapping]) -> bool:
         )
         for other in others
     )
+
+
+def compare(noted: str | None) -> tuple[bool, str | None]:
+    """Say whether all ids that a store was used with are what they were, and what it shall remember then.
+
+    Args:
+        noted: what it remembers by now; None: nothing, which suffices where all ids of the machine are.
+    """
+    now = [mapped(), mapped("/proc/self/gid_map")]
+    if all(map(maps_all, now)):
+        return True, noted
+    before = [[Mapping(*each) for each in ids] for ids in json.loads(noted or "[[], []]")]
+    return (True, json.dumps(now)) if all(map(covers, now, before)) else (False, noted)
 
 
 def advice(uid: int, *, etc: str = "/etc") -> str:

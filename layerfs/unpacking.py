@@ -182,7 +182,7 @@ class Unpacking:
             before: called first, with the digest of the new table of contents, while the old files are there.
         """
         ((draft, facts),) = self._finish()
-        if before is not None:
+        if before is not None and facts.toc is not None:
             before(facts.toc)
         failpoints.reach("layer.replace")
         self._table.replace(layer, draft, facts)

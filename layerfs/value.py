@@ -153,6 +153,35 @@ def _restore(cls: Callable[..., object], items: dict[str, object]) -> object:
     return cls(**items)
 
 
+class _Default:
+    """What a signature shows in place of a default that is made anew each time."""
+
+    def __repr__(self) -> str:
+        return "<made anew>"
+
+
+class _Signature:
+    """What `inspect.signature` and `help` show of a class; made when they ask."""
+
+    def __get__(self, instance: object, owner: type) -> object:
+        if "__value_fields__" not in vars(owner):
+            raise AttributeError("a class derived from a value has a signature of its own")
+        from inspect import Parameter, Signature
+
+        written: dict[str, str] = {}
+        for base in reversed(owner.__mro__):
+            written |= vars(base).get("__annotations__", {})
+        by_place = bool(owner.__match_args__)  # type: ignore[attr-defined]
+        kind = Parameter.POSITIONAL_OR_KEYWORD if by_place else Parameter.KEYWORD_ONLY
+        found = []
+        for each in fields(owner):
+            default = Parameter.empty if each.default is _MISSING else each.default
+            if each.default_factory is not None:
+                default = _Default()
+            found.append(Parameter(each.name, kind, default=default, annotation=written[each.name]))
+        return Signature(found, return_annotation=None, __validate_parameters__=False)
+
+
 class _OfDataclass:
     """An attribute that `dataclasses` looks for, made by it when it does."""
 
@@ -185,6 +214,7 @@ _METHODS: Final = {
     "__delattr__": _refuse,
     "__reduce__": _reduce,
     "__replace__": replace,
+    "__signature__": _Signature(),
     "__dataclass_fields__": _OfDataclass(),
     "__dataclass_params__": _OfDataclass(),
 }

@@ -20,12 +20,18 @@ from layerfs.check.refetching import Refetching, described
 from layerfs.database import Database
 from layerfs.digest import Digest
 from layerfs.errors import InvalidError, LayerfsError, NotFoundError, VerificationError
+from layerfs.images import familiar
 from layerfs.progress import Progress
 from layerfs.quarantine import Quarantine
 
 # Blobs up to so many bytes are read whatever is asked for.
 _SMALL: Final = 4 << 20
 _PRIVATE: Final = 0o600
+_MOST_NAMES: Final = 3
+_NAMED: Final = (
+    "SELECT name FROM tags WHERE manifest = ?1 OR manifest IN (SELECT manifest FROM links WHERE blob = ?1)"
+    " ORDER BY name"
+)
 
 
 class _Found(NamedTuple):
@@ -149,20 +155,31 @@ class BlobsCheck:
             else:
                 self._telling.found("blob", subject, what)
             return
+        wrong = found.wrong + self._whose(found.digest)
         if not self._repair:
-            self._telling.found("blob", subject, found.wrong)
+            self._telling.found("blob", subject, wrong)
             return
         try:
             place = self._quarantine.take(found.path, called=f"blob-{subject}")
         except (LayerfsError, OSError) as error:
-            self._telling.found("blob", subject, found.wrong, hint=f"it cannot be moved aside: {error}")
+            self._telling.found("blob", subject, wrong, hint=f"it cannot be moved aside: {error}")
             return
         # Layers that were unpacked from it stay as they are; who needs it says so later.
         how = f"moved to {place}"
         if found.digest is not None and self._refetching is not None:
             with contextlib.suppress(LayerfsError, OSError):
                 how = f"{self._refetching.fetch(found.digest)}; the damaged one was {how}"
-        self._telling.repaired("blob", subject, found.wrong, how=how)
+        self._telling.repaired("blob", subject, wrong, how=how)
+
+    def _whose(self, digest: Digest | None) -> str:
+        """Name the images that need a blob, in brackets."""
+        if digest is None:
+            return ""
+        rows = self._database.rows(_NAMED, str(digest))
+        names = [familiar(name) for (name,) in rows]
+        return (
+            f" (of {', '.join(names[:_MOST_NAMES])}{', ...' if names[_MOST_NAMES:] else ''})" if names else ""
+        )
 
     def _check_tables(self) -> None:
         """Look for tables of seek points that are gone; who needs one has it built."""

@@ -8,6 +8,7 @@ hold, and the ledger with what the kernel shows mounted.
 from __future__ import annotations
 
 import contextlib
+import re
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -33,6 +34,9 @@ from layerfs.quarantine import Quarantine
 from layerfs.rebuilding import Restored, Restoring, drop_dangling, unreadable
 from layerfs.tree.absent import FETCH_FAILED
 
+_ASIDE: Final = f"`{REPAIR}` moves the log aside"
+# What stands above each text in a log.
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _AGAIN: Final = "pull or load the image again"
 # What is asked again when something is missing: others work meanwhile.
 _HOLDS: Final = "SELECT 1 FROM layers WHERE id = ? AND skeleton = ? AND driver = ? AND state = 'committed'"
@@ -112,7 +116,7 @@ class Check:
             self._check_logs(each)
         self._check_links()
         MountsCheck(drivers, self._telling, repair=self._repair).run()
-        return Findings(self.problems, blobs, layers, files, tuple(leftovers))
+        return Findings(self.problems, blobs, layers, files, tuple(leftovers), tuple(self._telling.notes))
 
     def settle(self, layers: Layers, boot: str) -> None:
         """Look at the layers that an earlier boot committed without syncing them, and mend them."""
@@ -163,8 +167,17 @@ class Check:
                     self._quarantine.take(record.path)
             self._tell("record", str(record.path.relative_to(self._root)), what, how="the database")
         restoring = Restoring(self._database, self._blobs, self._held, anew=False)
-        for kind, subject, what in restoring.run(dry=not self._repair):
+        lost = restoring.run(dry=not self._repair)
+        for kind, subject, what in lost:
             self._tell(kind, subject, what, how="its record")
+        if not (self._repair or lost):
+            with self._database.transaction() as connection:
+                behind = self._database.records.behind(connection)
+            if behind:
+                self._telling.noted(
+                    "record", "records", f"{behind} say less than the database, or what was so before",
+                    hint=REPAIR,
+                )  # fmt: skip
         dangling = self._database.dangling()
         if dangling and self._repair:
             drop_dangling(self._database)
@@ -315,15 +328,29 @@ class Check:
                 self._telling.found("orphan", driver_id, what, hint=f"it cannot be moved aside: {error}")
 
     def _check_logs(self, layers: Layers) -> None:
+        """Tell what a driver's processes wrote down, each log once: a repair moves it aside."""
+        name = layers.driver.name
         for log in layers.driver.logs() if isinstance(layers.driver, Logs) else ():
-            lines = log.read_text(errors="replace").strip().splitlines() or [""]
-            what = (
-                f"a process of the driver {layers.driver.name} met an error of its own: {lines[-1].strip()}"
-            )
-            hint = "read the log, tell the authors, then delete it"
-            if lines[-1].startswith(FETCH_FAILED):
-                what, hint = lines[-1], "it is tried again when the file is read; then delete the log"
-            self._telling.found("log", str(log), what, hint=hint)
+            try:
+                text = log.read_text(errors="replace")
+            except FileNotFoundError:
+                continue  # removed meanwhile, with its layer
+            lines = [line for line in text.splitlines() if line.strip() and not _TIME.fullmatch(line)] or [""]
+            faults = [line for line in lines if not line.startswith(FETCH_FAILED)]
+            what = lines[-1]
+            if faults:
+                what = f"a process of the driver {name} met an error of its own: {faults[-1].strip()}"
+            if self._repair:
+                place = self._quarantine.take(log, called=f"{name}-{log.parent.name}-{log.name}")
+                self._telling.repaired("log", str(log), what, how=f"moved to {place}")
+            elif faults:
+                self._telling.found(
+                    "log", str(log), what, hint=f"read the log and tell the authors; {_ASIDE}"
+                )
+            else:
+                # The data is asked for again when the file is read.
+                hint = f"reading the file tries again, and nothing here is damaged; {_ASIDE}"
+                self._telling.noted("log", str(log), what, hint=hint)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ class Problem(NamedTuple):
 class Findings:
     """What a check found, and how much it looked at.
 
-    `leftovers` are harmless: garbage collection removes them when they are old enough.
+    `leftovers` are harmless: garbage collection removes them when they are old enough. `notes` tell of what
+    once went wrong elsewhere and damaged nothing here, such as data that a registry did not give.
     """
 
     problems: tuple[Problem, ...]
@@ -36,6 +37,7 @@ class Findings:
     layers: int
     files: int = 0
     leftovers: tuple[Leftover, ...] = ()
+    notes: tuple[Problem, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -48,10 +50,15 @@ class Telling:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self.notes: list[Problem] = []
 
     def found(self, kind: str, subject: str, what: str, *, hint: str = REPAIR) -> None:
         """Note what was not repaired."""
         self.problems.append(Problem(kind, subject, what, False, hint))
+
+    def noted(self, kind: str, subject: str, what: str, *, hint: str) -> None:
+        """Note what is no damage."""
+        self.notes.append(Problem(kind, subject, what, False, hint))
 
     def repaired(self, kind: str, subject: str, what: str, *, how: str) -> None:
         """Note what was."""

@@ -45,7 +45,10 @@ def _configure_save(parser: CommandParser) -> None:
         "images", metavar="IMAGE", nargs="+", help="a name, or an id, of an image in the store"
     )
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="the archive; standard output when left out or -"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="the archive, which is replaced if it exists; standard output when left out or -",
     )
     parser.add_argument(
         "--format",

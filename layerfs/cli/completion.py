@@ -18,10 +18,11 @@ from layerfs.cli.parser import GLOBAL_OPTIONS, CommandParser, build
 # What the argument of this metavar is completed with; a choice of words is completed with those.
 KINDS = {
     "IMAGE": "images",
-    "IMAGE:PATH": "images",
-    "IMAGE[:PATH]": "images",
+    "REPOSITORY": "images",
+    "IMAGE:PATH": "places",
+    "IMAGE[:PATH]": "places",
     "CONTAINER": "containers",
-    "IMAGE-or-CONTAINER": "both",
+    "IMAGE-or-CONTAINER": "anything",
     "CONTAINER-or-IMAGE": "both",
     "TARGET-or-NAME": "containers",
     "DRIVER": "drivers",
@@ -32,7 +33,9 @@ KINDS = {
     "NAME": "nothing",
 }
 FILES = "files"
+# How places begin, and names that the store has for images of registries; with containers' names "anything".
 PLACES = "places"
+ANYTHING = "anything"
 # How a place is begun that is not a registry's.
 _WITH_FILES = ("oci:", "oci-archive:", "docker-archive:")
 # What `--names` lists.
@@ -40,11 +43,21 @@ LISTED = ("images", "containers", "both", "drivers", "options")
 
 
 class Taken(NamedTuple):
-    """An option or a positional argument (which has no names), its text, and what completes its value."""
+    """An option or a positional argument (which has no names), its text, and what completes its value.
+
+    One that is `joined` has its value behind ``=`` or none.
+    """
 
     names: list[str]
     text: str
     value: str | None
+    joined: bool = False
+
+    @property
+    def written(self) -> list[str]:
+        """The names, and where they hold their value with each of these."""
+        values = (self.value or "").split()[1:] if self.joined else []
+        return self.names + [f"{name}={value}" for name in self.names for value in values]
 
 
 def _taken(parser: CommandParser) -> list[Taken]:
@@ -61,7 +74,8 @@ def _taken(parser: CommandParser) -> list[Taken]:
                 value = "words " + " ".join(str(choice) for choice in action.choices)
             else:
                 value = _kind(str(action.metavar))
-        found.append(Taken(list(action.option_strings), str(action.help), value))
+        joined = not parser.switches.isdisjoint(action.option_strings)
+        found.append(Taken(list(action.option_strings), str(action.help), value, joined))
     return found
 
 
@@ -69,13 +83,9 @@ def _is_path(metavar: str) -> bool:
     return any(word in metavar for word in ("FILE", "DIR", "TARGET", "SOURCE", "DEST", "PATH"))
 
 
-def _positional(taken: list[Taken]) -> str:
-    """Say what completes the positional arguments: names or words where one takes them, else files."""
-    values = [one.value for one in taken if not one.names and one.value]
-    for value in values:
-        if value in ("images", "containers", "both", PLACES) or value.startswith("words "):
-            return value
-    return FILES if FILES in values else "nothing"
+def _positionals(taken: list[Taken]) -> list[str]:
+    """Say what completes each positional argument; the last one may be repeated."""
+    return [one.value or "nothing" for one in taken if not one.names] or ["nothing"]
 
 
 def bash() -> str:
@@ -83,10 +93,11 @@ def bash() -> str:
     cases = []
     for name in commands.COMMANDS:
         taken = _taken(build(name))
-        options = " ".join(option for one in taken for option in one.names)
+        options = " ".join(option for one in taken for option in one.written)
+        with_value = " ".join(option for one in taken if one.value and not one.joined for option in one.names)
         valued: dict[str, list[str]] = {}
         for one in taken:
-            if one.names and one.value:
+            if one.names and one.value and not one.joined:
                 valued.setdefault(one.value, []).extend(one.names)
         values = "".join(
             f"                {'|'.join(names)}) kind={shlex.quote(value)} ;;\n"
@@ -94,7 +105,9 @@ def bash() -> str:
         )
         cases.append(
             f"        {name})\n"
-            f"            options={shlex.quote(options)} kind={shlex.quote(_positional(taken))}\n"
+            f"            options={shlex.quote(options)} valued={shlex.quote(f' {with_value} ')}\n"
+            f"            positions=({' '.join(map(shlex.quote, _positionals(taken)))})\n"
+            f"            _layerfs_position\n"
             f"            case $before in\n{values}            esac ;;\n"
         )
     top = " ".join(option for option, _, _ in GLOBAL_OPTIONS)
@@ -102,59 +115,105 @@ def bash() -> str:
         BASH.replace("@TOP@", top)
         .replace("@COMMANDS@", " ".join(commands.COMMANDS))
         .replace("@CASES@", "".join(cases))
-        .replace("@WITH_FILES@", "|".join(f"{form}*" for form in _WITH_FILES))
+        .replace(
+            "@OF_FILES@", "|".join(f"{kind}:{form}*" for kind in (PLACES, ANYTHING) for form in _WITH_FILES)
+        )
         .replace("@FORMS@", " ".join(_WITH_FILES))
     )
 
 
 BASH = """\
 # bash completion for layerfs: source <(layerfs completion bash)
+_layerfs_position() {
+    # What completes the positional argument at which the line ends.
+    local word previous= at=0
+    for word in "${rest[@]}"; do
+        [[ $word == -?* || $valued == *" $previous "* ]] || ((at += 1))
+        previous=$word
+    done
+    kind=${positions[at]-${positions[${#positions[@]} - 1]}}
+}
 _layerfs() {
     # Words are taken from the line itself: bash would cut image names at their colon.
     local line=${COMP_LINE:0:COMP_POINT} words current before command= word options= kind= items= prefix skip=
+    local valued= option= positions rest=()
     read -ra words <<< "$line"
     current=
     [[ $line == *[[:space:]] ]] || { current=${words[-1]}; unset 'words[-1]'; }
     before=${words[-1]}
+    # --option=value is completed as --option value.
+    if [[ $current == --*=* ]]; then
+        option=${current%%=*}=
+        before=${current%%=*}
+        current=${current#*=}
+    fi
     for word in "${words[@]:1}"; do
+        if [[ $command ]]; then rest+=("$word"); continue; fi
         if [[ $skip ]]; then skip=; continue; fi
         case $word in
-        --root|--driver) skip=1 ;;
+        --root|--driver|--budget) skip=1 ;;
         -*) ;;
-        *) command=$word; break ;;
+        *) command=$word ;;
         esac
     done
-    if [[ $skip ]]; then
-        [[ $before == --root ]] && kind=files || kind=drivers
+    if [[ ! $command && ( $skip || $option ) ]]; then
+        case $before in
+        --root) kind=files ;;
+        --driver) kind=drivers ;;
+        esac
     else
         case $command in
         '') options='@TOP@' kind='words @COMMANDS@' ;;
 @CASES@        esac
     fi
-    if [[ $current == -* ]]; then
+    if [[ $option && " $options" == *" $option"* ]]; then
+        # One whose value stands in the same word.
+        kind='words '
+        for word in $options; do [[ $word != "$option"* ]] || kind+=" ${word#"$option"}"; done
+    fi
+    if [[ $current == -* && ! $option ]]; then
         items=$options
     else
         case $kind in
-        images|containers|both|drivers) items=$(layerfs completion --names "$kind" 2>/dev/null) ;;
-        options)
-            # Several with commas between them, some of which want a value.
-            compopt -o nospace
-            prefix=${current%"${current##*,}"}
-            for word in $(layerfs completion --names options 2>/dev/null); do items+=" $prefix$word"; done ;;
-        places)
-            compopt -o nospace
-            case $current in
-            @WITH_FILES@)
-                compopt -o filenames
+        images|containers|both|places|anything)
+            case $kind:$current in
+            "$kind":[/.~]*) kind=files ;;
+            @OF_FILES@)
+                compopt -o filenames 2>/dev/null
                 mapfile -t COMPREPLY < <(compgen -f -P "${current%%:*}:" -- "${current#*:}")
                 kind= ;;
-            *) kind='words docker:// @FORMS@' items=${kind#words } ;;
+            *)
+                prefix=$kind
+                [[ $kind == places ]] && prefix=images
+                [[ $kind == anything ]] && prefix=both
+                [[ $current == docker://* ]] && prefix=images
+                items=$(layerfs completion --names "$prefix" 2>/dev/null)
+                if [[ $current == docker://* ]]; then
+                    for word in $items; do prefix+=" docker://$word"; done
+                    items=${prefix#images}
+                elif [[ $kind == places || $kind == anything ]]; then
+                    items+=' docker:// @FORMS@'
+                fi ;;
             esac ;;
+        drivers) items=$(layerfs completion --names drivers 2>/dev/null) ;;
+        options)
+            # Several with commas between them, some of which want a value.
+            compopt -o nospace 2>/dev/null
+            prefix=${current%"${current##*,}"}
+            for word in $(layerfs completion --names options 2>/dev/null); do items+=" $prefix$word"; done ;;
         words\\ *) items=${kind#words } ;;
-        files) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         esac
+        if [[ $kind == files ]]; then
+            compopt -o filenames 2>/dev/null
+            mapfile -t COMPREPLY < <(compgen -f -- "$current")
+            if [[ $option && $COMP_WORDBREAKS != *=* ]]; then COMPREPLY=("${COMPREPLY[@]/#/$option}"); fi
+            return
+        fi
     fi
     [[ $kind ]] && mapfile -t COMPREPLY < <(compgen -W "$items" -- "$current")
+    # A name or a path follows.
+    [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[:/] ]] && compopt -o nospace 2>/dev/null
+    if [[ $option && $COMP_WORDBREAKS != *=* ]]; then COMPREPLY=("${COMPREPLY[@]/#/$option}"); fi
     # Readline replaces only what follows the last of these.
     for word in : =; do
         prefix=${current%"${current##*"$word"}"}
@@ -177,7 +236,7 @@ def zsh() -> str:
             return "_files"
         if value.startswith("words "):
             return f"({value[6:]})"
-        if value in ("options", PLACES):
+        if value in ("options", PLACES, ANYTHING):
             return f"_layerfs_{value}"
         return f"_layerfs_names {value}"
 
@@ -192,8 +251,15 @@ def zsh() -> str:
         for one in taken:
             for option in one.names:
                 value = "" if one.value is None else f":value:{action(one.value)}"
+                if one.joined:
+                    option, value = f"{option}=-", f":{value}"
+                elif value and option.startswith("--"):
+                    option += "="
                 specs.append(shlex.quote(f"*{option}[{escaped(one.text)}]{value}"))
-        specs.append(shlex.quote(f"*:argument:{action(_positional(taken))}"))
+        kinds = _positionals(taken)
+        for number, kind in enumerate(kinds, 1):
+            place = "*" if number == len(kinds) else str(number)
+            specs.append(shlex.quote(f"{place}:argument:{action(kind)}"))
         cases.append(f"        {name}) _arguments -s {' '.join(specs)} ;;\n")
     listed = "".join(
         f"        {shlex.quote(f'{name}:{summary}')}\n" for name, (_, summary) in commands.COMMANDS.items()
@@ -227,8 +293,10 @@ _layerfs_options() {
 }
 _layerfs_places() {
     if compset -P '(oci|oci-archive|docker-archive):'; then _files
-    else compadd -S '' docker:// oci: oci-archive: docker-archive:; fi
+    elif compset -P 'docker://'; then _layerfs_names images
+    else _layerfs_names ${1:-images}; compadd -S '' docker:// oci: oci-archive: docker-archive:; fi
 }
+_layerfs_anything() { _layerfs_places both }
 _layerfs() {
     local context state state_descr line
     typeset -A opt_args
@@ -252,11 +320,11 @@ def fish() -> str:
     lines = ["# fish completion for layerfs: layerfs completion fish | source", "complete -c layerfs -f"]
     none = "not __fish_seen_subcommand_from " + " ".join(commands.COMMANDS)
 
-    def option(names: list[str], text: str, value: str | None, when: str) -> str:
+    def option(names: list[str], text: str, value: str | None, when: str, *, joined: bool = False) -> str:
         words = ["complete", "-c", "layerfs", "-n", shlex.quote(when)]
         for name in names:
             words += ["-l", name[2:]] if name.startswith("--") else ["-s", name[1:]]
-        if value is not None:
+        if value is not None and not joined:
             words.append("-r")
         words += _fish_value(value)
         return " ".join([*words, "-d", shlex.quote(text)])
@@ -268,9 +336,12 @@ def fish() -> str:
     for name in commands.COMMANDS:
         taken = _taken(build(name))
         when = f"__fish_seen_subcommand_from {name}"
-        lines += [option(one.names, one.text, one.value, when) for one in taken if one.names]
-        if words := _fish_value(_positional(taken)):
-            lines.append(" ".join(["complete -c layerfs -n", shlex.quote(when), *words]))
+        lines += [
+            option(one.names, one.text, one.value, when, joined=one.joined) for one in taken if one.names
+        ]
+        for kind in dict.fromkeys(_positionals(taken)):
+            if words := _fish_value(kind):
+                lines.append(" ".join(["complete -c layerfs -n", shlex.quote(when), *words]))
     return "\n".join(lines) + "\n"
 
 
@@ -279,8 +350,9 @@ def _fish_value(value: str | None) -> list[str]:
         return []
     if value == FILES:
         return ["-F"]
-    if value == PLACES:
-        return ["-F", "-a", shlex.quote(" ".join(("docker://", *_WITH_FILES)))]
+    if value in (PLACES, ANYTHING):
+        names = f"layerfs completion --names {'images' if value == PLACES else 'both'} 2>/dev/null"
+        return ["-F", "-a", shlex.quote(" ".join(("docker://", *_WITH_FILES, f"({names})")))]
     if value.startswith("words "):
         return ["-a", shlex.quote(value[6:])]
     names = f"layerfs completion --names {value} 2>/dev/null"
@@ -358,7 +430,8 @@ def _options() -> set[str]:
 
 COMMANDS = {
     "completion": Command(
-        description="The script completes commands, options, files, and the names of images and containers.",
+        description="The script completes commands, options and their values, files, names of images and\n"
+        "containers, and places of images (docker://, oci:, ...).",
         examples=[
             "source <(layerfs completion bash)",
             'layerfs completion zsh > "${fpath[1]}/_layerfs"',

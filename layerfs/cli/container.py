@@ -100,7 +100,8 @@ def _configure_commit(parser: CommandParser) -> None:
         metavar="KIND",
         choices=["gzip", "zstd", "none"],
         default="none",
-        help="of the new layer: gzip, zstd, or none, which is by far the fastest and takes no room twice",
+        help="of the new layer: gzip, zstd, or none, which is by far the fastest and takes no room twice;"
+        " `push --compression` packs it then",
     )
     parser.flag("-q", "--quiet", help="show no progress")
 

@@ -21,7 +21,7 @@ def _configure(parser: CommandParser) -> None:
         "-a",
         "--all",
         "--all-platforms",
-        help="keep every platform of an index, and the index with its digest",
+        help="keep every platform of an index, and the index with its digest; no referrers",
     )
     add_platform(parser)
     add_rewriting(parser)
@@ -59,7 +59,9 @@ def _run(context: Context, arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "copy": Command(
         description="No store is opened and nothing is unpacked; what is not asked to change goes byte for"
-        f" byte.\nPrints the digest of what was put. {PLACES}",
+        " byte.\nReferrers, such as signatures that `attach` put beside it, stay behind, with --all too:"
+        "\n`layerfs referrers SOURCE` names them, and each is copied by its digest."
+        f"\nAn archive that exists is not written to. Prints the digest of what was put. {PLACES}",
         examples=[
             "layerfs copy --all docker://debian:12 oci:./layout:12",
             "layerfs copy --compression zstd oci:./layout:12 docker://localhost:5000/debian:12",

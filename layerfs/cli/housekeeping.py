@@ -78,6 +78,7 @@ def _check(context: Context, arguments: argparse.Namespace) -> int:
                 "layers": found.layers,
                 "files": found.files,
                 "problems": [one._asdict() for one in found.problems],
+                "notes": [one._asdict() for one in found.notes],
                 "leftovers": [{**one._asdict(), "what": one.what} for one in found.leftovers],
             }
         )
@@ -85,6 +86,8 @@ def _check(context: Context, arguments: argparse.Namespace) -> int:
     for problem in found.problems:
         done = f" (repaired: {problem.how})" if problem.repaired else ""
         output.line(output.words(f"{problem.kind} {problem.subject}: {problem.what}{done}"))
+    for told in found.notes:
+        output.line(output.words(f"{told.kind} {told.subject}: {told.what} (no damage)"))
     for one in found.leftovers if arguments.verbose else ():
         left = f"left behind: {one.kind} {one.name} ({output.size(one.bytes)}): {one.what}"
         output.line(output.words(left))
@@ -98,7 +101,7 @@ def _conclude(found: Findings, *, repair: bool) -> None:
     note(f"{found.blobs} blobs, and {found.layers} layers with {found.files} files, checked: {counted}")
     if found.leftovers and not repair:
         note(f"stopped processes left {len(found.leftovers)} things behind, which `layerfs gc` removes")
-    for hint in dict.fromkeys(problem.hint for problem in left if problem.hint):
+    for hint in dict.fromkeys(one.hint for one in (*left, *found.notes) if one.hint):
         note(f"hint: {hint}")
 
 
@@ -153,7 +156,8 @@ and was not repaired.
 Without --deep the data of files, and of layers' blobs larger than 4 MiB, is not read: sizes, times and all
 attributes are compared. With --repair damaged layers are made anew from their blobs, and a database that is
 lost or damaged from the records. Nothing is deleted: what is damaged or unknown is moved to ROOT/quarantine,
-and stays there until you remove it.""",
+and stays there until you remove it. So are the logs of FUSE servers, which are told of until then; one that
+only says which data of a lazy mount could not be fetched is no damage, and leaves the exit status alone.""",
         examples=["layerfs check", "layerfs check --repair", "layerfs check --deep --repair --from-registry"],
         configure=_configure_check,
         run=_check,

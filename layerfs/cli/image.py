@@ -158,7 +158,7 @@ def _look(store: Store, name: str, sort: str | None) -> dict[str, object]:
             raise
         raise NotFoundError(
             f"no image or container is called {name}",
-            hint="`layerfs images` and `layerfs ps -a` list what there is",
+            hint="`layerfs images` and `layerfs ps -a` list what there is; docker://NAME asks its registry",
         ) from error
 
 

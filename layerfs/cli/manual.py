@@ -130,7 +130,8 @@ def reference() -> str:
 
 def _command(name: str, summary: str) -> str:
     parser = build(name)
-    synopsis = " ".join(_emphasised(word) for word in parser.positionals())
+    needed = [_option(each.split()[:1], each.split()[1]) for each in parser.needed()]
+    synopsis = " ".join([*needed, *(_emphasised(word) for word in parser.positionals())])
     lines = [f"### layerfs {name}", "", f"**layerfs {name}** [*OPTIONS*] {synopsis}".rstrip(), ""]
     lines += [f"{summary}. {parser.command.description}", ""]
     for words, text in _actions(parser):
@@ -151,6 +152,8 @@ def _actions(parser: CommandParser) -> Iterator[tuple[str, str]]:
 
 def _option(names: Sequence[str], metavar: str | None) -> str:
     written = ", ".join(f"**{name}**" for name in names)
+    if metavar is not None and metavar.startswith("[="):
+        return f"{written}[=*{metavar[2:-1]}*]"
     return written if metavar is None else f"{written} *{metavar}*"
 
 

@@ -33,6 +33,13 @@ class HelpShown(Exception):
     """The command line asked for help, which is printed by now."""
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Writes an option whose value stands after ``=`` alone without a blank between."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return super()._format_action_invocation(action).replace(" [=", "[=")
+
+
 class CommandParser(argparse.ArgumentParser):
     """The parser of one command; raises `UsageError` or `HelpShown` where argparse would exit."""
 
@@ -43,15 +50,16 @@ class CommandParser(argparse.ArgumentParser):
             description=f"{summary}.\n\n{command.description}",
             epilog=f"{'example' if len(command.examples) == 1 else 'examples'}:\n{examples}",
             # Without a width argparse imports shutil to find one, for every argument that is added.
-            formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=80),
+            formatter_class=functools.partial(_Formatter, width=80),
             allow_abbrev=False,
         )
         self.command = command
-        self._switches: set[str] = set()
+        # Options that take a value only after ``=``; completion asks.
+        self.switches: set[str] = set()
         # Of positional arguments that are places of images; completion asks.
         self.places: set[str] = set()
         command.configure(self)
-        self.usage = f"{self.prog} [OPTIONS] {' '.join(self.positionals())}".rstrip()
+        self.usage = f"{self.prog} [OPTIONS] {' '.join(self.needed() + self.positionals())}".rstrip()
         shared = self.add_argument_group("global options")
         for option, metavar, text in GLOBAL_OPTIONS[:5]:
             if metavar is None:
@@ -70,8 +78,16 @@ class CommandParser(argparse.ArgumentParser):
 
     def switch(self, name: str, *, help: str) -> None:
         """Add an option that is true by itself, and takes a value only after ``=``, as Go's flags do."""
-        self.add_argument(name, metavar="true|false", choices=["true", "false"], help=help)
-        self._switches.add(name)
+        self.add_argument(name, metavar="[=true|false]", choices=["true", "false"], help=help)
+        self.switches.add(name)
+
+    def needed(self) -> list[str]:
+        """Write each option that must be given: ``--to DRIVER``."""
+        return [
+            f"{action.option_strings[-1]} {action.metavar}"
+            for action in self._actions
+            if action.option_strings and action.required
+        ]
 
     def positionals(self) -> list[str]:
         """Write each positional argument as a synopsis does: ``NAME``, ``[NAME]``, ``NAME...``."""
@@ -84,7 +100,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Write the help text, as wide as the terminal is."""
-        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        self.formatter_class = _Formatter
         return super().format_help()
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
@@ -105,13 +121,38 @@ class CommandParser(argparse.ArgumentParser):
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse what stands after the command's name."""
         if not self.command.passthrough:
-            end = words.index("--") if "--" in words else len(words)
-            options = [f"{word}=true" if word in self._switches else word for word in words[:end]]
-            return self.parse_args([*options, *words[end:]])
+            return self.parse_args(self._ordered(words))
         own, rest = self._split(words)
         arguments = self.parse_args(own)
         arguments.command = rest
         return arguments
+
+    def _ordered(self, words: Sequence[str]) -> list[str]:
+        """Put the options before the positional arguments, wherever they stood.
+
+        argparse itself gives an optional positional argument up at the first option that stands before it.
+        """
+        options: list[str] = []
+        positionals: list[str] = []
+        waiting = list(words)
+        while waiting:
+            word = waiting.pop(0)
+            if word == "--":
+                positionals += waiting
+                break
+            if word in self.switches:
+                if waiting and waiting[0] in ("true", "false"):
+                    self.error(f"{word} takes its value after an equals sign: {word}={waiting[0]}")
+                options.append(f"{word}=true")
+            elif not word.startswith("-") or word == "-":
+                positionals.append(word)
+            else:
+                options.append(word)
+                if self._takes_next(word):
+                    if not waiting:
+                        self.error(f"argument {word}: expected one argument")
+                    options.append(waiting.pop(0))
+        return [*options, "--", *positionals] if positionals else options
 
     def _split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
         """Cut after the first positional argument: what follows is the process's own, ``--`` included.
@@ -133,8 +174,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def _takes_next(self, word: str) -> bool:
         """Say whether the option `word` takes the word after it as its value."""
-        if word.startswith("--"):
-            action = self._option_string_actions.get(word)
+        action = self._option_string_actions.get(word)
+        if action is not None or word.startswith("--"):
             return action is not None and action.nargs is None
         # A cluster such as -itv: the first letter that takes a value takes the rest of the word, or the next.
         for position, letter in enumerate(word[1:], 2):

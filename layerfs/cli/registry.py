@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,17 @@ def _reference(text: str) -> Reference:
     return reference
 
 
+def _artifact_type(text: str | None) -> str | None:
+    """Check what an artifact is said to be, which image-spec manifest.md wants to be a media type."""
+    from layerfs.oci import media_types
+
+    if text is not None and not media_types.is_name(text):
+        raise UsageError(
+            f"{text[:300]!r} is no artifact type", hint="write a media type, such as application/spdx+json"
+        )
+    return text
+
+
 def _target(repository: Repository) -> str:
     """Give the tag or the digest that the user named; a digest says more than a tag."""
     reference = repository.reference
@@ -56,6 +68,9 @@ def _configure_tags(parser: CommandParser) -> None:
 def _tags(context: Context, arguments: argparse.Namespace) -> int:
     from layerfs.registry import manifests
 
+    host = arguments.name.removeprefix("docker://").removesuffix("/")
+    if "/" not in host and "." in host:
+        raise UsageError(f"{host[:300]!r} names no repository", hint=f"write {host[:300]}/REPOSITORY")
     with _repository(arguments) as repository:
         if context.json:
             output.document(
@@ -96,7 +111,10 @@ def _configure_attach(parser: CommandParser) -> None:
         help="what to attach; application/octet-stream where no media type is said",
     )
     parser.add_argument(
-        "--artifact-type", metavar="TYPE", required=True, help="what it is, such as application/spdx+json"
+        "--artifact-type",
+        metavar="TYPE",
+        required=True,
+        help="what it is, a media type such as application/spdx+json",
     )
     parser.add_argument(
         "--annotation",
@@ -114,6 +132,9 @@ def _attach(context: Context, arguments: argparse.Namespace) -> int:
     from layerfs.transports.artifacts import attach
 
     annotations = annotations_of(arguments.annotation)
+    artifact_type = _artifact_type(arguments.artifact_type)
+    assert artifact_type is not None
+    files = [_file(text) for text in arguments.files]
     reference = _reference(arguments.name)
     options = registry_options.read(arguments)
     with (
@@ -124,8 +145,8 @@ def _attach(context: Context, arguments: argparse.Namespace) -> int:
         descriptor = attach(
             sink,
             source.root().descriptor,
-            [_file(text) for text in arguments.files],
-            artifact_type=arguments.artifact_type,
+            files,
+            artifact_type=artifact_type,
             annotations=annotations,
             progress=progress,
         )
@@ -136,24 +157,33 @@ def _attach(context: Context, arguments: argparse.Namespace) -> int:
 
 def _file(text: str) -> tuple[Path, str]:
     """Part a file's name from its media type."""
+    from layerfs.oci import media_types
+
     path, _, media_type = text.rpartition(":")
-    if path and "/" in media_type and not Path(text).exists():
-        return Path(path), media_type
-    return Path(text), "application/octet-stream"
+    if not path or "/" not in media_type or Path(text).exists():
+        path, media_type = text, "application/octet-stream"
+    if not media_types.is_name(media_type):
+        raise UsageError(
+            f"{media_type[:300]!r} is no media type", hint="write FILE:TYPE/SUBTYPE, such as sbom:text/plain"
+        )
+    # Before anything is asked of the registry.
+    os.stat(path)
+    return Path(path), media_type
 
 
 def _configure_referrers(parser: CommandParser) -> None:
     parser.add_argument("name", metavar="IMAGE", help="docker://HOST/REPOSITORY:TAG, or ...@DIGEST")
-    parser.add_argument("--artifact-type", metavar="TYPE", help="only those of this type")
+    parser.add_argument("--artifact-type", metavar="TYPE", help="only those of this media type")
     registry_options.add(parser)
 
 
 def _referrers(context: Context, arguments: argparse.Namespace) -> int:
     from layerfs.registry import manifests
 
+    artifact_type = _artifact_type(arguments.artifact_type)
     with _repository(arguments) as repository:
         digest = repository.reference.digest or manifests.get(repository, _target(repository))[1].digest
-        found = list(manifests.referrers(repository, digest, artifact_type=arguments.artifact_type))
+        found = list(manifests.referrers(repository, digest, artifact_type=artifact_type))
     if context.json:
         output.document({"subject": str(digest), "referrers": [one.members() for one in found]})
         return 0

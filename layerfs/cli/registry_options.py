@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from layerfs.cli import secrets
-from layerfs.cli.parser import CommandParser
+from layerfs.cli.parser import CommandParser, UsageError
 
 _NAMES = ("tls_verify", "cert_dir", "authfile", "creds", "no_creds")
 
@@ -34,7 +35,9 @@ def add(parser: CommandParser, *, prefix: str = "", of: str = "the registry", cr
     )
     if creds:
         parser.add_argument(
-            f"--{prefix}creds", metavar="USER[:PASSWORD]", help=f"these credentials for {of}, not stored ones"
+            f"--{prefix}creds",
+            metavar="USER[:PASSWORD]",
+            help=f"these credentials for {of}, not stored ones; the password is asked for when left out",
         )
         parser.flag(f"--{prefix}no-creds", help=f"no credentials for {of}, whichever are stored")
 
@@ -58,6 +61,7 @@ def read(arguments: argparse.Namespace, *, prefix: str = "") -> Options:
     )  # fmt: skip
     if creds is not None:
         secrets.cover(creds)
+        creds = _complete(creds, arguments)
     return Options(
         tls_verify=None if verify is None else verify == "true",
         cert_dir=None if directory is None else Path(directory),
@@ -66,3 +70,20 @@ def read(arguments: argparse.Namespace, *, prefix: str = "") -> Options:
         anonymous=bool(one("no_creds")),
         environment=dict(os.environ),
     )
+
+
+def _complete(creds: str, arguments: argparse.Namespace) -> str:
+    """Ask for the password that was left out, once for all who read these arguments."""
+    if not creds or ":" in creds:
+        return creds
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"there is no terminal to ask for the password of {creds} on",
+            hint="write --creds USER:PASSWORD, or `layerfs login` first, with --password-stdin",
+        )
+    import getpass
+
+    asked: dict[str, str] = vars(arguments).setdefault("asked", {})
+    if creds not in asked:
+        asked[creds] = getpass.getpass(f"password of {creds}: ")
+    return f"{creds}:{asked[creds]}"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from layerfs.cli import registry_options
 from layerfs.cli.commands import Command
-from layerfs.cli.context import Context, warn
+from layerfs.cli.context import Context, note, warn
 from layerfs.cli.copy_options import add_platform, add_rewriting, add_squash_owners, platform_of, rewriting_of
-from layerfs.cli.output import document, line
+from layerfs.cli.output import document, line, size
 from layerfs.cli.parser import CommandParser, UsageError
 from layerfs.cli.progress import PULL, PUSH, showing
 from layerfs.errors import InvalidError, NotFoundError
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 PLACES = """\
 SOURCE is written as skopeo writes it: docker://HOST/REPO:TAG for a registry, which is also what no prefix
 means, oci:DIR[:TAG] for an OCI layout, oci-archive:FILE[:TAG] for one in a tar file,
-docker-archive:FILE[:NAME] for what docker save writes."""
+docker-archive:FILE[:NAME] for what docker save writes. Without HOST it is Docker Hub, whatever short names
+mean to podman (registries.conf)."""
 
 
 def _configure_pull(parser: CommandParser) -> None:
@@ -105,13 +106,17 @@ def _configure_push(parser: CommandParser) -> None:
         "destination",
         metavar="DEST",
         nargs="?",
-        help="where it goes, written like SOURCE of pull; the registry that its name says when left out",
+        help="where it goes, written like SOURCE of pull, under the name IMAGE where it says none; to the"
+        " registry that IMAGE says when left out",
     )
     parser.flag(
         "-a", "--all-tags", help="all of the store's tags of the repository IMAGE, which has none then"
     )
     registry_options.add(parser)
-    parser.flag("--all-platforms", help="send the index and all platforms that pull --all-platforms kept")
+    parser.flag(
+        "--all-platforms",
+        help="send the index and all platforms that pull --all-platforms kept, not this one alone",
+    )
     add_rewriting(parser)
     parser.add_argument(
         "--digestfile", metavar="FILE", help="write the digest of what was put into this file"
@@ -137,6 +142,8 @@ def _push(context: Context, arguments: argparse.Namespace) -> int:
                     store.images.get(image)
                     raise UsageError("where to? an id says no registry", hint="write DEST, or push by name")
                 destination = f"docker://{name}"
+            if arguments.compression is None and not arguments.quiet:
+                _tell_plain(store, image, destination)
             with showing(PUSH, quiet=arguments.quiet) as progress:
                 descriptor = store.push(
                     image,
@@ -153,6 +160,21 @@ def _push(context: Context, arguments: argparse.Namespace) -> int:
     if arguments.all_tags and context.json:
         document(pushed)
     return 0
+
+
+def _tell_plain(store: Store, image: str, destination: str) -> None:
+    """Say of layers that are not compressed, as a commit leaves them, that they go so to a registry."""
+    from layerfs import transports
+    from layerfs.oci import media_types
+
+    plain = [
+        layer.size
+        for layer in store.images.get(image).manifest.layers
+        if media_types.compression_of(layer.media_type) == "none"
+    ]
+    if plain and transports.parse(destination).reference is not None:
+        goes = "1 layer goes" if len(plain) == 1 else f"{len(plain)} layers go"
+        note(f"{goes} uncompressed, {size(sum(plain))}; --compression gzip or zstd makes that less")
 
 
 def _tags_here(store: Store, repository: str) -> list[str]:
@@ -200,8 +222,9 @@ COMMANDS = {
         run=_pull,
     ),
     "push": Command(
-        description="The blobs go out exactly as they came in, unless a change is asked for.\n"
-        "Prints the digest of what was put. " + PLACES.replace("SOURCE", "DEST"),
+        description="The blobs go out exactly as they came in, unless a change is asked for: layers that "
+        "`layerfs commit` made\nwithout --compression go uncompressed, too. An archive that exists is not "
+        "written to.\nPrints the digest of what was put. " + PLACES.replace("SOURCE", "DEST"),
         examples=[
             "layerfs push localhost:5000/app:1",
             "layerfs push --compression zstd app:1 docker://localhost:5000/app:1",

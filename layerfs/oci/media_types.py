@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ _DOCKER_OF: Final = {
     f"{OCI_FOREIGN_LAYER}+gzip": DOCKER_FOREIGN_LAYER,
 }
 _OCI_OF: Final = {docker: oci for oci, docker in _DOCKER_OF.items()} | {DOCKER_LAYER_ZSTD: OCI_LAYER_ZSTD}
+
+
+def is_name(text: str) -> bool:
+    """Say whether a text can be a media type at all (RFC 6838 section 4.2)."""
+    part = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
+    return re.fullmatch(f"{part}/{part}", text) is not None
 
 
 def is_manifest(media_type: str) -> bool:

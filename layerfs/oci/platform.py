@@ -63,6 +63,20 @@ class Platform:
         return cls(*(parts if len(parts) > 1 else ("linux", *parts))).normalized()
 
     @classmethod
+    def given(cls, platform: Platform | str | None) -> Platform | None:
+        """Take a platform as callers give it: itself, as `parse` reads it, or None for none in particular.
+
+        Raises:
+            InvalidError: the text is no platform.
+            TypeError: it is something else.
+        """
+        if isinstance(platform, str):
+            return cls.parse(platform)
+        if not isinstance(platform, Platform | None):
+            raise TypeError(f"a platform is a Platform, or text, and no {type(platform).__name__}")
+        return platform
+
+    @classmethod
     def of(cls, members: Members) -> Platform:
         """Read a document's ``platform`` object."""
         return cls(

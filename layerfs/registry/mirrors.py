@@ -1,4 +1,8 @@
-"""Where a repository really is: mirrors, other locations, blocked names (containers-registries.conf(5))."""
+"""Where a repository really is: mirrors, other locations, blocked names (containers-registries.conf(5)).
+
+Names without a host were completed before, as docker does it: always by docker.io. What that manual has for
+them, `unqualified-search-registries` and aliases, is not looked at: a name means one image on every machine.
+"""
 
 from __future__ import annotations
 

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Asked", "Interrupted", "PlainHttpError", "RefusedError", "clean", "from_answer", "from_exception",
-    "not_a_registry", "retry_after",
+    "not_a_registry", "of_request", "retry_after",
 ]  # fmt: skip
 
 _LONGEST: Final = 300
+_PULL_AGAIN: Final = "try again; what was fetched already is kept"
+_PUSH_AGAIN: Final = "try again; blobs that arrived whole are not sent again"
 # OpenSSL's words, which tell apart what all are one exception.
 _NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
 # X509_V_ERR_* of openssl/x509_vfy.h.
@@ -111,7 +113,7 @@ def from_exception(error: Exception, host: str, *, proxy: str | None = None) -> 
         if isinstance(each, exceptions.ReadTimeoutError | TimeoutError):
             return Interrupted(
                 f"{host} stopped sending: nothing came for too long",
-                hint="try again; what was fetched already is kept",
+                hint=_PULL_AGAIN,
             )
     for each in chain:
         # The words for the number of lines, or of interim answers, which have no class of their own.
@@ -131,8 +133,15 @@ def from_exception(error: Exception, host: str, *, proxy: str | None = None) -> 
             )
     return Interrupted(
         f"{host} cut the connection before its answer was complete",
-        hint="try again; what was fetched already is kept",
+        hint=_PULL_AGAIN,
     )
+
+
+def of_request(error: UnreachableError, asked: Asked) -> UnreachableError:
+    """Fit what `from_exception` says of a cut to what was asked for."""
+    if error.hint == _PULL_AGAIN and "push" in asked.actions:
+        error.hint = _PUSH_AGAIN
+    return error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -26,9 +26,8 @@ class Repository:
         """Use `Session.repository`."""
         self.session = session
         self.reference = reference
-        # Mirrors that failed in another way than by not having it.
-        self._useless: set[Endpoint] = set()
         self._endpoints = mirrors.endpoints(reference, session.options)
+        self._useless = _Useless(self._endpoints) if len(self._endpoints) > 1 else None
 
     def hurry(self, count: int) -> None:
         """Have connections made to where the next requests go (`Session.hurry`)."""
@@ -73,7 +72,7 @@ class Repository:
         absolute = path.startswith(("https://", "http://"))
         places = self._places(method, path, actions) if not absolute else self._endpoints[-1:]
         for place in places[:-1]:
-            if place in self._useless:
+            if self._useless is not None and place in self._useless:
                 continue
             try:
                 return self._send_to(
@@ -83,8 +82,8 @@ class Repository:
             except NotFoundError:
                 continue
             except LayerfsError as error:
-                self._useless.add(place)
-                self.session.warn(f"the mirror {place.host} is not used: {error}")
+                if self._useless is not None and self._useless.add(place):
+                    self.session.warn(f"the mirror {place.host} is not used: {error}")
         return self._send_to(
             places[-1], method, path, query, headers, body, actions, expect, also_from, retry
         )
@@ -165,6 +164,32 @@ class Repository:
         )  # fmt: skip
         request = Request(method, url, headers or {}, body, frozenset(scopes), asked, expect, retry)
         return session.perform(request, place, door)
+
+
+class _Useless:
+    """The mirrors that failed in another way than by not having something.
+
+    Threads and forked workers that meet the same failure at once are one: a byte of shared memory for each
+    mirror says so to all of them.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        import mmap
+
+        self._places = {place: number for number, place in enumerate(endpoints)}
+        self._shared = mmap.mmap(-1, len(endpoints))
+        self._mine: dict[Endpoint, object] = {}
+
+    def __contains__(self, place: Endpoint) -> bool:
+        return self._shared[self._places[place]] != 0
+
+    def add(self, place: Endpoint) -> bool:
+        """Note a mirror; say whether it was new."""
+        # No lock: a fork could copy it while it is held. Of threads, setdefault() chooses one.
+        first = object()
+        new = place not in self and self._mine.setdefault(place, first) is first
+        self._shared[self._places[place]] = 1
+        return new
 
 
 def _own(url: str, origin: Origin, host: str) -> str:

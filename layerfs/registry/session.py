@@ -77,6 +77,8 @@ class _State:
         self.finding = threading.RLock()
         self.problems: dict[tuple[str, bool], LayerfsError | OSError] = {}
         self.origins: dict[tuple[str, bool], Origin] = dict(before.origins) if before else {}
+        # Servers that gave an answer: one that refuses connections after that may be starting again.
+        self.answered: set[Origin] = set(before.answered) if before else set()
         self.credentials: dict[Endpoint, Credentials | None] = dict(before.credentials) if before else {}
         self.doors: dict[tuple[Origin, Trust, Credentials | None], Doorkeeper] = {}
         # Closed or collected in a child, its sockets' numbers could by then be another's.
@@ -100,7 +102,12 @@ class Session:
         Args:
             options: how registries are spoken with.
             warn: told of what is odd, such as a mirror that fails.
+
+        Raises:
+            TypeError: the options are something else.
         """
+        if not isinstance(options, Options | None):
+            raise TypeError(f"options are layerfs.Options, and no {type(options).__name__}")
         self.options = options or Options()
         self.warn = warn
         self._hurry = 0
@@ -277,7 +284,7 @@ class Session:
                 answer = self._once(request, endpoint, door)
             except UnreachableError as error:
                 if last or error.lasting:
-                    raise
+                    raise problems.of_request(error, request.asked) from error.__cause__
                 self.pause(attempt - 1)
                 continue
             if answer.status in request.expect:
@@ -358,7 +365,11 @@ class Session:
             )
         except (HTTPError, OSError) as error:
             proxy = proxies.proxy_for(origin, self.options.environment)
-            raise problems.from_exception(error, host, proxy=proxy) from error
+            problem = problems.from_exception(error, host, proxy=proxy)
+            if isinstance(problem, problems.RefusedError) and origin in self.state.answered:
+                problem.lasting = False
+            raise problem from error
+        self.state.answered.add(origin)
         return Answer(response, url, host=host)
 
     def _credentials(self, endpoint: Endpoint) -> Credentials | None:

@@ -23,13 +23,18 @@ class Options:
     `tls_verify` as podman has it: True asks for HTTPS with a certificate that can be verified, False allows
     any certificate and plain HTTP. None is True, but that a registry on this machine (127.0.0.0/8, ::1,
     localhost) may speak plain HTTP, and that registries.conf(5) may allow more. `authfile` and `cert_dir`
-    come before the usual places, `creds` and `anonymous` before any file.
+    come before the usual places, `creds` and `anonymous` before any file. Given as texts, paths and
+    ``USER[:PASSWORD]``, these become what they mean.
 
     `connect_timeout` is for a connection to be made, `read_timeout` for an answer that stands still, and
     `upload_timeout` for a registry that thinks about what it was sent.
 
     `attempts` is how often a request is made that may be made again, `backoff` the pause after the first
     failure, doubled each time; a server that asks for a longer one gets it up to `patience`.
+
+    Raises:
+        TypeError: a path, credentials or the environment are given as something else.
+        InvalidError: the text of credentials names no user.
     """
 
     tls_verify: bool | None = None
@@ -47,6 +52,16 @@ class Options:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     etc: Path = Path("/etc")
 
+    def __post_init__(self) -> None:
+        for name in ("cert_dir", "authfile", "etc"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, Path(given))
+        if self.creds is not None:
+            object.__setattr__(self, "creds", _credentials(self.creds))
+        if not isinstance(self.environment, Mapping):
+            raise TypeError(f"an environment is a mapping, and no {type(self.environment).__name__}")
+
     @property
     def home(self) -> Path | None:
         """The user's home directory, None when the environment does not tell."""
@@ -60,3 +75,13 @@ class Options:
         if given:
             return Path(given)
         return None if self.home is None else self.home / ".config"
+
+
+def _credentials(given: object) -> Credentials:
+    from layerfs.registry.credentials import Credentials
+
+    if isinstance(given, str):
+        return Credentials.parse(given)
+    if not isinstance(given, Credentials):
+        raise TypeError(f"creds are Credentials, or USER:PASSWORD, and no {type(given).__name__}")
+    return given

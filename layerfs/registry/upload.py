@@ -127,7 +127,7 @@ class Upload:
                 else:
                     self._patch(offset)
                 return
-            except (Interrupted, RegistryError) as error:
+            except (UnreachableError, RegistryError) as error:
                 if isinstance(error, AuthenticationError) or self._is_final(error):
                     raise self._explained(error) from error
                 offset = self._reached() if isinstance(error, UnreachableError) else 0

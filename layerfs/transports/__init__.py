@@ -6,11 +6,12 @@ Nothing heavy is imported before a place is opened.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from layerfs.errors import InvalidError, TransportError
+from layerfs.errors import ExistsError, InvalidError, NotFoundError, TransportError
 from layerfs.value import frozen
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _FORMS = {
 }
 _REGISTRY = "docker"
 _REGISTRY_FORM = "docker://HOST/REPOSITORY[:TAG]"
+# Transports of skopeo, by whose storage they reach.
+_ELSEWHERE = {"containers-storage": "podman", "docker-daemon": "docker"}
 
 
 @frozen
@@ -71,6 +74,7 @@ class Place:
             options: how a registry is spoken with.
 
         Raises:
+            NotFoundError: there is nothing at the path.
             InvalidError: what is there is malformed.
             OSError: it cannot be read.
         """
@@ -79,6 +83,11 @@ class Place:
             from layerfs.transports import registry
 
             return registry.open_source(reference, options=options, warn=warn)
+        if not self.path.exists():
+            raise NotFoundError(
+                f"there is no {self.path}",
+                hint=f"{_FORMS[self.transport]} is the form; names of the store have no prefix",
+            )
         if self.transport == "oci":
             from layerfs.transports import oci_layout
 
@@ -96,13 +105,14 @@ class Place:
     ) -> Sink:
         """Open the place for writing; the caller commits and closes it, and puts the image under `name`.
 
-        An archive is replaced at commit; a layout gets an image more.
+        An archive is made, and none is replaced; a layout gets an image more.
 
         Args:
             options: how a registry is spoken with.
             warn: told of what is odd.
 
         Raises:
+            ExistsError: there is an archive already, or another file that is not empty.
             TransportError: something else is there.
             OSError: it cannot be written.
         """
@@ -115,6 +125,7 @@ class Place:
             from layerfs.transports import oci_layout
 
             return oci_layout.LayoutSink(self.path)
+        _refuse_existing(self.path)
         if self.transport == "oci-archive":
             from layerfs.transports import oci_archive
 
@@ -123,10 +134,31 @@ class Place:
 
         return docker_archive.open_sink(self.path)
 
+    @contextlib.contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Have errors about content that is not what was promised say of which image it is."""
+        from layerfs.errors import VerificationError
+
+        try:
+            yield
+        except VerificationError as error:
+            raise type(error)(f"{self}: {error}", hint=error.hint) from error
+
     def __str__(self) -> str:
         if self.transport == _REGISTRY:
             return f"{_REGISTRY}://{self.name}"
         return f"{self.transport}:{self.path}" + ("" if self.name is None else f":{self.name}")
+
+
+def _refuse_existing(path: Path) -> None:
+    """See that an archive may be written here; a pipe, a device and an empty file will do."""
+    with contextlib.suppress(FileNotFoundError):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size > 0:
+            raise ExistsError(
+                f"{path} exists already, and an archive is not added to",
+                hint="remove it first, or write another file; `layerfs save -o` replaces what is there",
+            )
 
 
 def has_transport(text: str) -> bool:
@@ -146,6 +178,12 @@ def parse(text: str) -> Place:
     transport, _, rest = text.partition(":")
     if transport == _REGISTRY and rest.startswith("//"):
         return _in_registry(rest[2:])
+    if transport in _ELSEWHERE:
+        peer = _ELSEWHERE[transport]
+        raise InvalidError(
+            f"there is no transport {transport} here",
+            hint=f"{peer} save IMAGE | layerfs load, or layerfs save IMAGE | {peer} load",
+        )
     if transport not in _FORMS:
         return _in_registry(text)
     path, _, name = rest.partition(":")
@@ -157,11 +195,30 @@ def parse(text: str) -> Place:
 def _in_registry(text: str) -> Place:
     from layerfs.reference import Reference
 
+    host = text.removesuffix("/")
+    if _is_host(host):
+        raise InvalidError(
+            f"{host!r} is a registry, and names nothing in it", hint=f"write {host}/REPOSITORY[:TAG]"
+        )
     try:
         return Place(_REGISTRY, Path(), str(Reference.parse(text)))
     except InvalidError as error:
         forms = ", ".join([_REGISTRY_FORM, *_FORMS.values()])
-        raise InvalidError(str(error), hint=error.hint or f"there is {forms}") from error
+        problem, hint = str(error), f"write one of {forms}"
+        if text.startswith(("/", "./", "../")):
+            problem = f"{text[:300]!r} is a path, which needs its transport before it"
+        elif text.startswith(("https://", "http://")):
+            problem, hint = f"{text[:300]!r} is a URL, and no image name", f"write {_REGISTRY_FORM}"
+        elif text.startswith("dir:"):
+            problem = "there is no transport dir here"
+        raise InvalidError(problem, hint=error.hint or hint) from error
+
+
+def _is_host(text: str) -> bool:
+    """Say whether a text, which docker would complete to an image of its own, can only mean a registry."""
+    host, colon, port = text.partition(":")
+    is_address = host.count(".") == 3 and host.replace(".", "").isdecimal()
+    return (host in ("localhost", "docker.io") or is_address) and (not colon or port.isdecimal())
 
 
 def copy(

@@ -18,6 +18,7 @@ from layerfs.oci.manifest import Manifest
 from layerfs.progress import Silent
 from layerfs.transports.endpoint import Documents, Nests, Resolved
 from layerfs.tree.budget import DEFAULT_BUDGET
+from layerfs.value import replace
 
 if TYPE_CHECKING:
     from layerfs.digest import Digest
@@ -115,6 +116,7 @@ def between(
         TransportError: a place cannot be read or written.
     """
     with (
+        origin.named_in_errors(),
         closing(origin.source(spool=spool, budget=budget, warn=warn, options=options)) as source,
         closing(target.sink(options=target_options, warn=warn)) as sink,
     ):
@@ -128,9 +130,16 @@ def between(
 
 
 def _own_names(source: Source, origin: Place, target: Place) -> list[str]:
-    """Decide what an image is called that nobody named: in a layout by its tag, in an archive in full."""
+    """Decide what an image is called that nobody named: in a layout by its tag, in an archive in full.
+
+    Where it was asked for by one of its names, that alone goes along.
+    """
     for available in source.images():
         if origin.name is None or available.is_called(origin.name):
+            if origin.name is not None:
+                each = [replace(available, names=(name,)) for name in available.names]
+                names = [name for one in each if one.is_called(origin.name) for name in one.names]
+                available = replace(available, names=tuple(names))
             if target.transport == "oci":
                 return [name.rpartition(":")[2] for name in available.names[:1]]
             return list(available.references)

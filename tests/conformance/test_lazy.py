@@ -130,8 +130,27 @@ def test_what_was_fetched_stays_for_later_mounts(image: EstargzImage, store: Sto
             (tree / "bin" / "su").read_bytes()
         assert raised.value.errno == errno.EIO
     assert "cannot fetch /bin/su: " in logged(store)
-    (problem,) = store.check().problems
-    assert problem.what.startswith("cannot fetch /bin/su: ") and "tried again" in problem.hint
+    found = store.check()
+    assert found.sound
+    (note,) = found.notes
+    assert note.what.startswith("cannot fetch /bin/su: ") and "tries again" in note.hint
+    (repaired,) = store.check(repair=True).problems
+    assert repaired.repaired and "quarantine/fuse-" in repaired.how
+    assert store.check().notes == ()
+
+
+def test_reading_an_image_that_was_mounted_lazily_says_what_helps(
+    image: EstargzImage, store: Store, tmp_path: Path
+) -> None:
+    place = layout(tmp_path / "layout", image)
+    with lazily(store, place, tmp_path / "lazy"):
+        (name,) = store.images.list()[0].names
+        with pytest.raises(NotFoundError, match=f"of {name} is not in the store") as raised:
+            store.read_image(name)
+    assert f"layerfs pull SOURCE {name}`" in raised.value.hint
+    store.pull(place, name)
+    with store.read_image(name) as opened:
+        assert b"".join(opened.read(b"/etc/hosts")) == b"127.0.0.1 localhost\n" * 300
 
 
 def test_a_read_only_mount_fetches_too(image: EstargzImage, store: Store, tmp_path: Path) -> None:

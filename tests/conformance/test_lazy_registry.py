@@ -87,8 +87,12 @@ def test_the_first_look_takes_few_bytes(
     assert found.names == (place.removeprefix("docker://"),)
     # The next mount asks only what the name stands for.
     proxy.clear()
-    with lazily(store, place, tmp_path / "lazy") as tree:
+    # It is listed with the name that it was called by.
+    name = place.removeprefix("docker://")
+    store.images.tag(name, "aaa:1")
+    with lazily(store, name, tmp_path / "lazy") as tree:
         assert len((tree / "data" / "3").read_bytes()) == SIZE
+        assert next(iter(store.containers.list())).image == name
     assert proxy.sent < 5000
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import io
 import json
 import socket
 import socketserver
@@ -28,13 +29,16 @@ from layerfs.errors import (
     VerificationError,
 )
 from layerfs.oci import media_types
+from layerfs.oci.descriptor import Descriptor
 from layerfs.reference import Reference
 from layerfs.registry import manifests, proxies
 from layerfs.registry.credentials import Credentials
+from layerfs.registry.download import fetch_whole
 from layerfs.registry.origin import Origin
 from layerfs.registry.repository import Repository
 from layerfs.registry.session import Session
 from layerfs.registry.settings import Options
+from layerfs.registry.upload import Upload
 from tests.support.authority import Authority
 from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.registries import PASSWORD, USER, Registry, put_artifact
@@ -190,6 +194,41 @@ def test_a_passing_fault_is_not_seen(name: str, proxy: FaultProxy) -> None:
     proxy.add(PASSING[name]._replace(times=2))
     assert manifests.get(open_repository(proxy.host), "1")
     assert len(proxy.asked(WHERE)) == 3
+
+
+@pytest.mark.parametrize("upward", [False, True])
+def test_a_registry_that_starts_again_in_the_middle_is_waited_for(upward: bool, registry: Registry) -> None:
+    content = Descriptor.to(b"restart %d" % upward, "text/plain")
+    with contextlib.ExitStack() as later:
+        with FaultProxy(registry.host) as first:
+            repository = open_repository(first.host, attempts=8, backoff=0.02)
+            manifest = put_artifact(repository)
+            # No connection is left that could be gone on with.
+            first.add(Fault("(GET|POST)", replace={"Connection": "close"}, times=ALWAYS))
+            manifests.get(repository, "1")
+            sent = Upload(
+                repository, content, lambda: contextlib.nullcontext(io.BytesIO(b"restart %d" % upward))
+            )
+            with repository.send("POST", "blobs/uploads/", actions=("pull", "push"), expect=(202,)) as begun:
+                sent._began(begun)
+        port = int(first.host.rpartition(":")[2])
+        second = threading.Timer(
+            0.2, lambda: later.enter_context(FaultProxy(registry.host, port=port))
+        )  # fmt: skip
+        second.start()
+        if upward:
+            sent.send()
+            assert fetch_whole(repository, content) == b"restart 1"
+        else:
+            assert fetch_whole(repository, manifest.layers[0]) == b"content"
+        second.join()
+
+
+def test_a_push_that_is_cut_for_good_tells_of_pushes(proxy: FaultProxy) -> None:
+    proxy.add(Fault("(POST|PUT|PATCH) .*/blobs/", silent=True, times=ALWAYS))
+    with pytest.raises(Interrupted) as raised:
+        put_artifact(open_repository(proxy.host), b"never there", tag="again")
+    assert raised.value.hint == "try again; blobs that arrived whole are not sent again"
 
 
 def test_nothing_is_repeated_that_cannot_help(proxy: FaultProxy) -> None:

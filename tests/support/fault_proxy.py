@@ -66,10 +66,12 @@ class FaultProxy:
     """Stands before the registry at `upstream` (HOST:PORT); a context manager.
 
     `host` is what stands in image names, `connections` counts those that asked for something, `accepted` all.
-    `rate` limits each connection's answers, in bytes a second.
+    `rate` limits each connection's answers, in bytes a second. `port` is one that is free, when 0.
     """
 
-    def __init__(self, upstream: str, *, name: str = "127.0.0.1", rate: int | None = None) -> None:
+    def __init__(
+        self, upstream: str, *, name: str = "127.0.0.1", rate: int | None = None, port: int = 0
+    ) -> None:
         self.upstream = upstream
         self.rate = rate
         self.requests: list[Seen] = []
@@ -85,7 +87,7 @@ class FaultProxy:
         class Handler(_Handler):
             owner = proxy
 
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", port), Handler)
         self.host = f"{name}:{self._server.server_port}"
 
     def add(self, *faults: Fault) -> None:

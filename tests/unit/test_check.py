@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.errors import InUseError, StoreError
+from layerfs.leftovers import Leftover
 from layerfs.store import Store
 from tests.support.damages import layers
 from tests.support.tiny_images import TinyImage, layout_files, write_files
@@ -57,6 +58,16 @@ def test_an_orphan_is_moved_aside_and_not_deleted(store: Store) -> None:
     (kept,) = (store.root / "quarantine").rglob("mine")
     assert kept.read_text() == "mine"
     assert store.check().problems == ()
+
+
+def test_a_damaged_blob_is_told_with_the_names_of_its_images(store: Store) -> None:
+    store.images.tag("app", "other:2")
+    digest = store.images.get("app").manifest.config.digest
+    path = store.root / "blobs" / digest.algorithm / digest.hex
+    path.write_bytes(path.read_bytes().replace(b"rootfs", b"rootFS"))
+    (problem,) = [one for one in store.check().problems if one.kind == "blob"]
+    assert problem.subject == str(digest)
+    assert problem.what.endswith(" (of app:latest, other:2)")
 
 
 def test_several_files_are_named_and_the_rest_counted(store: Store) -> None:
@@ -186,3 +197,39 @@ def test_remains_of_stopped_processes_are_no_problem(store: Store) -> None:
     os.utime(partial, (0, 0))
     store.check(repair=True)
     assert not partial.exists()
+
+
+TRACE = 'Traceback (most recent call last):\n  File "x.py"\nValueError: a mistake of ours\n'
+LATER = "2026-01-01T00:00:00Z\n"
+
+
+@pytest.mark.parametrize("with_fault", [False, True], ids=["fetches that failed", "a fault besides"])
+def test_a_servers_log_is_told_until_a_repair_moves_it_aside(tmp_path: Path, with_fault: bool) -> None:
+    (tmp_path / "tree").mkdir()
+    with Store.open(tmp_path / "store", driver="vfs", durability="none") as store:
+        store.import_tree(tmp_path / "tree", "tree:1")
+    with Store.open(tmp_path / "store", driver="aufs", durability="none") as store:
+        store.containers.create("tree:1", driver="aufs")
+        (layer, *_) = (path for path in (store.root / "drivers/aufs").iterdir() if path.name.isalnum())
+        log = layer / "server.log"
+        failed = "cannot fetch /etc/passwd: the registry cannot be reached"
+        log.write_text((LATER + TRACE if with_fault else "") + f"{LATER}{failed}\n")
+        found = store.check()
+        assert found.sound is not with_fault
+        (told,) = found.problems or found.notes
+        assert told.subject == str(log) and "layerfs check --repair` moves the log aside" in told.hint
+        assert told.what == (
+            "a process of the driver aufs met an error of its own: ValueError: a mistake of ours"
+            if with_fault
+            else failed
+        )
+        (repaired,) = store.check(repair=True).problems
+        assert repaired.repaired and not log.exists()
+        assert Path(repaired.how.removeprefix("moved to ")).read_text().endswith(f"{failed}\n")
+        found = store.check()
+        assert (found.sound, found.notes) == (True, ())
+
+
+@pytest.mark.parametrize("kind", ["partial", "temporary", "trash", "lock", "lease", "layer"])
+def test_everything_that_is_left_behind_can_be_told_in_words(kind: str) -> None:
+    assert Leftover(kind, "name", 0, 0.0, False).what

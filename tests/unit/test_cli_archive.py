@@ -27,6 +27,16 @@ def test_what_is_saved_loads_again_by_file_and_by_pipe(layerfs: CommandLine, tmp
     assert third.good("load", "-q", stdin=archive.read_bytes()) == f"Loaded image: {IMAGE}\n"
 
 
+def test_load_names_what_was_in_the_archive_alone(layerfs: CommandLine, tmp_path: Path) -> None:
+    layerfs.good("tag", IMAGE, "other:1")
+    layerfs.good("save", "-q", "-o", tmp_path / "one.tar", IMAGE)
+    assert layerfs.good("load", "-q", "-i", tmp_path / "one.tar") == f"Loaded image: {IMAGE}\n"
+    image = layerfs.json("images")[0]["id"]
+    layerfs.good("save", "-q", "-o", tmp_path / "nameless.tar", image)
+    assert layerfs.good("load", "-q", "-i", tmp_path / "nameless.tar") == f"Loaded image ID: {image}\n"
+    layerfs.good("rmi", "other:1")
+
+
 def test_save_writes_to_stdout_nothing_but_the_archive(layerfs: CommandLine, tmp_path: Path) -> None:
     layerfs.good("save", "-q", "-o", tmp_path / "image.tar", IMAGE)
     done = layerfs.run("save", IMAGE)

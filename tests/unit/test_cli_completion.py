@@ -66,6 +66,13 @@ def test_bash_completes_options_of_the_command(tmp_path: Path) -> None:
     assert "--root" in complete_in_bash("layerfs --r", tmp_path)
 
 
+def test_bash_completes_a_value_that_stands_after_an_equals_sign(tmp_path: Path) -> None:
+    assert complete_in_bash("layerfs pull --tls", tmp_path) == [
+        "--tls-verify", "--tls-verify=true", "--tls-verify=false"
+    ]  # fmt: skip
+    assert complete_in_bash("layerfs pull --tls-verify=f", tmp_path) == ["false"]
+
+
 def test_bash_completes_the_names_of_images_past_their_colon(tmp_path: Path) -> None:
     assert complete_in_bash("layerfs run deb", tmp_path, names="debian:12 app:1") == ["debian:12"]
     assert complete_in_bash("layerfs run debian:", tmp_path, names="debian:12 debian:13") == ["12", "13"]
@@ -129,6 +136,14 @@ def test_zsh_completes_drivers_and_mount_options(tmp_path: Path) -> None:
     hear(b"use")
     os.write(terminal, b"mount -o ro,squ\t")
     hear(b"ash_to_uid=")
+    os.write(terminal, b"\x15layerfs push fuse docker-a\t")
+    hear(b"rchive:")
+    os.write(terminal, b"\x15layerfs pull --cert-dir ./_lay\t")
+    hear(b"erfs")
+    os.write(terminal, b"\x15layerfs pull --cert-dir=./_lay\t")
+    hear(b"erfs")
+    os.write(terminal, b"\x15layerfs pull --tls-verify=f\t")
+    hear(b"alse")
     os.close(terminal)
     os.waitpid(child, 0)
 
@@ -155,6 +170,37 @@ def test_bash_completes_places_of_images(tmp_path: Path, line: str, offered: lis
     assert sorted(complete_in_bash(line, tmp_path)) == sorted(offered)
 
 
+NAMES = "debian:12 work localhost:5000/app:1"
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("pull --cert-dir ima", ["image.d", "image.tar"]),
+        ("pull --authfile=image.t", ["image.tar"]),
+        ("pull --tls-verify=f", ["false"]),
+        ("--root=image.d", ["image.d"]),
+        ("--budget bytes=3 imag", ["images"]),
+        ("push deb", ["debian:12"]),
+        ("push -q debian:12 docker-", ["docker-archive:"]),
+        ("push --creds a:b debian:12 oci:ima", ["image.d", "image.tar"]),
+        ("copy docker://deb", ["//debian:12"]),
+        ("copy oci:x:1 lo", ["localhost:5000/app:1"]),
+        ("inspect docker:", ["//"]),
+        ("inspect wo", ["work"]),
+        ("cat oci:image.d", ["image.d"]),
+        ("mount --lazy debian:12 image.d", ["image.d"]),
+        ("tags docker://lo", ["//localhost:5000/app:1"]),
+        ("attach debian:12 image.t", ["image.tar"]),
+        ("umount ./image.d", ["./image.d"]),
+    ],
+)
+def test_bash_completes_each_argument_by_what_it_is(tmp_path: Path, line: str, offered: list[str]) -> None:
+    (tmp_path / "image.d").mkdir()
+    (tmp_path / "image.tar").touch()
+    assert sorted(complete_in_bash(f"layerfs {line}", tmp_path, names=NAMES)) == offered
+
+
 def test_fish_completes_commands_and_names(tmp_path: Path) -> None:
     if shutil.which("fish") is None:
         pytest.skip("fish is not installed")
@@ -174,6 +220,9 @@ def test_fish_completes_commands_and_names(tmp_path: Path) -> None:
     assert complete("layerfs im") == ["images", "import"]
     assert complete("layerfs run deb") == ["debian:12"]
     assert complete("layerfs run --network h") == ["host"]
+    assert complete("layerfs copy deb") == ["debian:12"]
+    assert complete("layerfs inspect docker-") == ["docker-archive:"]
+    assert f"{tmp_path}/completion" in complete(f"layerfs pull --authfile {tmp_path}/comp")
     assert "--hostname" in complete("layerfs run --ho")
     assert complete("layerfs --driver f") == ["fuse"]
     assert complete("layerfs mount --driver f") == ["fuse"]

@@ -40,6 +40,14 @@ def test_a_container_is_listed_with_its_state(layerfs: CommandLine, box: str) ->
     assert len(layerfs.good("ps", "-aq").strip()) == 12
 
 
+def test_a_container_is_listed_with_the_name_that_its_image_was_called_by(layerfs: CommandLine) -> None:
+    layerfs.good("tag", IMAGE, "aaa:1")
+    layerfs.good("create", "--name", "called", IMAGE)
+    assert layerfs.json("ps", "-a")[0]["image"] == IMAGE
+    layerfs.good("rm", "called")
+    layerfs.good("rmi", "aaa:1")
+
+
 def test_diff_is_dockers(layerfs: CommandLine, box: str) -> None:
     layerfs.run("start", "-a", box)
     assert sorted(layerfs.good("diff", box).splitlines()) == ["A /x", "C /etc", "D /etc/group"]

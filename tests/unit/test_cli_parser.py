@@ -117,6 +117,10 @@ def test_global_options_stand_after_the_command_too() -> None:
         (["images", "--digest"], "unknown option --digest", "did you mean --digests"),
         (["tag", "one"], "required: NAME", "layerfs tag --help"),
         (["save", "--format", "zip", "x"], "invalid choice: 'zip'", "layerfs save --help"),
+        (["push", "a", "b", "--digestfile"], "--digestfile: expected one argument", "layerfs push --help"),
+        (["push", "a", "--bogus", "b"], "unknown option --bogus", "layerfs push --help"),
+        (["push", "a", "b", "-q", "c"], "unrecognized arguments: c", "layerfs push --help"),
+        (["pull", "--tls-verify", "false", "a"], "--tls-verify=false", "layerfs pull --help"),
     ],
 )
 def test_a_wrong_command_line_says_what_and_hints_and_ends_with_2(
@@ -137,6 +141,41 @@ def test_a_wrong_command_line_of_run_ends_with_125_as_dockers_does(
 ) -> None:
     assert main(["run", "--nmae", "x", "image"]) == 125
     assert "did you mean --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a", "-q", "b", "--compression", "zstd"],
+        ["a", "--compression", "zstd", "b", "-q"],
+        ["-q", "a", "--compression=zstd", "--", "b"],
+        ["--compression", "zstd", "-q", "a", "b"],
+    ],
+)
+def test_options_stand_anywhere_among_the_arguments(words: list[str]) -> None:
+    arguments = build("push").parse(words)
+    assert (arguments.image, arguments.destination) == ("a", "b")
+    assert (arguments.quiet, arguments.compression) == (True, "zstd")
+
+
+def test_what_follows_two_dashes_is_no_option() -> None:
+    arguments = build("pull").parse(["-q", "--", "-a", "--quiet"])
+    assert (arguments.source, arguments.name, arguments.all_tags) == ("-a", "--quiet", False)
+    assert build("rm").parse(["one", "-f", "--", "-two", "--"]).containers == ["one", "-two", "--"]
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--tls-verify", "a"], "true"),
+        (["a", "--tls-verify=false"], "false"),
+        (["a", "--tls-verify"], "true"),
+        (["--", "true"], None),
+    ],
+)
+def test_a_switch_has_its_value_after_an_equals_sign(words: list[str], value: str | None) -> None:
+    assert build("pull").parse(words).tls_verify == value
+    assert "--tls-verify[=true|false]" in build("pull").format_help()
 
 
 def test_options_are_never_guessed_from_their_beginning() -> None:

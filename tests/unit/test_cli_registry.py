@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import time
@@ -16,7 +17,7 @@ import pytest
 from tests.support.commandline import CommandLine
 from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.registries import PASSWORD, USER, Registry
-from tests.support.terminals import read_until
+from tests.support.terminals import on_terminal, read_until
 from tests.support.tiny_images import (
     TinyImage,
     layout_files,
@@ -150,6 +151,19 @@ class TestOptions:
         words = ("copy", "-q", "--creds", f"{USER}:{PASSWORD}", name, f"{basic_registry.host}/again:1")
         assert layerfs.good(*words) == digest
 
+    def test_a_password_that_is_left_out_is_asked_for(
+        self, layerfs: CommandLine, basic_registry: Registry, put: Callable[[str], str], tmp_path: Path
+    ) -> None:
+        name = f"{basic_registry.host}/asked:1"
+        words = ("copy", "-q", "--creds", USER, f"oci:{tmp_path}/from:1", name)
+        done = layerfs.run(*words)
+        assert done.status == 2
+        assert "no terminal to ask for the password of alice" in done.err
+        question = (f"password of {USER}: ", f"{PASSWORD}\n")
+        shown = on_terminal(layerfs.words(*words), [question], os.environ)
+        assert "sha256:" in shown
+        assert PASSWORD not in shown
+
     def test_tls_is_verified_unless_told_otherwise(
         self, layerfs: CommandLine, tls_registry: Registry, image: TinyImage, tmp_path: Path
     ) -> None:
@@ -175,6 +189,33 @@ class TestPush:
         done = layerfs.run("push", "-q", row["id"])
         assert (done.status, done.out) == (2, "")
 
+    def test_layers_that_go_uncompressed_are_told(
+        self, layerfs: CommandLine, registry: Registry, put: Callable[[str], str], tmp_path: Path
+    ) -> None:
+        name = f"{registry.host}/committed:1"
+        layerfs.good("pull", "-q", f"oci:{tmp_path}/from:1", "base:1")
+        layerfs.good("create", "--name", "box", "base:1", "nothing")
+        (tmp_path / "file").write_bytes(bytes(1 << 20))
+        layerfs.good("cp", tmp_path / "file", "box:/")
+        layerfs.good("commit", "-q", "box", name)
+        assert "1 layer goes uncompressed, 1.05MB; --compression" in layerfs.run("push", name).err
+        assert "uncompressed" not in layerfs.run("push", "--compression", "gzip", name).err
+        layers = json.loads(layerfs.good("inspect", "--raw", f"docker://{name}"))["layers"]
+        assert layers[-1]["mediaType"].endswith("+gzip")
+
+    def test_platforms_that_stay_behind_are_told(
+        self, layerfs: CommandLine, registry: Registry, tmp_path: Path
+    ) -> None:
+        index, images = multi_platform("linux/amd64", "linux/arm64/v8")
+        place = layout_of_index(tmp_path / "index", index, images, name="1")
+        name = f"{registry.host}/index:1"
+        layerfs.good("pull", "-q", "--all-platforms", f"oci:{place}:1", name)
+        done = layerfs.run("push", "-q", name)
+        assert "as one of the 2 images of its index" in done.err
+        assert "--all-platforms" in done.err
+        done = layerfs.run("push", "-q", "--all-platforms", name)
+        assert (done.out.strip(), done.err) == (sha256(index), "")
+
     def test_an_annotation_is_all_that_changes(
         self, layerfs: CommandLine, registry: Registry, image: TinyImage, tmp_path: Path
     ) -> None:
@@ -184,6 +225,36 @@ class TestPush:
         raw = layerfs.good("inspect", "--raw", f"docker://{name}")
         assert sha256(raw.encode()) == digest
         assert json.loads(raw) == {**json.loads(image.manifest), "annotations": {"a": "b"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "hint"),
+    [
+        ("pull ''", "is empty", "docker-archive:FILE"),
+        ("pull dir:", "no transport dir", "oci:DIR"),
+        ("pull docker-daemon:x:1", "no transport docker-daemon", "docker save"),
+        ("pull /x.tar", "is a path", "docker-archive:FILE"),
+        ("pull https://docker.io/x", "is a URL", "docker://HOST"),
+        ("pull app:", "its tag is empty", "TAG"),
+        ("pull App:1", ": 'App' cannot be a repository", "lower case"),
+        ("pull :1", "it has no repository", "TAG"),
+        ("push ''", "is empty", "layerfs images"),
+        ("run ''", "is empty", "layerfs images"),
+        ("tags localhost:5000", "'localhost:5000' is a registry", "localhost:5000/REPOSITORY"),
+        ("tags quay.io", "'quay.io' names no repository", "quay.io/REPOSITORY"),
+        ("attach --artifact-type sbom localhost:1/x file", "no artifact type", "application/spdx+json"),
+        ("attach --artifact-type a/b localhost:1/x /etc/passwd:a/", "no media type", "TYPE/SUBTYPE"),
+        ("attach --artifact-type a/b localhost:1/x nosuch", "nosuch: No such file", "nosuch"),
+        ("referrers --artifact-type sbom localhost:1/x", "no artifact type", "application/spdx+json"),
+    ],
+)
+def test_what_names_nothing_is_told_before_anybody_is_asked(
+    layerfs: CommandLine, words: str, problem: str, hint: str
+) -> None:
+    done = layerfs.run(*shlex.split(words))
+    assert done.status != 0
+    assert problem in done.err
+    assert hint in done.err.splitlines()[-1]
 
 
 @pytest.fixture
@@ -241,3 +312,21 @@ def test_a_terminal_shows_the_states_that_docker_shows(
         for layer in image.layers:
             assert f"{sha256(layer)[7:19]}: ".encode() + state in shown
         assert b"Total: " in shown or state == b"Already exists"
+
+
+def test_copy_leaves_referrers_behind_which_go_by_their_digests(
+    layerfs: CommandLine, registry: Registry, put: Callable[[str], str], tmp_path: Path
+) -> None:
+    source, target = (f"docker://{registry.host}/{name}" for name in ("with-referrers", "without"))
+    put(f"{source}:1")
+    (tmp_path / "note").write_text("text")
+    digest = layerfs.good("attach", "-q", "--artifact-type", "text/x", f"{source}:1", tmp_path / "note")
+    layerfs.good("copy", "-q", "--all", f"{source}:1", f"{target}:1")
+
+    def referrers(name: str) -> list[str]:
+        found = json.loads(layerfs.good("--json", "referrers", name))["referrers"]
+        return [one["digest"] for one in found]
+
+    assert (referrers(f"{source}:1"), referrers(f"{target}:1")) == ([digest.strip()], [])
+    layerfs.good("copy", "-q", f"{source}@{digest.strip()}", f"{target}@{digest.strip()}")
+    assert referrers(f"{target}:1") == [digest.strip()]

@@ -35,9 +35,10 @@ def test_a_program_that_cannot_run_gives_dockers_status(
     assert layerfs.json("ps", "-a") == []
 
 
-def test_a_missing_image_gives_125(layerfs: CommandLine) -> None:
+def test_a_missing_image_gives_125_and_says_how_it_is_had(layerfs: CommandLine) -> None:
     done = layerfs.run("run", "nothing:1")
     assert done.status == 125
+    assert "`layerfs pull nothing:1`" in done.err.splitlines()[-1]
     assert "nothing:1" in done.err
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,12 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem, make_path_posix
 from fsspec.tests.abstract import AbstractFixtures, AbstractGetTests
 
+from layerfs.errors import AuthenticationError, NotFoundError
 from layerfs.fsspec import LayerfsFileSystem
+from layerfs.registry.credentials import Credentials
+from layerfs.registry.settings import Options
 from layerfs.store import Store
+from tests.support.registries import PASSWORD, USER, Registry
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="importing an image unpacks it, which needs root")
 
@@ -185,6 +190,57 @@ def test_an_image_outside_of_the_store_is_an_option(root: Path) -> None:
     fs = LayerfsFileSystem(str(root), image=f"oci:{root.parent / 'layout'}:1")
     assert fs.ls("/", detail=False) == ["dangling", "data", "etc", "link"]
     assert fs.info("etc/os-release")["name"] == "etc/os-release"
+
+
+def test_the_store_of_the_environment_is_found_as_the_command_finds_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERFS_ROOT", str(root))
+    monkeypatch.delenv("LAYERFS_DRIVER", raising=False)
+    for given in ({}, {"root": root}, {"root": None}):
+        found = LayerfsFileSystem(**given, skip_instance_cache=True)
+        assert found.exists("app/etc/os-release")
+        found.close()
+    other = LayerfsFileSystem(tmp_path / "other", driver="vfs", skip_instance_cache=True)
+    assert other.ls("") == []
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rooot": "/x"}, "no option 'rooot': did you mean root?"),
+        ({"frobnicate": 1}, "no option 'frobnicate': there is root, image, "),
+    ],
+)
+def test_an_option_that_there_is_not_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        fsspec.filesystem("layerfs", **options)
+
+
+def test_fsspecs_own_options_are_taken(root: Path) -> None:
+    assert LayerfsFileSystem(str(root), use_listings_cache=False, max_paths=3).exists("app/data")
+
+
+def test_an_image_of_a_registry_is_read_with_the_options_for_it(
+    basic_registry: Registry, root: Path, tmp_path: Path
+) -> None:
+    image = f"docker://{basic_registry.host}/fsspec:1"
+    with Store.open(root) as store:
+        store.push("app", image, options=Options(creds=Credentials(USER, PASSWORD)))
+
+    def read(**options: Any) -> bytes:
+        found = LayerfsFileSystem(root, image=image, skip_instance_cache=True, **options)
+        try:
+            return bytes(found.cat_file("etc/os-release"))
+        finally:
+            found.close()
+
+    assert read(creds=f"{USER}:{PASSWORD}") == b"NAME=small\nID=small\n"
+    with pytest.raises(AuthenticationError):
+        read(anonymous=True)
+    with pytest.raises(NotFoundError, match="nowhere"):
+        read(authfile=str(tmp_path / "nowhere"))
 
 
 def test_it_goes_to_another_process(fs: LayerfsFileSystem) -> None:

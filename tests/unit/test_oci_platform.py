@@ -87,3 +87,11 @@ def test_another_system_or_a_missing_feature_never_fits() -> None:
 def test_the_host_runs_its_own_images() -> None:
     assert Platform.host().rank(Platform.host()) == 0
     assert Platform.host().os == "linux"
+
+
+def test_a_platform_may_be_given_as_text() -> None:
+    arm = Platform("linux", "arm64")
+    assert Platform.given("linux/aarch64") == Platform.given(arm) == arm
+    assert Platform.given(None) is None
+    with pytest.raises(TypeError, match="a Platform, or text, and no dict"):
+        Platform.given({"os": "linux"})  # type: ignore[arg-type]

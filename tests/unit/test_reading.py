@@ -377,7 +377,7 @@ def test_archives_are_read_where_they_are(store: Store, tmp_path: Path) -> None:
 def test_an_image_that_is_not_there_is_told(store: Store, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         store.read_image("nope")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotFoundError):
         store.read_image(f"oci:{tmp_path}/nope:1")
 
 

@@ -50,6 +50,31 @@ def test_the_library_example_runs_as_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_a_file_is_read_as_the_text_says(tmp_path: Path) -> None:
+    from layerfs import Store
+
+    opening, expression = re.findall(r"`(with store\.read_image\(.*?|b\"\"\.join\(.*?)`", README)
+    (tmp_path / "root/etc").mkdir(parents=True)
+    (tmp_path / "root/etc/os-release").write_text("ID=small\n")
+    with Store.open(tmp_path / "made") as store:
+        store.import_tree(tmp_path / "root", "app:1")
+        found: dict[str, object] = {"store": store}
+        exec(f"{opening}:\n    data = {expression}", found)
+    assert found["data"] == b"ID=small\n"
+
+
+def test_fsspecs_options_are_all_named() -> None:
+    import inspect
+
+    from layerfs.fsspec import LayerfsFileSystem
+
+    shown = README.partition("its storage options are")[2].partition("\n\n")[0]
+    shape = inspect.signature(LayerfsFileSystem.__init__)
+    names = [one.name for one in shape.parameters.values() if one.kind != one.VAR_KEYWORD][1:]
+    assert all(f"`{name}`" in shown for name in names)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 @pytest.mark.parametrize("fails", [False, True], ids=["well", "with a failure"])
 def test_the_demo_leaves_nothing_behind_but_in_a_directory_that_was_named(
     tmp_path: Path, fails: bool

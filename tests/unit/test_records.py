@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from layerfs.compression import Compression
 from layerfs.database import Database
 from layerfs.errors import NotFoundError
 from layerfs.rebuilding import Restoring
@@ -83,7 +86,7 @@ def test_an_older_store_gets_its_records_when_it_is_opened(tmp_path: Path) -> No
     with Store.open(tmp_path / "root", driver="overlay2", durability="none") as store:
         add_image(store, tmp_path, "one")
         store.containers.create("one")
-        store._database._connection.execute("PRAGMA user_version = 4")
+        store._database._connection.executescript("DROP TABLE records_due; PRAGMA user_version = 4")
         before = said(store)
     shutil.rmtree(tmp_path / "root/records")
     with Store.open(tmp_path / "root") as store:
@@ -102,6 +105,70 @@ def test_what_a_stop_left_in_the_records_is_no_problem_and_is_completed(store: S
     assert store.check(repair=True).problems == ()
     assert said(store) == known(store)
     assert not (records / "images/.half-written").exists()
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["full", "stopped"])
+def test_a_record_that_was_not_written_is_when_the_store_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with Store.open(tmp_path / "root", durability="none") as store:
+        add_image(store, tmp_path, "one")
+        with monkeypatch.context() as patch:
+            if stopped:
+                patch.setattr(Database, "_write_records", lambda self: None)
+            else:
+                patch.setattr("layerfs.records.write_atomic", full)
+            store.images.tag("one", "two")
+        assert said(store) != known(store)
+    with Store.open(tmp_path / "root") as store:
+        assert said(store) == known(store)
+
+
+def test_records_of_layers_above_follow_a_repaired_one(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "root", driver="overlay2", durability="none") as store:
+        add_image(store, tmp_path, "one")
+        for name in ("two", "three"):
+            box = store.containers.create("one" if name == "two" else "two")
+            with box.mounted() as place:
+                (place / name).write_text(name)
+            box.commit(name, compression=Compression.GZIP)
+        box = store.containers.create("three", name="box")
+        with box.mounted() as place:
+            (place / "precious").write_text("precious")
+        damaged = store.layers.stat(str(store.images.get("two").chain_ids[-1]))
+        (store.root / "drivers/overlay2" / damaged.driver_id / "diff/two").write_text("another")
+        assert store.check(repair=True, contents=True).sound
+        assert said(store) == known(store)
+        before = said(store)
+    for path in (tmp_path / "root").glob("layerfs.db*"):
+        path.unlink()
+    with Store.open(tmp_path / "root", rebuild=True) as store:
+        assert store.check(repair=True, contents=True).sound
+        assert said(store)["layers"].keys() == before["layers"].keys()
+        with store.containers.get("box").mounted() as place:
+            assert (place / "precious").read_text() == "precious"
+            assert (place / "two").read_text() == "two"
+
+
+def test_records_that_are_behind_are_noted_and_of_which_nothing_can_be_made_are_kept(
+    store: Store, tmp_path: Path
+) -> None:
+    add_image(store, tmp_path, "one")
+    assert store.check().notes == ()
+    (layer,) = (store.root / "records/layers").iterdir()
+    body = json.loads(layer.read_bytes())
+    layer.write_text(json.dumps({**body, "parent": "elsewhere"}))
+    other = layer.with_name("f" * 26 + ".json")
+    other.write_text(json.dumps({**body, "driver_id": "f" * 26, "parent": "elsewhere"}))
+    found = store.check()
+    assert found.sound
+    assert [note.subject for note in found.notes] == ["records"]
+    assert store.check(repair=True).notes == store.check().notes == ()
+    assert said(store) == known(store)
+    assert [path.name for path in (store.root / "quarantine").iterdir()] == [f"layers-{other.name}"]
 
 
 def test_a_dry_restoration_changes_nothing(store: Store, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,17 @@ def test_docker_hub_is_meant_by_its_whole_name(tmp_path: Path) -> None:
         '[[registry]]\nlocation = "docker.io"\n[[registry.mirror]]\nlocation = "mirror.local/hub"\n',
     )
     assert places(options, "debian") == ["mirror.local/hub/library/debian", "docker.io/library/debian"]
+
+
+def test_a_name_without_a_host_is_docker_hubs_whatever_the_configuration_has_for_short_names(
+    tmp_path: Path,
+) -> None:
+    options = conf(
+        tmp_path,
+        'unqualified-search-registries = ["example.com"]\nshort-name-mode = "enforcing"\n'
+        '[aliases]\n"debian" = "example.com/other/debian"\n',
+    )
+    assert places(options, "debian") == ["docker.io/library/debian"]
 
 
 def test_a_mirror_may_be_for_digests_or_tags_only(tmp_path: Path) -> None:
@@ -205,6 +218,54 @@ def test_a_mirror_that_fails_is_told_once_and_not_asked_again(registry: Registry
         assert len(told) == 1
         assert proxy.host in told[0]
         assert len(proxy.asked("manifests/1")) == 1
+
+
+def test_a_mirror_that_fails_for_several_at_once_is_told_once_and_why(
+    registry: Registry, tmp_path: Path
+) -> None:
+    manifest = put_artifact(registry.repository("crowd"))
+    told: list[str] = []
+    with FaultProxy(registry.host) as proxy:
+        proxy.add(Fault("GET .*blobs", times=99, status=503))
+        with Session(mirrored(tmp_path, registry, proxy.host), warn=told.append) as session:
+            repository = session.repository(Reference.parse("origin.test/crowd:1"))
+            ready = threading.Barrier(6)
+
+            def fetch() -> None:
+                ready.wait()
+                repository.fetch(f"blobs/{manifest.config.digest}", limit=1 << 20)
+
+            threads = [threading.Thread(target=fetch) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert told == [f"the mirror {proxy.host} is not used: {proxy.host} failed (HTTP 503)"]
+
+
+def test_what_a_child_learns_of_a_mirror_its_siblings_know(registry: Registry, tmp_path: Path) -> None:
+    manifest = put_artifact(registry.repository("siblings"))
+    reader, writer = os.pipe()
+    with FaultProxy(registry.host) as proxy:
+        proxy.add(Fault("GET .*blobs", times=99, status=503))
+
+        def tell(message: str) -> None:
+            os.write(writer, b"told\n")
+
+        with Session(mirrored(tmp_path, registry, proxy.host), warn=tell) as session:
+            repository = session.repository(Reference.parse("origin.test/siblings:1"))
+            for _ in range(2):
+                child = os.fork()
+                if child == 0:
+                    try:
+                        repository.fetch(f"blobs/{manifest.config.digest}", limit=1 << 20)
+                    finally:
+                        os._exit(0)
+                os.waitpid(child, 0)
+            assert len(proxy.asked("blobs")) == 1
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        assert file.read() == b"told\n"
 
 
 def test_credentials_of_the_registry_do_not_go_to_its_mirror(

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,32 @@ def test_everybody_may_push_to_and_pull_from_an_open_registry(registry: Registry
     manifest = put_artifact(repository)
     raw, descriptor = manifests.get(repository, "1")
     assert (raw, descriptor.digest) == (manifest.raw, manifest.digest)
+
+
+def test_options_may_be_given_as_texts() -> None:
+    options = Options(cert_dir="/c", authfile="a", creds="alice:se:cret", etc="/e")  # type: ignore[arg-type]
+    assert (options.cert_dir, options.authfile, options.etc) == (Path("/c"), Path("a"), Path("/e"))
+    assert options.creds == Credentials("alice", "se:cret")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"creds": ("alice", "secret")}, "creds are Credentials, or USER:PASSWORD, and no tuple"),
+        ({"creds": {"alice": "secret"}}, "and no dict"),
+        ({"authfile": 3}, "int"),
+        ({"environment": None}, "an environment is a mapping, and no NoneType"),
+    ],
+)
+def test_options_of_another_type_are_refused_at_once(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message) as refused:
+        Options(**given)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_session_takes_options_and_nothing_else() -> None:
+    with pytest.raises(TypeError, match=r"options are layerfs\.Options, and no Credentials"):
+        Session(ALICE)  # type: ignore[arg-type]
 
 
 def test_a_registry_may_be_named_by_an_address_of_ipv6(registries: Path) -> None:

@@ -32,11 +32,19 @@ from layerfs.images import Image
 from layerfs.oci.config import History, ImageConfig
 from layerfs.oci.descriptor import Descriptor
 from layerfs.oci.manifest import Manifest
+from layerfs.oci.platform import Platform
 from layerfs.progress import Silent
 from layerfs.store import Store
 from layerfs.transports import copy, oci_layout
 from layerfs.transports.endpoint import Source
-from tests.support.tiny_images import TinyImage, document, layout_files, write_files
+from tests.support.tiny_images import (
+    TinyImage,
+    document,
+    layout_files,
+    layout_of_index,
+    multi_platform,
+    write_files,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,6 +188,61 @@ def test_an_image_is_pulled_and_pushed_byte_for_byte(store: Store, tmp_path: Pat
         assert (tmp_path / "copy/blobs/sha256" / blob.name).read_bytes() == blob.read_bytes()
     with pytest.raises(NotFoundError):
         store.pull(f"oci:{tmp_path}/layout:other")
+
+
+def test_a_pull_of_what_was_tampered_with_names_the_image(store: Store, tmp_path: Path) -> None:
+    image = TinyImage(b"one")
+    layout = write_files(tmp_path / "layout", layout_files([image.entry(name="1")], image.blobs))
+    blob = layout / "blobs/sha256" / image.describe(image.layers[0], "")["digest"].partition(":")[2]
+    blob.write_bytes(blob.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(VerificationError, match=f"^oci:{layout}:1: sha256:.* was promised"):
+        store.pull(f"oci:{layout}:1", "bad:1")
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive"])
+def test_a_place_where_nothing_is_is_not_found_and_its_form_is_told(store: Store, transport: str) -> None:
+    with pytest.raises(NotFoundError, match="there is no /nothing/here") as raised:
+        store.pull(f"{transport}:/nothing/here")
+    assert raised.value.hint is not None and raised.value.hint.startswith(f"{transport}:")
+
+
+def test_a_platform_and_a_directory_may_be_given_as_texts(store: Store, tmp_path: Path) -> None:
+    index, images = multi_platform("linux/amd64", "linux/arm64")
+    layout = layout_of_index(tmp_path / "layout", index, images, name="1")
+    image = store.pull(f"oci:{layout}:1", "arm:1", platform="linux/aarch64")
+    assert image.config.architecture == "arm64"
+    with store.read_image(f"oci:{layout}:1", platform="linux/arm64") as opened:
+        assert b"".join(opened.read(b"/file0")) == b"linux/arm64"
+    for wrong in ({"os": "linux"}, 5):
+        with pytest.raises(TypeError, match="a platform is a Platform, or text"):
+            store.pull(f"oci:{layout}:1", platform=wrong)  # type: ignore[arg-type]
+    target = tmp_path / "tree"
+    target.mkdir()
+    made = store.mount("arm:1", str(target))
+    assert (target / "file0").read_bytes() == b"linux/arm64"
+    store.unmount(str(target))
+    made.mount(str(target))
+    made.unmount()
+
+
+@pytest.mark.parametrize(
+    ("platform", "wanted", "warning"),
+    [
+        ("linux/amd64", "linux/arm64", "app:1 is for linux/amd64, not for linux/arm64 as was asked"),
+        ("linux/s390x", None, f"app:1 is for linux/s390x, and this machine is {Platform.host()}"),
+        ("linux/arm64/v8", "linux/aarch64", None),
+        (str(Platform.host()), None, None),
+    ],
+)
+def test_an_image_for_another_machine_is_warned_of(
+    tmp_path: Path, platform: str, wanted: str | None, warning: str | None
+) -> None:
+    image = TinyImage(b"one", platform=platform)
+    write_files(tmp_path / "layout", layout_files([image.entry(name="1")], image.blobs))
+    told: list[str] = []
+    with Store.open(tmp_path / "root", driver="vfs", durability="none", warn=told.append) as store:
+        store.pull(f"oci:{tmp_path}/layout:1", "app:1", platform=wanted)
+    assert told == ([] if warning is None else [warning])
 
 
 @pytest.mark.parametrize("form", ["docker", "oci"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pickle
 import subprocess
 import sys
@@ -131,6 +132,21 @@ def test_a_dataclass_can_derive_from_a_value() -> None:
     assert Mine("/a") == Mine("/a")
     assert dataclasses.replace(Mine("/a"), options=("ro",)).options == ("ro",)
     assert isinstance(Mine("/a"), Base)
+
+
+def test_a_class_says_how_it_is_made() -> None:
+    shown = str(inspect.signature(Deeper))
+    assert shown == (
+        "(name: 'str', depth: 'int' = 0, labels: 'dict[str, str]' = <made anew>, raw: 'bytes' = <made anew>,"
+        " owner: 'object' = <made anew>, further: 'int' = 7) -> None"
+    )
+    assert str(inspect.signature(Settings)) == "(*, tty: 'bool' = False, user: 'str') -> None"
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Base):
+        path: str
+
+    assert list(inspect.signature(Mine).parameters) == ["path"]
 
 
 def test_making_one_imports_neither_dataclasses_nor_inspect() -> None:

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from layerfs import failpoints, files, forking
 from layerfs.digest import Digest
-from layerfs.errors import BudgetError, NotFoundError, VerificationError
+from layerfs.errors import BudgetError, InvalidError, NotFoundError, VerificationError
 
 if TYPE_CHECKING:
     from layerfs.database import Durability
@@ -97,7 +98,10 @@ class Blobs:
 
     def is_whole(self, digest: Digest) -> bool:
         """Say whether the blob is here as one file."""
-        return os.path.exists(self._path(digest))
+        try:
+            return stat.S_ISREG(os.lstat(self._path(digest)).st_mode)
+        except OSError:
+            return False
 
     def size(self, digest: Digest) -> int:
         """Give a blob's length in bytes.
@@ -106,7 +110,7 @@ class Blobs:
             NotFoundError: it is not here.
         """
         try:
-            return os.stat(self._path(digest)).st_size
+            return _look_at(self._path(digest)).st_size
         except FileNotFoundError:
             size = None if self.assembles is None else self.assembles.size(digest)
             if size is None:
@@ -120,7 +124,7 @@ class Blobs:
             NotFoundError: it is not here.
         """
         try:
-            return open(self._path(digest), "rb", buffering=0)
+            return open(_open(self._path(digest)), "rb", buffering=0)
         except FileNotFoundError:
             content = None if self.assembles is None else self.assembles.open(digest)
             if content is None:
@@ -182,10 +186,13 @@ class Blobs:
         return size
 
     def list(self) -> Iterator[Digest]:
-        """Give the digest of every blob that is kept whole, in no order."""
+        """Give the digest of every blob that is kept whole, in no order; what else lies there is left out."""
         for algorithm in _names(self._blobs):
-            for name in _names(f"{self._blobs}/{algorithm}"):
-                yield Digest(algorithm, name)
+            with contextlib.suppress(NotADirectoryError), os.scandir(f"{self._blobs}/{algorithm}") as found:
+                for entry in found:
+                    if entry.is_file(follow_symlinks=False):
+                        with contextlib.suppress(InvalidError):
+                            yield Digest.parse(f"{algorithm}:{entry.name}")
 
     def verify(self, digest: Digest) -> None:
         """Read a blob that is kept whole, and compare its digest.
@@ -197,7 +204,7 @@ class Blobs:
         hasher = digest.hasher()
         buffer = memoryview(bytearray(CHUNK))
         try:
-            file = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
+            file = _open(self._path(digest))
         except FileNotFoundError:
             raise _missing(digest) from None
         try:
@@ -451,6 +458,19 @@ def _lock(descriptor: int) -> bool:
             return False
         raise
     return True
+
+
+def _look_at(path: str) -> os.stat_result:
+    """Look at a blob's file; anything else in its place, a link or a fifo, is no blob: FileNotFoundError."""
+    found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", path)
+    return found
+
+
+def _open(path: str) -> int:
+    _look_at(path)
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _is_named(descriptor: int, path: str) -> bool:

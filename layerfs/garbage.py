@@ -7,7 +7,10 @@ lease, and what is younger than the grace period.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +31,7 @@ from layerfs.value import frozen
 
 GRACE_SECONDS: Final = 3600.0
 _YOUNG: Final = "younger than the grace period"
+_CONTAINER_ID: Final = re.compile("[0-9a-f]{64}")
 
 
 class Item(NamedTuple):
@@ -93,12 +97,15 @@ class Garbage:
                 layers.recover()
                 layers.clear(layers.ledger.all())
                 layers.ledger.forget_stale()
-                gone = layers.finish()
+                left = _left(layers)
                 if isinstance(layers.driver, Sweeps):
-                    gone += layers.driver.sweep()
+                    layers.driver.sweep()
+                items += [item for item in left if not os.path.lexists(layers.driver.root / item.name)]
+                gone = layers.finish()
                 items += [Item("layer", "half-made or half-removed", 0, True, "left behind")] * gone
         else:
             items += self._half_made()
+            items += [item for layers in drivers for item in _left(layers)]
         failpoints.reach("gc.images")
         gone_images = self._images(items, before, dry_run=dry_run)
         gone_indexes = self._indexes(items, before, dry_run=dry_run)
@@ -407,7 +414,8 @@ class Garbage:
             return
         known = {name for (name,) in self._database.rows("SELECT id FROM containers")}
         for log in found:
-            if log.name not in known:
+            # Whatever else somebody keeps there is his.
+            if _CONTAINER_ID.fullmatch(log.name) and log.name not in known:
                 log.unlink(missing_ok=True)
 
 
@@ -420,6 +428,29 @@ def orphans(layers: Layers) -> Iterator[str]:
     # A row goes after its files: what was being removed is gone by now.
     still = set(layers.driver.layers()) if unknown else ()
     return (driver_id for driver_id in unknown if driver_id in still)
+
+
+def half_made(root: Path) -> Iterator[Path]:
+    """Give the directories that a driver was making or removing when its process was stopped."""
+    for name in os.listdir(root):
+        if not name.startswith("."):
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                # Whoever is at it holds the lock exclusively.
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                yield root / name
+            finally:
+                os.close(descriptor)
+
+
+def _left(layers: Layers) -> list[Item]:
+    """Say what a driver's stopped processes left half made or half removed."""
+    return [
+        Item("layer", path.name, _measure(path)[0], True, "left behind")
+        for path in half_made(layers.driver.root)
+    ]
 
 
 def _measure(path: Path) -> tuple[int, float]:

@@ -262,8 +262,12 @@ class Layers:
             progress=progress or Silent(),
         )  # fmt: skip
 
-    def renew(self, name: str) -> None:
+    def renew(self, name: str, *, before: Callable[[Digest], object] | None = None) -> None:
         """Unpack a damaged committed layer once more from its blob, and put that in its place.
+
+        Args:
+            before: called before that, with the digest of the new table of contents; what it raises keeps the
+                old files where they are.
 
         Raises:
             NotFoundError: there is no such layer, or its blob is not here.
@@ -283,7 +287,7 @@ class Layers:
             unpacking = Unpacking(self, lease, budget=self.budget, warn=self._warn, progress=Silent())
             with self.lock(layer.driver_id, name=name), unpacking:
                 unpacking.begin(Step(layer.blob, layer.diff_id), name, layer.parent, alone=True)
-                unpacking.replace(layer)
+                unpacking.replace(layer, before=before)
             # The old files could not be removed under our own lock.
         self.finish()
 

@@ -5,6 +5,7 @@ ROOT/quarantine/WHAT...     as it was found; nothing of layerfs reads it, and no
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import stat
@@ -17,6 +18,8 @@ from layerfs.errors import InUseError
 
 DIRECTORY: Final = "quarantine"
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Of the 255 bytes of a file's name, so that a number fits behind.
+_LONGEST: Final = 150
 _CHUNK: Final = 1 << 20
 
 
@@ -41,7 +44,11 @@ class Quarantine:
         return place
 
     def copy(self, called: str, directory: int, name: bytes) -> Path | None:
-        """Copy a regular file of an open directory here; None where it is none, or its copy is here."""
+        """Copy a regular file of an open directory here; None where it is none, or its copy is here.
+
+        Raises:
+            OSError: it cannot be read, or there is no room for it; nothing of it stays here then.
+        """
         source = os.open(name, _OPEN, dir_fd=directory)
         try:
             found = os.fstat(source)
@@ -54,6 +61,9 @@ class Quarantine:
             try:
                 files.copy_data(source, target, size=found.st_size)
                 os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+            except OSError:
+                place.unlink()
+                raise
             finally:
                 os.close(target)
         finally:
@@ -70,7 +80,12 @@ class Quarantine:
         return itertools.takewhile(os.path.lexists, self._places(called))
 
     def _places(self, called: str) -> Iterator[Path]:
-        plain = called.replace(":", "-").replace("/", "-").lstrip(".")[:150] or "unnamed"
+        plain = called.replace(":", "-").replace("/", "-").lstrip(".") or "unnamed"
+        encoded = os.fsencode(plain)
+        if len(encoded) > _LONGEST:
+            # What differs in the rest of the name has another one here: thousands may begin alike.
+            whole = hashlib.sha256(encoded).hexdigest()[:16]
+            plain = f"{encoded[: _LONGEST - 17].decode('utf-8', 'ignore')}-{whole}"
         yield self.directory / plain
         for number in itertools.count(2):
             yield self.directory / f"{plain}.{number}"

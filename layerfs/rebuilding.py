@@ -94,6 +94,8 @@ def renew_database(root: Path) -> Renewed | None:
 def _fault(path: Path) -> str | None:
     if not path.exists():
         return "it is missing"
+    if not path.is_file():
+        return "it is no file"
     connection = sqlite3.connect(path, timeout=30, isolation_level=None)
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -115,7 +117,7 @@ def _fault(path: Path) -> str | None:
 
 def _reindexed(path: Path) -> bool:
     """Mend what is wrong in indexes alone."""
-    if not path.exists():
+    if not path.is_file():
         return False
     with contextlib.suppress(sqlite3.DatabaseError):
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)

@@ -14,6 +14,7 @@ with the rows when a store is opened for the first time since the machine was st
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sqlite3
@@ -21,7 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from layerfs.files import sync_directory, write_atomic
+from layerfs.digest import Digest
+from layerfs.errors import InvalidError
+from layerfs.files import open_regular, sync_directory, write_atomic
 
 Kind = Literal["layers", "images", "indexes", "containers"]
 Body = dict[str, Any]
@@ -29,6 +32,9 @@ Body = dict[str, Any]
 DIRECTORY: Final = "records"
 KINDS: Final[tuple[Kind, ...]] = ("layers", "images", "indexes", "containers")
 _VERSION: Final = 1
+# No record is longer: a container's settings are by far the longest thing in one.
+_LONGEST: Final = 64 << 20
+_WHOLE: Final = range(-(1 << 63), 1 << 63)  # what SQLite takes for a number
 _LAYER: Final = (
     "driver, name, state, driver_id, labels, created_ns, updated_ns, diff_id, blob, toc, bytes, inodes,"
     " skeleton, blob_size"
@@ -128,7 +134,7 @@ class Records:
             path = self.root / kind / name
             key = stem.replace("-", ":", 1) if kind in ("images", "indexes") else stem
             try:
-                data = path.read_bytes()
+                data = _read(path)
             except FileNotFoundError:
                 continue  # what it tells of was removed meanwhile
             except OSError:
@@ -212,11 +218,29 @@ def _column(connection: sqlite3.Connection, statement: str, key: str) -> list[st
     return [value for (value,) in connection.execute(statement, (key,))]
 
 
+def _read(path: Path) -> bytes:
+    """Read a record, whatever may have come in its place.
+
+    Raises:
+        OSError: it is no file, too long for one, or cannot be read.
+    """
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = open_regular(directory, path.name)
+    finally:
+        os.close(directory)
+    with open(descriptor, "rb") as file:
+        data = file.read(_LONGEST + 1)
+    if len(data) > _LONGEST:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return data
+
+
 def _unpack(kind: Kind, key: str, data: bytes) -> Body | None:
     """Read a record; None for what is none, or not of this thing."""
     try:
         body = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(body, dict) or body.pop("record", None) != _VERSION or body.pop("kind", None) != kind:
         return None
@@ -232,11 +256,46 @@ def _is_well_formed(kind: Kind, body: Body) -> bool:
         "containers": ("name", "driver", "image", "image_name", "settings"),
     }[kind]
     lists = {"images": ("links", "layers"), "indexes": ("links", "names")}.get(kind, ())
+    digests = {
+        "layers": ("diff_id", "blob", "toc", "skeleton"),
+        "images": ("config",),
+        "indexes": (),
+        "containers": ("image",),
+    }[kind]
+    objects = {"layers": ("labels",), "containers": ("settings",)}.get(kind, ())
     return (
-        all(isinstance(body.get(name), str) for name in text)
-        and (kind != "layers" or "parent" in body)
+        all(_can_be_stored(value) for name, value in body.items() if name != "names")
+        and all(map(_can_be_stored, body.get("names", ())))
+        and all(isinstance(body.get(name), str) for name in text)
+        and all(body.get(name) is None or _is_digest(body[name]) for name in digests)
+        and all(_is_object(body[name]) for name in objects)
+        and (kind != "layers" or isinstance(body.get("parent", 0), str | None))
         and isinstance(body.get("created_ns"), int)
         and all(isinstance(body.get(name), list) for name in lists)
         and all(isinstance(each, str) for name in lists for each in body[name])
         and (kind != "images" or isinstance(body.get("names"), dict))
     )
+
+
+def _is_digest(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(Digest.parse(value))
+    except InvalidError:
+        return False
+
+
+def _is_object(text: str) -> bool:
+    """Say whether a text is a JSON object."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _can_be_stored(value: object) -> bool:
+    """Say whether the database takes a value, and all that is in it."""
+    if isinstance(value, list):
+        return all(map(_can_be_stored, value))
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    return value is None or (isinstance(value, int) and value in _WHOLE)

@@ -76,8 +76,13 @@ class Recovery:
         if running:
             self._containers().recover()
         if unfinished:
+            from layerfs.driver import Sweeps
+
             leases.expire(self._database)
             for layers in self._all_layers():
+                # First the files, then the rows that tell of them.
+                if isinstance(layers.driver, Sweeps):
+                    layers.driver.sweep()
                 layers.finish()
         if self._database.get("boot") != boot:
             with self._database.transaction() as connection:

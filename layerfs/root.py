@@ -51,7 +51,7 @@ def check_format(root: Path, *, mend: bool) -> None:
         raise StoreError(f"{root} is not a directory") from error
     try:
         version = json.loads(text)["layerfs"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if mend and (root / "blobs").is_dir() and (root / "drivers").is_dir():
             _write_format(root)
             return

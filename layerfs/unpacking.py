@@ -32,6 +32,7 @@ from layerfs.worker import Tell, Worker, listen
 
 if TYPE_CHECKING:
     from layerfs.compression import Readable
+    from layerfs.digest import Digest
     from layerfs.layers import Layers
 
 # How many partial blobs are open at once: each is a file descriptor.
@@ -174,9 +175,15 @@ class Unpacking:
         failpoints.reach("layer.committed")
         self._jobs = []
 
-    def replace(self, layer: Layer) -> None:
-        """Give a committed layer the files that were just unpacked instead of its own, which are removed."""
+    def replace(self, layer: Layer, *, before: Callable[[Digest], object] | None = None) -> None:
+        """Give a committed layer the files that were just unpacked instead of its own, which are removed.
+
+        Args:
+            before: called first, with the digest of the new table of contents, while the old files are there.
+        """
         ((draft, facts),) = self._finish()
+        if before is not None and facts.toc is not None:
+            before(facts.toc)
         failpoints.reach("layer.replace")
         self._table.replace(layer, draft, facts)
         failpoints.reach("layer.replaced")

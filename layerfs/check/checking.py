@@ -8,8 +8,6 @@ hold, and the ledger with what the kernel shows mounted.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 import stat
 import time
@@ -217,7 +215,7 @@ class Check:
                 continue  # it is being removed right now
             yield Leftover("layer", driver_id, size, updated_ns / 1e9, False)
         for layers in self._all_layers():
-            for path in _half_made(layers.driver.root):
+            for path in garbage.half_made(layers.driver.root):
                 yield Leftover("layer", str(path.relative_to(self._root)), 0, path.lstat().st_mtime, False)
             if self._repair:
                 layers.finish()
@@ -364,18 +362,3 @@ def _alone(layers: Layers, driver_id: str) -> Iterator[None]:
     with layers.lock(driver_id) as lock:
         yield
         lock.path.unlink(missing_ok=True)
-
-
-def _half_made(root: Path) -> Iterator[Path]:
-    """Give the directories that a driver was making or removing when its process was stopped."""
-    for name in os.listdir(root):
-        if not name.startswith("."):
-            continue
-        with contextlib.suppress(OSError):
-            descriptor = os.open(root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                # Whoever is at it holds the lock exclusively.
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                yield root / name
-            finally:
-                os.close(descriptor)

@@ -88,9 +88,13 @@ class LayerFiles:
         self._hidden: set[bytes] = set()
         self._opaque: set[bytes] = set()
         self._entries = 0
+        # Files and links that came in the place of directories, by path: in which line the last one did.
+        self._replacing: dict[bytes, int] = {}
         with open(toc, "rb", buffering=0) as file:
             for entry, digest in read_toc(file):
                 self._expect(entry, digest)
+        if self._replacing:
+            self._forget_replaced(toc)
         self._accepted: dict[tuple[Kind, bytes], bool] = {}
 
     def _expect(self, entry: Entry, digest: str | None) -> None:
@@ -106,10 +110,23 @@ class LayerFiles:
                 self._hidden.add(path[: len(path) - len(name)] + name[len(PREFIX) :])
             return
         # Of two lines of one path the later holds; what it replaced is gone with all below.
-        if entry.kind is not Kind.DIRECTORY and path in self._expected:
-            for other in [other for other in self._expected if other.startswith(path + b"/")]:
-                del self._expected[other]
+        if entry.kind is not Kind.DIRECTORY and path in self._parents:
+            self._replacing[path] = self._entries
         self._expected[path] = entry, digest
+
+    def _forget_replaced(self, toc: Path) -> None:
+        """Expect nothing that lay in a directory which a later line replaced."""
+        lines: dict[bytes, int] = {}
+        with open(toc, "rb", buffering=0) as file:
+            for line, (entry, _) in enumerate(read_toc(file), start=1):
+                lines[entry.path] = line
+        for path in list(self._expected):
+            above = path.rpartition(b"/")[0]
+            while above:
+                if self._replacing.get(above, 0) > lines[path]:
+                    del self._expected[path]
+                    break
+                above = above.rpartition(b"/")[0]
 
     def _add_parents(self, path: bytes) -> None:
         while path not in self._parents:

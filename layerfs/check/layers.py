@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ _WORTH_A_PROCESS: Final = 5_000
 # Each layer takes a descriptor for its lock.
 _BATCH: Final = 256
 _AGAIN: Final = "layerfs check --repair --from-registry, or pull or load the image again"
+# What the disk has lost, or somebody has removed, cannot be kept.
+_UNREADABLE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENOENT})
 
 # What a process tells of a layer, by its row: what it compared, or in words why it could not.
 Result = Compared | str
@@ -66,6 +69,8 @@ class LayersCheck:
         self._altered = altered
         self._progress = progress
         self._held: set[str] = set()
+        # Of the layer that is being mended: how much of it is in the quarantine.
+        self._kept = ""
         self.entries = 0
 
     def run(self) -> int:
@@ -218,21 +223,27 @@ class LayersCheck:
         if not self._repair:
             self._telling.found("layer", layer.name, what, hint=REPAIR)
             return
-        kept = self._keep_data(layer, result)
         try:
-            how = self._mend(layer)
+            # First, as what is in the layer's directory goes with it.
+            self._kept = self._keep_data(layer, result)
+            how = self._mend(layer, keep=isinstance(result, str) and layer.driver_id in self._held)
         except (LayerfsError, OSError) as error:
             hint = f"{error}; {getattr(error, 'hint', None) or _AGAIN}"
             self._telling.found("layer", layer.name, what, hint=hint)
             return
         mended.add(layer.name)
-        self._telling.repaired("layer", layer.name, what, how=how + kept)
+        self._telling.repaired("layer", layer.name, what, how=how + self._kept)
 
     def _is_above(self, layer: Layer, names: set[str]) -> bool:
         return layer.parent is not None and layer.parent in names
 
-    def _mend(self, layer: Layer) -> str:
-        """Make a layer anew, from its blob, or from what a registry has, and say from which."""
+    def _mend(self, layer: Layer, *, keep: bool) -> str:
+        """Make a layer anew, from its blob, or from what a registry has, and say from which.
+
+        Args:
+            keep: nobody could say yet which of the files that are there are not the layer's.
+        """
+        before = functools.partial(self._keep_unknown, layer) if keep else None
         if layer.blob is None or layer.diff_id is None:
             if layer.driver_id in self._held and not (layer.toc and self._blobs.is_whole(layer.toc)):
                 self._layers.describe(layer.name)
@@ -241,7 +252,7 @@ class LayersCheck:
         failpoints.reach("check.layer")
         own = layer.skeleton is not None and not self._blobs.is_whole(layer.blob)
         try:
-            self._layers.renew(layer.name)
+            self._layers.renew(layer.name, before=before)
             return "its skeleton and its other files" if own else "its blob"
         except (VerificationError, NotFoundError):
             if layer.skeleton is not None:
@@ -250,25 +261,43 @@ class LayersCheck:
             if self._refetching is None:
                 raise
         place = self._fetch(layer.blob)
-        self._layers.renew(layer.name)
+        self._layers.renew(layer.name, before=before)
         return place
 
     def _fetch(self, blob: Digest) -> str:
         assert self._refetching is not None
         return self._refetching.fetch(blob)
 
+    def _keep_unknown(self, layer: Layer, toc: Digest) -> None:
+        """Keep what is no data of a layer by its new table of contents, where the old one was missing."""
+        below = self._layers.table.stack(layer.row)[:-1]
+        path = self._blobs.path(toc)
+        try:
+            result = LayerFiles(self._layers, layer.driver_id, below, path, contents=True).compare()
+        except (LayerfsError, OSError):
+            return  # then there is nothing that could be kept
+        self._kept = self._keep_data(layer, result)
+
     def _keep_data(self, layer: Layer, result: Result) -> str:
-        """Copy what is no data of the layer to the quarantine; say how much that is."""
+        """Copy what is no data of the layer to the quarantine; say how much that is.
+
+        Raises:
+            LayerfsError, OSError: something cannot be copied that can be read.
+        """
         if isinstance(result, str):
             return ""
         count = 0
         wrong = [one for one in result.wrong if one.keep]
-        with contextlib.suppress(LayerfsError), self._opened(layer, wrong) as root:
+        with self._opened(layer, wrong) as root:
             for path, _, _ in wrong:
-                with contextlib.suppress(OSError), found_at(root, path) as place:
-                    called = f"layer-{layer.driver_id}-{printable(path)}"
-                    if place is not None and self._quarantine.copy(called, *place) is not None:
-                        count += 1
+                called = f"layer-{layer.driver_id}-{printable(path)}"
+                try:
+                    with found_at(root, path) as place:
+                        if place is not None and self._quarantine.copy(called, *place) is not None:
+                            count += 1
+                except OSError as error:
+                    if error.errno not in _UNREADABLE:
+                        raise
         return f"; {count} of its files were copied to {self._quarantine.directory}" if count else ""
 
     @contextlib.contextmanager

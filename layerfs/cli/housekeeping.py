@@ -43,7 +43,8 @@ def _gc(context: Context, arguments: argparse.Namespace) -> int:
         return 0
     for item in report.items if arguments.verbose else report.removed:
         done = "remove" if item.removed else "keep  "
-        output.line(f"{done} {item.kind} {item.name} ({output.size(item.bytes)}): {item.reason}")
+        told = f"{done} {item.kind} {item.name} ({output.size(item.bytes)}): {item.reason}"
+        output.line(output.words(told))
     note(f"{output.size(report.freed)} {'would be' if report.dry_run else 'were'} freed")
     if report.young:
         grace = "an hour" if arguments.grace is None else output.age(arguments.grace)
@@ -107,11 +108,12 @@ def _check(context: Context, arguments: argparse.Namespace) -> int:
         return 0 if found.sound else 1
     for problem in found.problems:
         done = f" (repaired: {problem.how})" if problem.repaired else ""
-        output.line(f"{problem.kind} {problem.subject}: {problem.what}{done}")
+        output.line(output.words(f"{problem.kind} {problem.subject}: {problem.what}{done}"))
     for told in found.notes:
-        output.line(f"{told.kind} {told.subject}: {told.what} (no damage)")
+        output.line(output.words(f"{told.kind} {told.subject}: {told.what} (no damage)"))
     for one in found.leftovers if arguments.verbose else ():
-        output.line(f"left behind: {one.kind} {one.name} ({output.size(one.bytes)}): {one.what}")
+        left = f"left behind: {one.kind} {one.name} ({output.size(one.bytes)}): {one.what}"
+        output.line(output.words(left))
     _conclude(found, repair=arguments.repair)
     return 0 if found.sound else 1
 

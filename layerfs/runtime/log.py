@@ -6,7 +6,6 @@ that goes on in the next record, and what was written (Kubernetes, kubelet-cri-l
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import select
@@ -45,7 +44,7 @@ def record(path: Path) -> tuple[int, int, int]:
         The process's number, and the pipes' ends to write to. It ends when nobody has those open any more.
     """
     path.parent.mkdir(0o700, exist_ok=True)
-    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    log = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     # Readers see by it that the last lines are still on their way.
     fcntl.flock(log, fcntl.LOCK_SH)
     readers, writers = zip(os.pipe(), os.pipe(), strict=True)
@@ -75,6 +74,7 @@ def _live(log: int, readers: tuple[int, ...]) -> NoReturn:
 def _copy(streams: dict[int, str], log: int) -> None:
     """Write records until all streams have ended."""
     begun = dict.fromkeys(streams, b"")
+    torn = _is_torn(log)
     while streams:
         poller = select.poll()
         for descriptor in streams:
@@ -88,10 +88,19 @@ def _copy(streams: dict[int, str], log: int) -> None:
                 rest = b""
             begun[descriptor] = rest
             # On a full disk the container goes on, and lines are missing.
-            with contextlib.suppress(OSError):
-                write_all(log, b"".join(records))
+            try:
+                write_all(log, b"\n" * torn + b"".join(records))
+                torn = False
+            except OSError:
+                torn = True
             if not data:
                 del streams[descriptor]
+
+
+def _is_torn(log: int) -> bool:
+    """Say whether the last record is a part of one, as a full disk or a kill leaves it."""
+    size = os.fstat(log).st_size
+    return size > 0 and os.pread(log, 1, size - 1) != b"\n"
 
 
 def _record(stream: str, tag: str, text: bytes) -> bytes:
@@ -103,7 +112,7 @@ def _record(stream: str, tag: str, text: bytes) -> bytes:
 def read(
     path: Path, running: Callable[[], bool], *, last: int | None = None, follow: bool = False
 ) -> Iterator[Written]:
-    """Give the records of a container's log; none when there is no log.
+    """Give the records of a container's log, none when there is no log; what is no record is left out.
 
     Args:
         running: tells whether the container's process runs.
@@ -111,10 +120,10 @@ def read(
         follow: go on with what is added, until the process has ended.
     """
     try:
-        log = path.open("rb")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    with log:
+    with open(descriptor, "rb") as log:
         goes_on = running()
         if not goes_on:
             _wait_for_writer(log.fileno())
@@ -146,5 +155,8 @@ def _records(log: BinaryIO) -> Iterator[Written]:
         if not line.endswith(b"\n"):
             log.seek(-len(line), os.SEEK_CUR)  # half written
             return
-        moment, stream, tag, text = line.split(b" ", 3)
+        # After a power failure zeros may stand where nothing was written.
+        moment, stream, tag, text = (*line.lstrip(b"\0").split(b" ", 3), b"", b"", b"")[:4]
+        if stream.decode("latin-1") not in _STREAMS or tag not in (b"F", b"P"):
+            continue
         yield Written(moment.decode(), stream.decode(), text if tag == b"F" else text[:-1])

@@ -137,3 +137,24 @@ def test_the_library_waits_and_reads(layerfs: CommandLine) -> None:
         assert [each.data for each in log.read(container.log, lambda: False)] == [b"done\n"]
         store.containers.remove("lib")
         assert not container.log.exists()
+
+
+def test_what_is_no_record_is_left_out_and_the_next_one_begins_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    whole = b"2026-01-01T00:00:00.000000000Z stdout F whole\n"
+    path.write_bytes(whole + bytes(4096) + whole + bytes(10) + b"\n" + b"a b\n" + whole[:25])
+    pid, *writers = log.record(path)
+    os.write(writers[0], b"next\n")
+    for each in writers:
+        os.close(each)
+    os.waitpid(pid, 0)
+    assert [each.data for each in log.read(path, lambda: False)] == [b"whole\n", b"whole\n", b"next\n"]
+
+
+def test_a_log_that_is_no_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"2026-01-01T00:00:00.000000000Z stdout F secret\n")
+    (tmp_path / "link").symlink_to("other")
+    with pytest.raises(OSError, match="symbolic links"):
+        list(log.read(tmp_path / "link", lambda: False))
+    with pytest.raises(OSError, match="symbolic links"):
+        log.record(tmp_path / "link")

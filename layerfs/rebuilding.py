@@ -45,11 +45,15 @@ Held = Callable[[str], Collection[str]]
 
 
 class Restored(NamedTuple):
-    """One thing that was put back into the database: what kind of thing, how it is called, what was lost."""
+    """One thing that was put back into the database: what kind of thing, how it is called, what was lost.
+
+    With a `hint` it could not be put back.
+    """
 
     kind: str
     subject: str
     what: str
+    hint: str = ""
 
 
 class Renewed(NamedTuple):
@@ -174,11 +178,25 @@ class Restoring:
             self._containers(connection)
             if dry:
                 raise _DryError
-            for path in self._records.renew(connection):
-                # Nothing could be made of it.
-                with contextlib.suppress(OSError):
-                    self._quarantine.take(path, called=f"{path.parent.name}-{path.name}")
+            for record in self._records.renew(connection):
+                self._give_up(record)
         return self.restored
+
+    def _give_up(self, record: Record) -> None:
+        """Move a record aside of which nothing could be made."""
+        path = record.path
+        with contextlib.suppress(OSError):
+            path = self._quarantine.take(path, called=f"{path.parent.name}-{path.name}")
+        if self._anew:
+            body = record.body or {}
+            self.restored.append(
+                Restored(
+                    {"indexes": "index"}.get(record.kind, record.kind.removesuffix("s")),
+                    str(body.get("name") or record.key),
+                    f"it could not be put back, as what it is made of is missing; its record is {path} now",
+                    "load or pull the image again; files of layers that nobody knows go to ROOT/quarantine",
+                )
+            )
 
     def _tell(self, kind: str, subject: str, what: str) -> None:
         self.restored.append(Restored(kind, subject, what))

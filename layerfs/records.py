@@ -100,7 +100,7 @@ class Records:
         self.root.mkdir(0o700, exist_ok=True)
         self.renew(connection)
 
-    def renew(self, connection: sqlite3.Connection) -> list[Path]:
+    def renew(self, connection: sqlite3.Connection) -> list[Record]:
         """Write the records that are not as the rows are; give those of what has no row.
 
         What was being written when its process was stopped is removed.
@@ -115,7 +115,7 @@ class Records:
             for record in self.read(kind):
                 body = describe(connection, kind, record.key)
                 if body is None:
-                    idle.append(record.path)
+                    idle.append(record)
                 elif record.body == body:
                     waiting.discard(record.key)
             self.keep(connection, kind, *waiting)

@@ -159,7 +159,10 @@ class Check:
 
     def _check_database(self) -> None:
         for one in self._restored:
-            self._telling.repaired(*one, how="what lies beside the database")
+            if one.hint:
+                self._telling.found(*one[:3], hint=one.hint)
+            else:
+                self._telling.repaired(*one[:3], how="what lies beside the database")
         for record in unreadable(self._database.records):
             what = "this record of what the database knows is none any more"
             if self._repair:
@@ -168,7 +171,7 @@ class Check:
             self._tell("record", str(record.path.relative_to(self._root)), what, how="the database")
         restoring = Restoring(self._database, self._blobs, self._held, anew=False)
         lost = restoring.run(dry=not self._repair)
-        for kind, subject, what in lost:
+        for kind, subject, what, _ in lost:
             self._tell(kind, subject, what, how="its record")
         if not (self._repair or lost):
             with self._database.transaction() as connection:

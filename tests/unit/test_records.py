@@ -153,6 +153,24 @@ def test_records_of_layers_above_follow_a_repaired_one(tmp_path: Path) -> None:
             assert (place / "two").read_text() == "two"
 
 
+def test_what_could_not_be_put_back_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    with Store.open(root, driver="overlay2", durability="none") as store:
+        add_image(store, tmp_path, "one")
+        store.containers.create("one", name="box")
+        digest = store.images.get("one").digest
+    (root / "blobs/sha256" / digest.hex).unlink()
+    for path in root.glob("layerfs.db*"):
+        path.unlink()
+    with Store.open(root, rebuild=True) as store:
+        found = store.check(repair=True)
+        assert not found.sound
+        left = {(problem.kind, problem.subject) for problem in found.problems if not problem.repaired}
+        assert left >= {("container", "box"), ("image", str(digest))}
+    with Store.open(root) as store:
+        assert store.check().sound
+
+
 def test_records_that_are_behind_are_noted_and_of_which_nothing_can_be_made_are_kept(
     store: Store, tmp_path: Path
 ) -> None:

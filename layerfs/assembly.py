@@ -193,8 +193,8 @@ class AssembledBlob:
         one = self._assembled
         return VerificationError(
             f"blob {one.blob} cannot be put together from the files of layer {one.layer}: {what}",
-            hint="layerfs check --repair --deep --from-registry gets it anew; where no registry has it,"
-            " --repair --deep alone gives the blob up: then load the image again, and check once more",
+            hint="layerfs check --repair --deep --from-registry; where no registry has it, --repair --deep"
+            " alone gives the blob up: then load or pull the image again, and check once more",
         )
 
 

@@ -43,8 +43,10 @@ class SkipWatch:
             return
         reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reason = reason.removeprefix("Skipped: ")
+        # Where several processes test the group stands behind.
+        names = {report.nodeid, report.nodeid.rpartition("@")[0]}
         if not any(
-            fnmatch.fnmatchcase(report.nodeid, node) and fnmatch.fnmatchcase(reason, why)
+            any(fnmatch.fnmatchcase(name, node) for name in names) and fnmatch.fnmatchcase(reason, why)
             for node, why in self.expected
         ):
             self.unexpected.append(f"{report.nodeid}: {reason}")
@@ -66,6 +68,13 @@ class SkipWatch:
             terminalreporter.section("skips that tests/expected_skips.txt does not announce", red=True)
             for line in self.unexpected:
                 terminalreporter.line(line)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what shares a fixture when several processes test: modules, what needs dockerd."""
+    for item in items:
+        shared = "docker" if "docker" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(shared))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -262,6 +262,7 @@ def test_a_store_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> 
     connection.executescript(
         "DROP INDEX layers_blob; ALTER TABLE layers DROP COLUMN skeleton;"
         " DROP TABLE index_tags; DROP TABLE index_links; DROP TABLE indexes; DROP TABLE seek_tables;"
+        " DROP TABLE records_due;"
         " ALTER TABLE layers DROP COLUMN blob_size; PRAGMA user_version = 1"
     )
     connection.close()

@@ -115,7 +115,7 @@ def test_a_store_of_the_schema_before_is_brought_up_to_date(
     store.close()
     path = store.root / "layerfs.db"
     connection = sqlite3.connect(path)
-    for table in ("index_tags", "index_links", "indexes", "seek_tables"):
+    for table in ("index_tags", "index_links", "indexes", "seek_tables", "records_due"):
         connection.execute(f"DROP TABLE {table}")
     connection.execute("PRAGMA user_version = 2")
     connection.close()

@@ -15,16 +15,21 @@ from layerfs.files import Lock
 
 
 class _Child:
-    """A forked process that lives until the end of the block."""
+    """A forked process that has begun, and lives until the end of the block."""
 
     def __enter__(self) -> None:
         read, self._write = os.pipe()
+        begun, begin = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
             os.close(self._write)
+            os.close(begin)
             os.read(read, 1)
             os._exit(0)
         os.close(read)
+        os.close(begin)
+        os.read(begun, 1)
+        os.close(begun)
 
     def __exit__(self, *exception: object) -> None:
         os.close(self._write)

@@ -16,7 +16,7 @@ demo: $(VENV)/ready  ## a real image out of this machine's own programs: mounted
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/ready  ## tests, lint, types, import directions
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
